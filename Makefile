@@ -1,0 +1,70 @@
+# The front door. `make help` lists the targets; each sets up what it needs, and recomputes only what is missing.
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+VENV     ?= .venv
+PROFILE  ?= quick
+JOBS     ?=
+
+# A writable home for matplotlib's font cache, also where $HOME is read-only.
+export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
+
+STAMP     := $(VENV)/.installed
+VENV_PY   := "$(VENV)/bin/python"
+FDFA      := "$(VENV)/bin/fdfa"
+JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
+
+.DEFAULT_GOAL := help
+# Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.
+.NOTPARALLEL:
+.PHONY: help setup figures test bench paper reproduce report verify previews lint clean distclean
+
+help: ## show this list
+	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [PIP_ARGS=...] [PROFILE=smoke|quick|paper] [JOBS=processes]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## create the virtual environment with the pinned versions
+
+$(STAMP): pyproject.toml requirements.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v[:2] >= (3, 11) or sys.exit("%s is version %d.%d" % (sys.executable, v[0], v[1]))' \
+	    || { echo 'Python 3.11 or newer is needed; name one: make setup PYTHON=/path/to/python3.11' >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+	$(VENV_PY) -m pip install $(PIP_ARGS) -r requirements.txt
+	$(VENV_PY) -m pip install $(PIP_ARGS) --no-deps --editable .
+	@touch "$(STAMP)"
+
+figures: $(STAMP) ## train what is missing, analyse and draw, into figures/out/PROFILE/
+	$(FDFA) figures --profile $(PROFILE) $(JOBS_FLAG)
+
+# Two test processes of one thread each: two processes that both take two threads stand in each other's way.
+test: $(STAMP) ## run the tests
+	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest -n 2 -m "not slow"
+
+bench: $(STAMP) ## measure speed and memory: table and CSV
+	$(FDFA) bench
+
+paper: $(STAMP) ## draw the paper-scale figures and tables from the recorded results
+	$(FDFA) figures --profile paper $(JOBS_FLAG)
+
+reproduce: $(STAMP) ## recompute the paper-scale results from scratch (hours)
+	$(FDFA) sweep --profile paper $(JOBS_FLAG)
+
+report: $(STAMP) ## write the report: one HTML page with figures, tables and verdicts
+	$(FDFA) report --profile $(PROFILE)
+
+verify: $(STAMP) ## check the estimators against their closed-form theory
+	$(FDFA) verify
+
+previews: $(STAMP) figures ## redraw the small pictures of the README (docs/images) from the figures
+	$(FDFA) previews --profile $(PROFILE)
+
+lint: $(STAMP) ## check style
+	$(VENV_PY) -m ruff check .
+
+clean: ## remove what is generated, except runs and data
+	rm -rf figures/out build dist .cache .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean ## remove the runs and the virtual environment too (data stays)
+	rm -rf runs "$(VENV)"

@@ -1,0 +1,1 @@
+"""Pure functions from logged frames to frames: estimates, intervals, theory and verdicts."""

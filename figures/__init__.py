@@ -1,0 +1,1 @@
+"""One module a figure: `compute` turns logs into the plotted frame, `draw` turns the frame into a picture."""
