@@ -1,0 +1,302 @@
+"""Readers of the published formats: one class a format, all with `load(directory, download) -> Dataset`.
+
+Every reader checks the structure first and the checksum afterwards, so that a damaged file is reported as what it is.
+None of them ever unpickles anything.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import math
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fdfa_core.data.dataset import Dataset, stratified
+from fdfa_core.data.files import PublishedFile, file_sha256, find, listing_sha256, obtain
+from fdfa_core.errors import DataError
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images (n, C, H, W) uint8, labels (n,) of any integer type
+
+
+class Source(Protocol):
+    """Reads one data set from a directory."""
+
+    def load(self, directory: Path, download: bool) -> Dataset:
+        """The data set, downloaded into `directory` first where it is missing there and may be.
+
+        Raises:
+            DataError: missing, truncated, altered or malformed files.
+        """
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The 1,797 handwritten digits inside scikit-learn: 8 × 8 pixels with values 0 … 16, no files needed.
+
+    They come without a split: 360 are set aside as test images, in equal proportions from all classes, by a fixed seed.
+    """
+
+    test_samples: int = 360
+    seed: int = 0
+
+    def load(self, directory: Path, download: bool) -> Dataset:
+        """The digits; both arguments are without effect."""
+        from sklearn.datasets import load_digits  # slow to import
+
+        digits = load_digits()
+        images, labels = digits.images.astype(np.uint8)[:, None], digits.target
+        train, test = stratified(labels, self.test_samples, self.seed)
+        return _dataset(
+            "digits",
+            (images[train], labels[train]),
+            (images[test], labels[test]),
+            classes=tuple("0123456789"),
+            sha256=hashlib.sha256(images.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest(),
+            maximum=16,
+        )
+
+
+@dataclass(frozen=True)
+class Idx:
+    """MNIST's format: gzipped IDX files, big-endian header, then one unsigned byte a value.
+
+    Attributes:
+        name: of the data set.
+        files: training images, training labels, test images, test labels.
+        classes: name of each label.
+        folder: where torchvision keeps these files below its root; looked into besides.
+    """
+
+    name: str
+    files: tuple[PublishedFile, PublishedFile, PublishedFile, PublishedFile]
+    classes: tuple[str, ...]
+    folder: str
+
+    def load(self, directory: Path, download: bool) -> Dataset:
+        """See `Source.load`."""
+        places = [directory, directory / self.folder / "raw", directory / self.name]
+        paths = obtain(self.files, self.name, places, download)
+        arrays = [read_idx(path, dimensions) for path, dimensions in zip(paths, (3, 1, 3, 1), strict=True)]
+        hashes = {file.name: _checked_sha256(path, file) for path, file in zip(paths, self.files, strict=True)}
+        train_images, train_labels, test_images, test_labels = arrays
+        return _dataset(
+            self.name,
+            (train_images[:, None], train_labels),
+            (test_images[:, None], test_labels),
+            classes=self.classes,
+            sha256=listing_sha256(hashes),
+        )
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """An IDX file of unsigned bytes with the given number of dimensions, gzipped.
+
+    Raises:
+        DataError: no gzip file, another magic number, or less or more data than the header announces.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: truncated, or no gzip file ({error}).") from error
+    header, magic = 4 + 4 * dimensions, 2048 + dimensions  # 2048 stands for unsigned bytes
+    if len(data) < header:
+        raise DataError(f"{path}: truncated, {len(data)} bytes hold no IDX header of {header} bytes.")
+    found, *shape = np.frombuffer(data, ">u4", 1 + dimensions).tolist()
+    if found != magic:
+        raise DataError(f"{path}: magic number is {found}, expected {magic} (IDX, {dimensions} dimensions, bytes).")
+    if (size := len(data) - header) != math.prod(shape):
+        raise DataError(f"{path}: {size} bytes of data, but the header announces {math.prod(shape)}: truncated?")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """CIFAR's binary format: records of one or two label bytes, then a red, a green and a blue plane of 32 × 32 bytes.
+
+    An archive that is there already under the published or a similar name, or its extracted folder, may differ from the
+    published one: if its structure is right it is used, and the data set's notes say so.
+
+    Attributes:
+        name: of the data set.
+        archive: the published archive.
+        folder: its folder.
+        train, test: names of the binary files.
+        names: name of the text file with the class names, one a line.
+        label_bytes: label bytes a record; the last one counts (CIFAR-100: coarse, then fine).
+        classes: number of classes.
+        samples: training and test images as published.
+    """
+
+    name: str
+    archive: PublishedFile
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    names: str
+    label_bytes: int
+    classes: int
+    samples: tuple[int, int] = (50_000, 10_000)
+
+    def load(self, directory: Path, download: bool) -> Dataset:
+        """See `Source.load`."""
+        places = [directory, directory / self.name]
+        stem = self.archive.name.removesuffix(".tar.gz")
+        local = find(self.archive.name, places) or find(f"{stem}*.tar.gz", places) or find(self.folder, places)
+        path = local or obtain([self.archive], self.name, places, download)[0]
+
+        wanted = {*self.train, *self.test, self.names}
+        content = _folder(path, wanted) if path.is_dir() else _archive(path, wanted)
+        if absent := sorted(wanted - set(content)):
+            raise DataError(f"{path}: holds no {', '.join(absent)}.")
+        train = self._read(content, self.train, path)
+        test = self._read(content, self.test, path)
+        classes = tuple(content[self.names].decode().split())
+        if len(classes) != self.classes:
+            raise DataError(f"{path}: {self.names} names {len(classes)} classes, expected {self.classes}.")
+
+        if path.is_dir():
+            found = listing_sha256({name: hashlib.sha256(data).hexdigest() for name, data in content.items()})
+            notes = [f"read from the extracted folder {path.name}, SHA-256 {found}, which no published checksum covers"]
+        else:
+            found = file_sha256(path)
+            differs = found != self.archive.sha256
+            notes = [f"{path.name} is not the published archive: its SHA-256 is {found}"] if differs else []
+        notes += _fewer(self.samples, train, test)
+        return _dataset(self.name, train, test, classes=classes, sha256=found, notes=tuple(notes))
+
+    def _read(self, content: dict[str, bytes], names: Iterable[str], path: Path) -> Arrays:
+        size = self.label_bytes + 3 * 32 * 32
+        for name in names:
+            if not (found := len(content[name])) or found % size:
+                raise DataError(f"{path}: {name} has {found} bytes, no multiple of a record's {size}: truncated?")
+        records = np.concatenate([np.frombuffer(content[name], np.uint8).reshape(-1, size) for name in names])
+        return records[:, self.label_bytes :].reshape(-1, 3, 32, 32), records[:, self.label_bytes - 1]
+
+
+def _archive(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Base name → content of the wanted files in a gzipped tar archive; nothing is extracted to disk."""
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            members = (m for m in archive if m.isfile() and Path(m.name).name in wanted)
+            return {Path(m.name).name: archive.extractfile(m).read() for m in members}
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: truncated, or no gzipped tar archive ({error}).") from error
+
+
+def _folder(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in wanted if (path / name).is_file()}
+
+
+@dataclass(frozen=True)
+class TinyImagenet:
+    """Tiny ImageNet: 200 classes of 64 × 64 JPEGs, read from the published archive or from its extracted folder.
+
+    Its test images have no published labels, so its validation images serve as test images, as usual. Classes are
+    numbered in the order of their WordNet identifiers. Pixels may differ by a unit between versions of a decoder.
+    """
+
+    archive: PublishedFile
+    name: str = "tiny-imagenet"
+    classes: int = 200
+    samples: tuple[int, int] = (100_000, 10_000)
+
+    def load(self, directory: Path, download: bool) -> Dataset:
+        """See `Source.load`."""
+        places = [directory, directory / self.name]
+        stem = self.archive.name.removesuffix(".zip")
+        if annotated := find(f"{stem}/val/val_annotations.txt", places):
+            root = annotated.parents[1]
+            names = [path.relative_to(root).as_posix() for path in root.glob("**/*") if path.is_file()]
+            return self._read(root, names, lambda name: (root / name).read_bytes())
+
+        (path,) = obtain([self.archive], self.name, places, download)
+        found = _checked_sha256(path, self.archive)
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removeprefix(f"{stem}/") for name in archive.namelist()]
+            return self._read(path, names, lambda name: archive.read(f"{stem}/{name}"), found)
+
+    def _read(self, root: Path, names: list[str], read: Callable[[str], bytes], sha256: str | None = None) -> Dataset:
+        train = sorted(name for name in names if fnmatch(name, "train/*/images/*.JPEG"))
+        wnids = sorted({name.split("/")[1] for name in train})
+        if len(wnids) != self.classes:
+            raise DataError(f"{root}: train/ has images of {len(wnids)} classes, expected {self.classes}.")
+        number = {wnid: i for i, wnid in enumerate(wnids)}
+        words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
+        rows = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
+        test = {f"val/images/{row[0]}": row[1] for row in rows}
+        if strange := sorted(set(test.values()) - set(wnids)):
+            raise DataError(f"{root}: validation images of classes without training images: {', '.join(strange[:5])}.")
+        if absent := sorted(set(test) - set(names)):
+            raise DataError(f"{root}: {len(absent)} validation images are missing, the first is {absent[0]}.")
+
+        def decode(name: str) -> tuple[np.ndarray, str]:
+            data = read(name)
+            try:
+                return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), hashlib.sha256(data).hexdigest()
+            except OSError as error:
+                raise DataError(f"{root}: {name} is truncated, or no image ({error}).") from error
+
+        order = [*train, *test]
+        images = np.empty((len(order), 3, 64, 64), np.uint8)
+        hashes = {}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            progress = tqdm(pool.map(decode, order), f"Decoding {self.name}", len(order), disable=None, unit=" images")
+            for image, name, (pixels, digest) in zip(images, order, progress, strict=True):
+                if pixels.shape != (64, 64, 3):
+                    height, width, _ = pixels.shape
+                    raise DataError(f"{root}: {name} has {width} × {height} pixels, expected 64 × 64.")
+                image[:] = pixels.transpose(2, 0, 1)
+                hashes[name] = digest
+        labels = np.array([number[name.split("/")[1]] for name in train] + [number[wnid] for wnid in test.values()])
+        parts = [(images[: len(train)], labels[: len(train)]), (images[len(train) :], labels[len(train) :])]
+        return _dataset(
+            self.name,
+            *parts,
+            classes=tuple(words.get(wnid, wnid) for wnid in wnids),
+            sha256=sha256 or listing_sha256(hashes),
+            notes=_fewer(self.samples, *parts),
+        )
+
+
+def _checked_sha256(path: Path, file: PublishedFile) -> str:
+    """The hash of the file at `path`, which must be the published one."""
+    if (found := file_sha256(path)) != file.sha256:
+        raise DataError(f"{path}: SHA-256 is {found}, published is {file.sha256}. Remove it to download it anew.")
+    return found
+
+
+def _fewer(published: tuple[int, int], train: Arrays, test: Arrays) -> tuple[str, ...]:
+    """A note where images are missing, which makes results incomparable with published ones."""
+    here = len(train[1]), len(test[1])
+    note = f"holds {here[0]} training and {here[1]} test images, not the published {published[0]} and {published[1]}"
+    return () if here == published else (note,)
+
+
+def _dataset(name: str, train: Arrays, test: Arrays, *, classes: tuple[str, ...], **rest: object) -> Dataset:
+    """A data set from arrays whose images and labels are proved to fit one another."""
+    tensors: list[Tensor] = []
+    for part, (images, labels) in {"training": train, "test": test}.items():
+        if len(images) != len(labels):
+            raise DataError(f"{name}: {len(images)} {part} images, but {len(labels)} labels.")
+        if not len(labels):
+            raise DataError(f"{name}: no {part} images.")
+        if not 0 <= labels.min() <= labels.max() < len(classes):
+            wrong = labels[(labels < 0) | (labels >= len(classes))][0]
+            raise DataError(f"{name}: a {part} label is {wrong}, expected 0 to {len(classes) - 1}.")
+        tensors += [torch.tensor(images), torch.tensor(labels, dtype=torch.int64)]
+    return Dataset(name, *tensors, classes=classes, **rest)
