@@ -1,6 +1,16 @@
 """Backpropagation-free gradient estimators, and training that is measured against the true gradient."""
 
 from fdfa_core.architectures import fully_connected
+from fdfa_core.estimators import available_estimators, make_estimator, register
+from fdfa_core.gradients import true_gradient
 from fdfa_core.network import Block, BlockNetwork
 
-__all__ = ["Block", "BlockNetwork", "fully_connected"]
+__all__ = [
+    "Block",
+    "BlockNetwork",
+    "available_estimators",
+    "fully_connected",
+    "make_estimator",
+    "register",
+    "true_gradient",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def fully_connected(
         )
     with _seeded(seed):
         blocks: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-2], widths[1:-1]):
+        for fan_in, fan_out in pairwise(widths[:-1]):
             linear = nn.Linear(fan_in, fan_out)
             affine = nn.Sequential(linear, nn.BatchNorm1d(fan_out)) if batch_norm else linear
             blocks.append(Block(affine, make_activation(activation)))

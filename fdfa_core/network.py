@@ -79,43 +79,42 @@ class BlockNetwork(nn.Sequential):
         """Index of the block that owns a name of `named_parameters()`."""
         return int(parameter.split(".", 1)[0])
 
-    def site_shapes(self, site: str = "post", x: Tensor | None = None) -> list[tuple[int, ...]]:
-        """Shape of one sample at a site of every hidden block, e.g. ``[(800,), (800,)]``.
-
-        Args:
-            site: "pre" or "post".
-            x: a batch (N, …) to read the shapes from; without it two zero samples of `input_shape` are used.
+    def site_shapes(self, site: str = "post") -> list[tuple[int, ...]]:
+        """Return the shape of one sample at a site of every hidden block, e.g. ``[(800,), (800,)]``.
 
         Raises:
-            InvalidInput: neither `x` nor `input_shape` is known.
+            InvalidInput: `input_shape` is not known.
             Unsupported: a hidden block has no such site.
         """
         for i in range(len(self) - 1):
             require_site(self, i, site)
-        parameter = next(self.parameters(), None)
-        if x is None:
-            if self.input_shape is None:
-                raise InvalidInput(
-                    "input_shape", None, "the shape of one sample, e.g. BlockNetwork(..., input_shape=(3, 32, 32))"
-                )
-            dtype, device = (torch.float32, None) if parameter is None else (parameter.dtype, parameter.device)
-            x = torch.zeros(2, *self.input_shape, dtype=dtype, device=device)
-        shapes = []
-        was_training = [(m, m.training) for m in self.modules()]
+        return [shapes[site] for shapes in self._dry_run()[:-1]]
+
+    def output_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample's output; raises `InvalidInput` if `input_shape` is not known."""
+        return self._dry_run()[-1]["post"]
+
+    def _dry_run(self) -> list[dict[str, tuple[int, ...]]]:
+        """Shapes of one sample at the sites of every block, from two zero samples."""
+        if self.input_shape is None:
+            raise InvalidInput(
+                "input_shape", None, "the shape of one sample, e.g. BlockNetwork(..., input_shape=(3, 32, 32))"
+            )
+        parameter = next(self.parameters(), torch.empty(0))
+        x = torch.zeros(2, *self.input_shape, dtype=parameter.dtype, device=parameter.device)
+        modes = {module: module.training for module in self.modules()}
+        self.eval()  # a look at the shapes must not move running statistics or draw dropout masks
         try:
-            self.eval()  # a look at the shapes must not move running statistics or draw dropout masks
+            shapes = []
             with torch.no_grad():
-                for block in self.hidden:
-                    if isinstance(block, Block):
-                        pre = block.affine(x)
-                        x = block.activation(pre)
-                    else:
-                        pre = x = block(x)
-                    shapes.append(tuple((pre if site == "pre" else x).shape[1:]))
+                for block in self:
+                    pre = block.affine(x) if isinstance(block, Block) else None
+                    x = block(x) if pre is None else block.activation(pre)
+                    shapes.append({"pre": None if pre is None else tuple(pre.shape[1:]), "post": tuple(x.shape[1:])})
+            return shapes
         finally:
-            for module, mode in was_training:
-                module.training = mode
-        return shapes
+            for module, training in modes.items():
+                module.training = training
 
 
 def require_site(net: BlockNetwork, block: int, site: str) -> None:

@@ -1,0 +1,40 @@
+"""Backpropagation: the reference."""
+
+from __future__ import annotations
+
+import torch
+
+from fdfa_core.checks import check_batch
+from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.registry import register
+from fdfa_core.gradients import true_gradient
+
+
+@register("bp")
+class Backpropagation(Estimator):
+    r"""Reverse-mode automatic differentiation through the whole network: g = ∇ℓ (Rumelhart, Hinton & Williams 1986).
+
+    Expectation: the batch gradient itself. Variance given the batch: zero. Cost: one forward and one backward pass.
+    """
+
+    def backward(self, x, y):
+        """One plain training step: the network is called as any torch module."""
+        x, y = check_batch(self.net, x, y)
+        with torch.enable_grad():
+            loss = self.loss(self.net(x), y)
+            found = torch.autograd.grad(loss, list(self.net.parameters()), materialize_grads=True, allow_unused=True)
+        for parameter, gradient in zip(self.net.parameters(), found, strict=True):
+            parameter.grad = gradient
+        return loss.detach()
+
+    def estimate(self, x, y):
+        """Return the batch gradient."""
+        return true_gradient(self.net, x, y, self.loss)
+
+    def draws(self, x, y, replicates, *, replica=None):
+        """Return the batch gradient R times, without copying."""
+        return repeat(self.estimate(x, y), (replicates,))
+
+    def gradients(self, trace, error, targets, lead):
+        """Backpropagation cannot be written block by block; `estimate` and `backward` stand for it."""
+        raise NotImplementedError

@@ -1,0 +1,184 @@
+"""What every estimator shares: input checks, random stream, draws, writing gradients, state."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fdfa_core.checks import check_batch, preserve_random_stream
+from fdfa_core.draws import dense
+from fdfa_core.errors import InvalidInput
+from fdfa_core.linearize import Gradients, Trace
+from fdfa_core.losses import make_loss
+from fdfa_core.network import BlockNetwork
+
+
+class Estimator(ABC):
+    """Turns a batch into one gradient estimate per parameter.
+
+    A subclass implements `gradients` and, if it has state that learns, `update`, `own_state` and `load_own_state`, and sets
+    `stateful`. Options are keyword-only arguments of its `__init__`, which calls `super().__init__(net, **common)`.
+
+    Args:
+        net: the network.
+        loss: a name or a callable (outputs, targets) → per-sample losses; the gradient is of its mean over the batch.
+        seed: seeds the estimator's own generator. Equal seeds give equal bits.
+        replicas: R independent copies of the state, or None for one.
+
+    Attributes:
+        name: the registered name.
+        stateful: whether training moves a state of its own.
+        site: where the method perturbs or injects, "pre" or "post".
+    """
+
+    name: ClassVar[str]
+    stateful: ClassVar[bool] = False
+    need_pull: ClassVar[bool] = True
+    site: str = "post"
+
+    def __init__(self, net: BlockNetwork, *, loss="cross_entropy", seed: int = 0, replicas: int | None = None):
+        if not isinstance(net, BlockNetwork):
+            raise InvalidInput("net", type(net).__name__, "a BlockNetwork, e.g. BlockNetwork(*hidden_blocks, readout)")
+        if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
+            raise InvalidInput("replicas", replicas, "a positive integer, or None for one unreplicated state")
+        self.net, self.loss = net, make_loss(loss)
+        self.replicas = replicas if self.stateful else None
+        parameter = next(net.parameters(), None)
+        if parameter is None:
+            raise InvalidInput("net", net, "a network with parameters")
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    # What a method defines -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
+        """Return gradients of the mean loss for every parameter.
+
+        Args:
+            trace: the forward pass.
+            error: e = ∂(mean loss)/∂outputs, (N, O).
+            targets: the batch's targets.
+            lead: () for one draw of the parameters' shapes; (R,) for R draws with that leading dimension.
+        """
+
+    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:  # noqa: B027 (stateless methods have none)
+        """Advance the method's own state, after its use."""
+
+    def own_state(self) -> dict[str, object]:
+        """Return the method's state beyond the random stream: tensors, numbers and nested containers of them."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, object]) -> None:  # noqa: B027
+        """Restore what `own_state` returned."""
+
+    # What a user calls -----------------------------------------------------------------------------------------------
+
+    def estimate(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return one draw: a gradient of the mean loss per parameter, keys and shapes of `net.named_parameters()`.
+
+        The state does not move (the random stream apart), nor do the network's parameters, gradients and buffers.
+        With replicas, the draw is that of replica 0.
+
+        Raises:
+            InvalidInput: x and y do not fit each other or the network, or x is not finite.
+        """
+        if self.replicas is not None:
+            return {name: g[0] for name, g in self.sample(x, y, self.replicas).items()}
+        x, y = check_batch(self.net, x, y)
+        with torch.no_grad(), preserve_random_stream(self.device):
+            trace = self.trace(x)
+            _, error = self.loss.error(trace.output, y)
+            return self._ordered(self.gradients(trace, error, y, ()))
+
+    def draws(self, x: Tensor, y: Tensor, replicates: int, *, replica: int | None = None) -> Gradients:
+        """Return R independent draws on one batch in factored form (see `fdfa_core.draws`).
+
+        Args:
+            x, y: the batch.
+            replicates: R. With replicas, draw r uses the state of replica r, so R must be their number.
+            replica: use the state of this replica for the one draw asked for (`replicates=1`).
+
+        Raises:
+            InvalidInput: R below one, or not the number of replicas.
+        """
+        if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 1:
+            raise InvalidInput("replicates", replicates, "a positive integer")
+        if self.replicas is not None and replica is None and replicates != self.replicas:
+            raise InvalidInput("replicates", replicates, f"{self.replicas}, the number of replicas of the state")
+        x, y = check_batch(self.net, x, y)
+        with torch.no_grad(), preserve_random_stream(self.device), self._using(replica):
+            trace = self.trace(x)
+            _, error = self.loss.error(trace.output, y)
+            return self._ordered(self.gradients(trace, error, y, (replicates,)))
+
+    def sample(self, x: Tensor, y: Tensor, replicates: int) -> dict[str, Tensor]:
+        """Return R independent draws given the state, each tensor with a leading dimension R (see `draws`)."""
+        return {name: dense(g) for name, g in self.draws(x, y, replicates).items()}
+
+    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Write `p.grad` for every parameter, then advance the state. Returns the mean loss (0-d, detached).
+
+        Buffers (running statistics) move once, as in any training step. Existing gradients are replaced, not added to.
+        """
+        if self.replicas is not None:
+            raise InvalidInput("replicas", self.replicas, "None: an estimator that trains has one state")
+        x, y = check_batch(self.net, x, y)
+        with torch.no_grad():
+            trace = self.trace(x, update_buffers=True)
+            loss, error = self.loss.error(trace.output, y)
+            found = self.gradients(trace, error, y, ())
+            for name, parameter in self.net.named_parameters():
+                parameter.grad = found[name]
+            self.update(trace, error, y)
+        return loss
+
+    def advance(self, x: Tensor, y: Tensor) -> None:
+        """Advance the state on a batch and touch nothing else: what an observer of someone else's training does."""
+        if not self.stateful:
+            return
+        x, y = check_batch(self.net, x, y)
+        with torch.no_grad(), preserve_random_stream(self.device):
+            trace = self.trace(x)
+            self.update(trace, self.loss.error(trace.output, y)[1], y)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return random stream and state."""
+        return {"generator": self.generator.get_state(), **self.own_state()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Restore what `state_dict` returned; training then goes on to the same bits."""
+        self.generator.set_state(state["generator"])
+        self.load_own_state(state)
+
+    # Shared machinery ------------------------------------------------------------------------------------------------
+
+    def trace(self, x: Tensor, update_buffers: bool = False) -> Trace:
+        """Run the network forward, block by block."""
+        return Trace(self.net, x, site=self.site, update_buffers=update_buffers, need_pull=self.need_pull)
+
+    @contextlib.contextmanager
+    def _using(self, replica: int | None):
+        self._replica = replica
+        try:
+            yield
+        finally:
+            self._replica = None
+
+    _replica: int | None = None
+
+    def _ordered(self, gradients: Gradients) -> Gradients:
+        return {name: gradients[name] for name, _ in self.net.named_parameters()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"
+
+
+def repeat(gradients: Gradients, lead: tuple[int, ...]) -> Gradients:
+    """Give gradients that are the same in every draw the leading dimension of the draws, without copying."""
+    return {name: g.expand(*lead, *g.shape) for name, g in gradients.items()} if lead else gradients

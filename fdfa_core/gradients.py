@@ -1,0 +1,99 @@
+"""The true gradient, by reverse-mode automatic differentiation, on a batch and on a reference set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fdfa_core.checks import check_batch, preserve_random_stream
+from fdfa_core.errors import InvalidInput
+from fdfa_core.losses import make_loss
+from fdfa_core.network import BlockNetwork
+
+VANISHED = 1e-7  # a reference gradient of a smaller norm gives no meaningful angle
+
+
+def true_gradient(net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy") -> dict[str, Tensor]:
+    """Return the gradient of the mean loss on a batch for every parameter.
+
+    Normalisation uses the batch's statistics if the network is in training mode; running statistics, parameters,
+    ``.grad`` and torch's global random stream stay as they are.
+
+    Args:
+        net: the network.
+        x: inputs (N, …).
+        y: targets.
+        loss: a name or a callable, as in `make_estimator`.
+
+    Raises:
+        InvalidInput: x and y do not fit each other or the network, or x is not finite.
+    """
+    loss = make_loss(loss)
+    x, y = check_batch(net, x, y)
+    parameters = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    with torch.enable_grad(), preserve_random_stream(x.device):
+        mean_loss = loss(functional_call(net, {**parameters, **buffers}, (x,)), y)
+        found = torch.autograd.grad(mean_loss, list(parameters.values()), materialize_grads=True, allow_unused=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The gradient that a large fixed set of samples gives, and how well a batch of the training size tells it.
+
+    Attributes:
+        x: inputs of the set.
+        y: its targets.
+        gradient: ∇ per parameter, the mean of the batch gradients over disjoint batches. With batch normalisation in
+            training mode this is the mean of what training sees; without, it is the gradient on the whole set.
+        variance: per parameter, the unbiased total variance of the batch gradient over those batches.
+        gram: per parameter, inner products of the batch gradients (batches, batches), float64.
+        batches: their number.
+    """
+
+    x: Tensor
+    y: Tensor
+    gradient: dict[str, Tensor]
+    variance: dict[str, float]
+    gram: dict[str, Tensor]
+    batches: int
+
+    @classmethod
+    def compute(cls, net: BlockNetwork, x: Tensor, y: Tensor, batch_size: int, loss="cross_entropy") -> Reference:
+        """Measure the reference on samples (x, y) cut into disjoint batches; a last smaller batch is left out.
+
+        Raises:
+            InvalidInput: fewer samples than two batches.
+        """
+        batches = len(x) // batch_size
+        if batches < 2:
+            raise InvalidInput("reference set: size", len(x), f"at least two batches of {batch_size} samples")
+        whole = slice(0, batches * batch_size)
+        each = [
+            true_gradient(net, xs, ys, loss)
+            for xs, ys in zip(x[whole].split(batch_size), y[whole].split(batch_size), strict=True)
+        ]
+        gradient, variance, gram = {}, {}, {}
+        for name in each[0]:
+            stacked = torch.stack([g[name].flatten() for g in each])
+            mean = stacked.mean(0)
+            gradient[name] = mean.view_as(each[0][name])
+            # differences to the mean first: E[g²] − E[g]² would cancel where the mean dominates
+            variance[name] = float((stacked - mean).double().square().sum() / (batches - 1))
+            gram[name] = (stacked.double() @ stacked.double().T).cpu()
+        return cls(x, y, gradient, variance, gram, batches)
+
+    def stability(self, names: Iterable[str]) -> float:
+        """Return the mean cosine between gradients of two disjoint batches, over these parameters taken together.
+
+        NaN where a batch's gradient is zero.
+        """
+        gram = torch.stack([self.gram[name] for name in names]).sum(0)
+        norms = gram.diagonal().sqrt()
+        cosines = gram / (norms[:, None] * norms)
+        return float((cosines.sum() - cosines.trace()) / (self.batches * (self.batches - 1)))

@@ -1,0 +1,130 @@
+"""Losses: the mean over a batch of a per-sample loss, and its gradient with respect to the outputs.
+
+Every estimator meets the loss through two numbers alone: its value and the output error e = ∂(mean loss)/∂outputs, which is
+local to the output. e is (N, O) and already divided by N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fdfa_core.errors import InvalidInput, UnknownName
+
+
+class Loss:
+    """A mean loss built from per-sample losses.
+
+    Args:
+        per_sample: maps (outputs (N, O), targets) to losses (N,).
+        name: what it is called in messages.
+    """
+
+    def __init__(self, per_sample: Callable[[Tensor, Tensor], Tensor], name: str):
+        self.per_sample, self.name = per_sample, name
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss, a 0-d tensor that autograd can follow.
+
+        Raises:
+            InvalidInput: the callable did not return one loss per sample.
+        """
+        losses = self.per_sample(outputs, self.prepare(outputs, targets))
+        if losses.shape != outputs.shape[:1]:
+            raise InvalidInput(
+                f"loss {self.name}: shape of its result", tuple(losses.shape), f"one loss per sample: {(len(outputs),)}"
+            )
+        return losses.mean()
+
+    def error(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss (0-d) and the output error e (N, O), both detached."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            loss = self(leaf, targets)
+            (error,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), error
+
+    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return targets in the form that `per_sample` takes; raises `InvalidInput` where they do not fit."""
+        return targets
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy. Targets: class indices (N,) in [0, O), or class probabilities (N, O)."""
+
+    def __init__(self):
+        super().__init__(lambda y, t: F.cross_entropy(y, t, reduction="none"), "cross_entropy")
+
+    def prepare(self, outputs, targets):
+        """Check the labels."""
+        check_labels(targets, outputs.shape[-1])
+        return targets
+
+    def error(self, outputs, targets):
+        """Return the mean loss and (softmax − target)/N."""
+        targets = self.prepare(outputs, targets)
+        log_p = F.log_softmax(outputs, dim=-1)
+        n = len(outputs)
+        if targets.is_floating_point():
+            loss = -(targets * log_p).sum() / n
+            return loss, (log_p.exp() * targets.sum(-1, keepdim=True) - targets) / n
+        error = log_p.exp()
+        error[torch.arange(n, device=error.device), targets] -= 1
+        return F.nll_loss(log_p, targets), error.div_(n)
+
+
+class MeanSquaredError(Loss):
+    """Mean over outputs and samples of (output − target)², as `torch.nn.MSELoss`. Class indices stand for one-hot targets."""
+
+    def __init__(self):
+        super().__init__(lambda y, t: (y - t).square().flatten(1).mean(1), "mse")
+
+    def prepare(self, outputs, targets):
+        """Turn labels into one-hot targets and check shapes."""
+        if not targets.is_floating_point() and targets.dim() == 1:
+            check_labels(targets, outputs.shape[-1])
+            return F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+        if targets.shape != outputs.shape:
+            raise InvalidInput("y: shape", tuple(targets.shape), f"{tuple(outputs.shape)}, the shape of the outputs")
+        return targets.to(outputs.dtype)
+
+    def error(self, outputs, targets):
+        """Return the mean loss and 2 (output − target)/(N O)."""
+        difference = outputs - self.prepare(outputs, targets)
+        return difference.square().mean(), difference * (2 / difference.numel())
+
+
+LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "mse": MeanSquaredError}
+
+
+def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """Return a loss by name, or from a callable (outputs, targets) → per-sample losses (N,).
+
+    Raises:
+        UnknownName: no loss of that name.
+        InvalidInput: neither a name nor a callable.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise UnknownName("loss", loss, LOSSES, "A callable (outputs, targets) -> per-sample losses is accepted too.")
+        return LOSSES[loss]()
+    if not callable(loss):
+        raise InvalidInput("loss", loss, f"a name ({', '.join(LOSSES)}) or a callable returning per-sample losses")
+    return Loss(loss, getattr(loss, "__name__", type(loss).__name__))
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise `InvalidInput` unless integer labels lie in [0, classes); floating targets pass."""
+    if labels.is_floating_point():
+        return
+    if labels.dtype == torch.bool or labels.dim() != 1:
+        raise InvalidInput("y", f"{labels.dtype}, shape {tuple(labels.shape)}", "integer class indices of shape (N,)")
+    low, high = labels.aminmax()
+    if low < 0 or high >= classes:
+        bad = int(low if low < 0 else high)
+        raise InvalidInput("y: label", bad, f"integers from 0 to {classes - 1}, one per output")
