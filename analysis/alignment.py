@@ -1,0 +1,84 @@
+"""Alignment angles between estimates and backpropagation's gradient, with what is needed to trust them.
+
+Cosines are averaged and then turned into degrees, never the other way round (arccos is concave, then convex: the mean of angles
+is not the angle of the mean). An angle to a gradient that has vanished is an angle to rounding error: such rows are
+counted, never averaged. A random direction in n dimensions makes 90° ∓ 1/√n rad with any other; `chance` gives the spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis import logs, statistics
+from fdfa_core.errors import InvalidInput
+
+AGAINST = {"target": "cosine", "reference": "cosine_reference"}
+
+
+def degrees(cosine: ArrayLike) -> np.ndarray:
+    """Return the angle in degrees of a cosine (rounding beyond ∓1 is cut)."""
+    return np.degrees(np.arccos(np.clip(np.asarray(cosine, float), -1, 1)))
+
+
+def chance(size: ArrayLike) -> np.ndarray:
+    """Return the standard deviation in degrees of the angle between random directions in `size` dimensions (about 90°)."""
+    return np.degrees(1 / np.sqrt(np.asarray(size, float)))
+
+
+def cosines(probes: pd.DataFrame, against: str = "target") -> pd.DataFrame:
+    """Return the probes with the mean `cosine_to` over draws, its standard error, and `trusted`.
+
+    Args:
+        probes: rows of `probes.parquet`.
+        against: "target": the gradient of the same batch (with `sampling = "given_batch"`), to which BP has angle 0;
+            "reference": the gradient of the whole reference set, to which BP has the angle of its data noise.
+
+    Returns:
+        All rows; `trusted` is False where the reference vanished or the cosine is not a number (an estimate of exactly 0).
+    """
+    if against not in AGAINST:
+        raise InvalidInput("against", against, " or ".join(f'"{name}"' for name in AGAINST))
+    name = AGAINST[against]
+    trusted = probes["valid"] & (probes["reference_norm"] > logs.VANISHED) & np.isfinite(probes[f"{name}_mean"])
+    return probes.assign(
+        cosine_to=probes[f"{name}_mean"],
+        cosine_to_se=statistics.mean_se(probes[f"{name}_m2"], probes["draws"]),
+        trusted=trusted,
+    )
+
+
+def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", level: float = statistics.LEVEL) -> pd.DataFrame:
+    """Return angles in degrees with intervals over seeds.
+
+    The bounds are those of the mean cosine, mapped through arccos (which turns them round).
+
+    Returns:
+        Columns of `statistics.over_seeds` (`estimate`, `low`, `high` in degrees), `untrusted` (rows left out, of
+        `of`), `chance` (spread in degrees of a random direction's angle) and `stability` (mean cosine between BP gradients of
+        disjoint batches: near 0 the reference is noise, and no estimator can follow it). A group without any trusted row
+        has no angle and is left out: `vanished` lists those.
+    """
+    by = list(by)
+    rows = cosines(probes, against)
+    kept = rows[rows["trusted"]]
+    if kept.empty:
+        return pd.DataFrame(columns=[*by, "estimate", "low", "high", "seeds", "interval", "untrusted", "of", "chance"])
+    means = statistics.over_seeds(kept, "cosine_to", by, se="cosine_to_se", bounds=(-1, 1), level=level)
+    means["estimate"], means["low"], means["high"] = (degrees(means[c]) for c in ("estimate", "high", "low"))
+    extra = rows.groupby(by, sort=False, dropna=False).agg(
+        untrusted=("trusted", lambda t: int((~t).sum())), of=("trusted", "size"), size=("size", "first")
+    )
+    stability = kept.groupby(by, sort=False, dropna=False)["reference_stability"].mean().rename("stability")
+    extra = extra.join(stability).assign(chance=chance(extra["size"])).drop(columns="size")
+    return means.merge(extra.reset_index(), on=by)
+
+
+def vanished(probes: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return the groups in which the reference vanished (‖τ‖ or ‖∇‖ below 1e-7), with `rows` such rows of `of`."""
+    gone = ~(probes["valid"] & (probes["reference_norm"] > logs.VANISHED))
+    counts = gone.groupby([probes[c] for c in by], sort=False, dropna=False).agg(rows="sum", of="size")
+    return counts[counts["rows"] > 0].reset_index()

@@ -1,0 +1,109 @@
+"""Convergence: loss and accuracy curves over seeds, time to a threshold, area under the curve.
+
+Averages are over the runs that finished. A diverged run has no value at the end, and an average over those that happen to be
+alive would change its sample along the way; diverged runs are returned on their own (`diverged`) and belong on the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from statsmodels.duration.survfunc import SurvfuncRight
+
+from analysis import statistics
+from fdfa_core.errors import InvalidInput
+
+QUANTITIES = ("batch_loss", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+def curves(
+    metrics: pd.DataFrame,
+    quantity: str,
+    by: Sequence[str] = ("trained_with",),
+    x: str = "epoch",
+    level: float = statistics.LEVEL,
+) -> pd.DataFrame:
+    """Return the mean curve of the finished runs with a pointwise t-band over seeds.
+
+    Losses are averaged on the logarithmic scale (geometric mean), accuracies on the linear one with bounds cut at [0, 1]. The
+    band is pointwise: it covers the mean at each x, not the whole curve at once.
+
+    Returns:
+        Columns of `statistics.over_seeds` for each of `by` and `x`.
+    """
+    loss = _is_loss(quantity)
+    rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])]
+    bounds = (0, np.inf) if loss else (0, 1)
+    return statistics.over_seeds(rows, quantity, [*by, x], log=loss, bounds=bounds, level=level)
+
+
+def diverged(metrics: pd.DataFrame, quantity: str, by: Sequence[str] = ("trained_with",), x: str = "epoch") -> pd.DataFrame:
+    """Return the curve of each diverged run up to its last finite value: `by`, `seed`, `x`, `estimate`."""
+    _is_loss(quantity)
+    rows = metrics[(metrics["status"] == "diverged") & np.isfinite(metrics[quantity])]
+    return rows[[*by, "seed", x, quantity]].rename(columns={quantity: "estimate"}).reset_index(drop=True)
+
+
+def time_to(
+    metrics: pd.DataFrame,
+    quantity: str,
+    threshold: float,
+    by: Sequence[str] = ("trained_with",),
+    x: str = "step",
+    level: float = statistics.LEVEL,
+) -> pd.DataFrame:
+    """Return the median time until a threshold is reached (accuracy at or above it, loss at or below it).
+
+    A run that does not get there is right-censored at the end of its group's longest run: a lower bound, not a time; a
+    diverged run counts as one that never gets there. The median and its interval are those of the Kaplan–Meier curve
+    (statsmodels). Times are those of evaluations, so they are late by up to the distance between two.
+
+    Returns:
+        Columns `by`, `estimate`, `low`, `high`, `seeds`, `reached` (runs that got there), `censored` (no more than half did:
+        `estimate` is the lower bound) and `open` (the interval has no upper end within the time observed: `high` is that time).
+    """
+    loss = _is_loss(quantity)
+    hit = metrics[quantity] <= threshold if loss else metrics[quantity] >= threshold
+    rows = []
+    for key, group in metrics.assign(hit=hit).groupby(list(by), sort=False, dropna=False):
+        end = group[x].max()
+        times = group[group["hit"]].groupby("run")[x].min().reindex(group["run"].unique())
+        reached = times.notna().to_numpy()
+        median, low, high = end, end, np.inf
+        censored = bool(2 * reached.sum() <= len(times))
+        if not censored:
+            survival = SurvfuncRight(times.fillna(end).to_numpy(float), reached.astype(int))
+            median = survival.quantile(0.5)
+            with np.errstate(divide="ignore", invalid="ignore"):  # statsmodels takes log 0 at the curve's ends
+                low, high = (median if np.isnan(v) else v for v in survival.quantile_ci(0.5, alpha=1 - level))
+        is_open = not np.isfinite(high)
+        bounds = float(min(low, median)), float(end if is_open else high)
+        rows.append((*key, float(median), *bounds, len(times), int(reached.sum()), censored, is_open))
+    return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "seeds", "reached", "censored", "open"])
+
+
+def area(
+    metrics: pd.DataFrame,
+    quantity: str,
+    by: Sequence[str] = ("trained_with",),
+    x: str = "epoch",
+    level: float = statistics.LEVEL,
+) -> pd.DataFrame:
+    """Return the area under the curve divided by its length in x: the mean height, with a t-interval over finished seeds."""
+    _is_loss(quantity)
+    rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x)
+    heights = [
+        (*key, np.trapezoid(run[quantity], run[x]) / np.ptp(run[x]))
+        for key, run in rows.groupby([*by, "seed", "run"], sort=False, dropna=False)
+        if run[x].nunique() > 1
+    ]
+    frame = pd.DataFrame(heights, columns=[*by, "seed", "run", "height"])
+    return statistics.over_seeds(frame, "height", by, level=level)
+
+
+def _is_loss(quantity: str) -> bool:
+    if quantity not in QUANTITIES:
+        raise InvalidInput("quantity", quantity, "one of " + ", ".join(QUANTITIES))
+    return quantity.endswith("loss")

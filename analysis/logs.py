@@ -1,0 +1,194 @@
+"""Logs of an experiment as tidy frames: the only part of `analysis` that reads files.
+
+Every row of every frame carries the columns of its run (`RUN_COLUMNS`), so that a statistic needs one frame and no join.
+Runs that diverged are kept and say so in `status`; which statistic leaves them out is that statistic's business.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fdfa_core import config, runs
+from fdfa_core.errors import InvalidInput, RunError
+from fdfa_core.estimators.registry import label
+
+RUN_COLUMNS = (
+    "run",
+    "experiment",
+    "trained_with",
+    "seed",
+    "dataset",
+    "architecture",
+    "width",
+    "depth",
+    "batch_size",
+    "learning_rate",
+    "status",
+)
+QUANTITIES = ("deviation", "norm2", "error", "slope", "cosine", "cosine_reference")
+MOMENTS = tuple(f"{quantity}_{moment}" for quantity in QUANTITIES for moment in ("mean", "m2", "m3", "m4"))
+VANISHED = 1e-7  # a gradient of a smaller norm is rounding error: nothing can be aligned with it, or measured against it
+
+# Columns of probes.parquet beyond the keys, by which a foreign or outdated table is told.
+PROBE_COLUMNS = (
+    "size",
+    "variance",
+    "variance_se",
+    "bias2",
+    "bias2_se",
+    "mean_norm2",
+    "mean_cosine",
+    "target_norm",
+    "reference_norm",
+    "reference_variance",
+    "reference_stability",
+    "reference_batches",
+    "valid",
+    *MOMENTS,
+)
+_MEASURED = frozenset(PROBE_COLUMNS) - {"size", "valid"}
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The logs of one experiment.
+
+    Attributes:
+        runs: a row a run: `RUN_COLUMNS`, `diverged_step` (−1 where it did not), `steps`, `method`, `options` (of the
+            estimator that trained, as in the probes).
+        metrics: `metrics.parquet` of all runs (`learning_rate` there is the optimiser's at that step).
+        probes: `probes.parquet` of all runs that have one; empty, without columns, if none has. `source` is "self" for the
+            estimator that trains, with its one state, and "shadow" for any other, with R replicas of its state;
+            `estimator` is the label in both cases.
+        timing: `timing.parquet` of all runs.
+    """
+
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    probes: pd.DataFrame
+    timing: pd.DataFrame
+
+
+def load(root: str | Path, experiment: str, *, profile: str = "quick", experiments: str | Path = config.EXPERIMENTS) -> Logs:
+    """Read all runs of an experiment.
+
+    Args:
+        root: directory of runs.
+        experiment: name of ``<experiments>/<profile>/<experiment>.toml``.
+        profile: "smoke", "quick", …
+        experiments: directory of experiment files.
+
+    Raises:
+        UnknownName: there is no such profile or experiment.
+        RunError: a run is missing (the message says which command makes it), or one of its files cannot be read.
+    """
+    return read(root, find(experiment, profile, experiments), profile)
+
+
+def find(name: str, profile: str, experiments: str | Path = config.EXPERIMENTS) -> config.Experiment:
+    """Load one experiment file of a profile; raises `UnknownName` where there is none of that name."""
+    config.require_known("profile", profile, config.profiles(experiments))
+    known = sorted(path.stem for path in (Path(experiments) / profile).glob("*.toml"))
+    config.require_known(f"experiment of profile {profile!r}", name, known)
+    return config.load_experiment(Path(experiments) / profile / f"{name}.toml")
+
+
+def read(root: str | Path, experiment: config.Experiment, profile: str) -> Logs:
+    """Read all runs of an experiment that is loaded already; raises `RunError` as `load`."""
+    root, configs = Path(root), experiment.runs()
+    if missing := [c for c in configs if not runs.is_complete(root, c.id)]:
+        raise RunError(
+            f"{root / missing[0].id}: is missing or unfinished ({len(missing)} of {len(configs)} runs of experiment "
+            f"{experiment.name!r}); make them with: fdfa sweep --profile {profile}"
+        )
+    frames: dict[str, list[pd.DataFrame]] = {"runs": [], "metrics": [], "probes": [], "timing": []}
+    for run in configs:
+        directory = root / run.id
+        summary = runs.read_summary(directory)
+        columns = _run_columns(run, experiment.name, summary)
+        options = run.estimator.options
+        outcome = {
+            "diverged_step": -1 if summary.get("diverged_step") is None else summary["diverged_step"],
+            "steps": summary["steps"],
+            "method": run.estimator.name,
+            "options": json.dumps(options, sort_keys=True),
+        }
+        frames["runs"].append(pd.DataFrame([columns | outcome]))
+        for name in ("metrics", "probes", "timing"):
+            if name != "probes" or run.probe is not None:
+                table = runs.read_table(directory, name, PROBE_COLUMNS if name == "probes" else ())
+                if name == "probes":
+                    trained = table["estimator"] == "self"
+                    table["source"] = np.where(trained, "self", "shadow")
+                    table["estimator"] = table["estimator"].mask(trained, columns["trained_with"])
+                frames[name].append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
+    return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
+
+
+def files(root: str | Path, experiment: config.Experiment) -> list[Path]:
+    """Return the files that `read` reads, whether they exist or not."""
+    names = ("config.json", "summary.json", *(f"{table}.parquet" for table in runs.TABLES))
+    return [Path(root) / run.id / name for run in experiment.runs() for name in names]
+
+
+def gradients(root: str | Path, run: str, step: int) -> dict[str, np.ndarray]:
+    """Read the raw gradients of one probe: "bp/<parameter>", "reference/<parameter>", "<label>/<parameter>" (R, …).
+
+    Raises:
+        RunError: there are none for this run and step, or the file cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(root) / run / "gradients" / f"step={step}.safetensors"
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing; raw gradients are kept with raw_gradients = true in [probe]") from error
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: is truncated or not a safetensors file ({error})") from error
+
+
+def option(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Return an estimator's option as numbers, from the column `options`; NaN where it was not given or is no number."""
+    given = {text: json.loads(text).get(name) for text in frame["options"].unique()}
+    return pd.to_numeric(frame["options"].map(given), errors="coerce")
+
+
+def measured(probes: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return the rows whose `columns` are finite: a diverging run's last probes are not.
+
+    Raises:
+        InvalidInput: the frame lacks a column.
+    """
+    if missing := [c for c in columns if c not in probes]:
+        raise InvalidInput("probes", missing, "a frame with the columns of probes.parquet", "These are missing.")
+    return probes[np.isfinite(probes[list(columns)].to_numpy(float)).all(axis=1)]
+
+
+def keys(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the probes without what was measured: run, step, estimator, parameter group, size, `valid`."""
+    return probes[[c for c in probes.columns if c not in _MEASURED]]
+
+
+def _run_columns(run: config.RunConfig, experiment: str, summary: dict) -> dict[str, object]:
+    hidden = run.network.options.get("hidden")
+    values = (
+        run.id,
+        experiment,
+        label(run.estimator.name, run.estimator.options),
+        run.seed,
+        run.data.name,
+        run.network.architecture,
+        max(hidden) if hidden else np.nan,
+        len(hidden) if hidden else np.nan,
+        run.training.batch_size,
+        run.training.learning_rate,
+        summary["status"],
+    )
+    return dict(zip(RUN_COLUMNS, values, strict=True))

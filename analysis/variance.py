@@ -1,0 +1,116 @@
+"""Variance of gradient estimates: total, relative to the gradient, per component, and the data noise beside it.
+
+The total variance of an estimate g of a group of parameters (a block, say) is the trace of its covariance, E‖g − E g‖². With
+``sampling = "given_batch"`` the draws share a batch, so it is the variance of the perturbations (and of the feedback's
+history) alone; with "fresh_batches" it holds the data noise too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis import logs, statistics
+from fdfa_core.errors import InvalidInput
+
+NORMS = {"reference": "reference_norm", "target": "target_norm"}
+
+
+def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
+    """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale)."""
+    probes = logs.measured(probes, "variance", "variance_se")
+    low, high = statistics.log_interval(probes["variance"], probes["variance_se"], probes["draws"], level)
+    return probes.assign(low=low, high=high)
+
+
+def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
+    """Return the probes with the noise-to-signal ratio `nsr` = total variance / ‖∇‖² and its standard error `nsr_se`.
+
+    Free of the scale of loss and parameters, and tied to the angle: cos² ≈ 1/(1 + nsr). Take it per block: the sum over the
+    whole network hides a method behind its exact readout, and the mean over components changes with width by itself.
+
+    Args:
+        probes: rows of `probes.parquet`.
+        by: "reference": ‖∇‖ of the whole reference set, the population that fresh batches are drawn from; "target": ‖τ‖,
+            which for a given batch is the norm of that batch's gradient.
+
+    Returns:
+        The rows whose gradient has not vanished.
+    """
+    norm2 = _norm(probes, by) ** 2
+    probes = probes.assign(nsr=probes["variance"] / norm2, nsr_se=probes["variance_se"] / norm2)
+    return logs.measured(probes[norm2 > logs.VANISHED**2], "nsr", "nsr_se")
+
+
+def per_component(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the probes with `component_variance`, the mean variance of a component, and its standard error.
+
+    Not comparable across widths or parameterisations: a wider block has more and ever smaller entries.
+    """
+    probes = logs.measured(probes, "variance", "variance_se")
+    return probes.assign(
+        component_variance=probes["variance"] / probes["size"],
+        component_variance_se=probes["variance_se"] / probes["size"],
+    )
+
+
+def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
+    """Return BP's data noise: total variance of the batch gradient over batches, absolute and as `nsr`.
+
+    One row for each run, step and parameter group, as estimator "bp": what a perfect estimator would still have. It has no
+    standard error over draws; its interval is that over seeds.
+    """
+    keys = [c for c in ("run", "step", "level", "block", "parameter") if c in probes]
+    rows = probes.drop_duplicates(keys).assign(estimator="bp", method="bp", options="{}")
+    rows = rows.assign(variance=rows["reference_variance"], nsr=rows["reference_variance"] / _norm(rows, by) ** 2)
+    rows = rows.drop(columns=[c for c in ("variance_se", "draws") if c in rows])
+    return logs.measured(rows[_norm(rows, by) > logs.VANISHED], "variance", "nsr")
+
+
+def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFrame:
+    """Return mean, variance and kurtosis of every component of raw gradient draws.
+
+    The standard error of a component's variance uses its fourth moment, Var(s²) = (μ₄ − σ⁴(R−3)/(R−1))/R; products are heavy
+    tailed, and a chi-square interval rejects a true variance at nominal 5 % in about 40 % of cases at any R.
+
+    Args:
+        draws: (R, …): R independent draws, e.g. a tensor of `logs.gradients`.
+        level: coverage of the interval of the variance (log scale).
+
+    Returns:
+        A row a component (C order) with `component`, `mean`, `mean_se`, `variance`, `variance_se`, `low`, `high`, `kurtosis`.
+
+    Raises:
+        InvalidInput: fewer than four draws, or values that are not finite.
+    """
+    draws = np.asarray(draws, dtype=float)
+    if draws.ndim < 1 or len(draws) < 4:
+        raise InvalidInput("draws", f"an array of shape {draws.shape}", "four or more draws along the first dimension")
+    if not np.isfinite(draws).all():
+        raise InvalidInput("draws", "values that are not finite", "finite numbers")
+    n = len(draws)
+    draws = draws.reshape(n, -1)
+    centred = draws - draws.mean(0)
+    variance = (centred**2).sum(0) / (n - 1)
+    m4 = (centred**4).mean(0)
+    se = np.sqrt(np.maximum(m4 - variance**2 * (n - 3) / (n - 1), 0) / n)
+    low, high = statistics.log_interval(variance, se, level=level)
+    return pd.DataFrame(
+        {
+            "component": np.arange(draws.shape[1]),
+            "mean": draws.mean(0),
+            "mean_se": np.sqrt(variance / n),
+            "variance": variance,
+            "variance_se": se,
+            "low": low,
+            "high": high,
+            "kurtosis": np.divide(m4, variance**2, out=np.zeros_like(m4), where=variance > 0),
+        }
+    )
+
+
+def _norm(probes: pd.DataFrame, by: str) -> pd.Series:
+    if by not in NORMS:
+        raise InvalidInput("by", by, " or ".join(f'"{name}"' for name in NORMS))
+    return probes[NORMS[by]]
