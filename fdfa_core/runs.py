@@ -1,0 +1,263 @@
+"""Run directories: complete or absent, never something in between.
+
+An unfinished run lives in ``<id>.partial/`` and is renamed to ``<id>/`` once all its files are on the disk. Each file is
+written beside its place and moved there, so that a process killed at any moment, or a full disk, leaves whole files only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fdfa_core.config import RunConfig
+from fdfa_core.errors import RunError
+
+MARKER = ".fdfa-runs"
+_LOCKS = ".locks"
+
+METRICS = ("step", "epoch", "batch_loss", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
+TIMING = ("step", "training_seconds", "instrument_seconds", "evaluation_seconds")
+PROBES = ("step", "epoch", "estimator", "method", "options", "sampling", "draws", "level", "block", "role", "parameter")
+TABLES = {"metrics": METRICS, "probes": PROBES, "timing": TIMING}
+_TYPES = dict.fromkeys(("step", "draws", "block"), "int64") | dict.fromkeys(
+    ("estimator", "method", "options", "sampling", "level", "role", "parameter"), "string"
+)
+
+
+def open_root(root: str | Path) -> Path:
+    """Make `root` a directory of runs, or see that it is one and can be written to.
+
+    Raises:
+        RunError: it is a file, cannot be written to, or holds files of something else; nothing in it is changed then.
+    """
+    root = Path(root)
+    with _reported(root):
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / MARKER).exists():
+            others = sorted(e.name for e in root.iterdir() if MARKER not in e.name and e.name != _LOCKS)
+            if others:
+                raise RunError(
+                    f"{root}: holds files that no run wrote (such as {others[0]!r}); accepted: a new or an empty directory, "
+                    "or one made for runs"
+                )
+            write_atomically(root / MARKER, b"Logs of runs: a directory each, named by the hash of its configuration.\n")
+        (root / _LOCKS).mkdir(exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(13, "no permission to write")
+    return root
+
+
+def is_complete(root: str | Path, run_id: str) -> bool:
+    """Whether the run is there; one look at the file system, nothing is read."""
+    return os.path.exists(os.path.join(root, run_id, "summary.json"))
+
+
+@contextmanager
+def claim(root: Path, run_id: str, wait: bool = True) -> Iterator[bool]:
+    """Hold the run for this process; yields False, if not to `wait`, when another process holds it.
+
+    The operating system frees the claim of a process that dies.
+    """
+    lock = FileLock(root / _LOCKS / run_id)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise _unwritable(lock.lock_file, error) from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+class PartialRun:
+    """The directory of a run that is not finished.
+
+    Args:
+        root: directory of runs, from `open_root`.
+        config: what runs. A partial directory that is there already is taken up again.
+
+    Raises:
+        RunError: the place is taken by something that is not this run, or cannot be written to.
+    """
+
+    def __init__(self, root: Path, config: RunConfig):
+        self.final = root / config.id
+        self.path = root / f"{config.id}.partial"
+        if self.final.exists():
+            raise RunError(f"{self.final}: is in the way; it has the name of a run and holds none (no summary.json)")
+        with _reported(self.path):
+            self.path.mkdir(exist_ok=True)
+            for leftover in self.path.rglob(".*.tmp"):
+                leftover.unlink()
+        if not (self.path / "config.json").exists():
+            self.write_json("config.json", json.loads(config.canonical()))
+        elif read_config(self.path) != config:
+            raise RunError(f"{self.path}: its config.json is not that of run {config.id}; remove the directory")
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file, readable by eye."""
+        write_atomically(self.path / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows, all with the same keys, as ``<name>.parquet``; a table without rows keeps its columns."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        empty = pa.schema([(column, _TYPES.get(column, "float64")) for column in TABLES[name]])
+        table = pa.Table.from_pylist(list(rows)) if rows else empty.empty_table()
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
+
+    def write_gradients(self, step: int, tensors: Mapping[str, Any]) -> None:
+        """Write raw gradients as ``gradients/step=<step>.safetensors``."""
+        from safetensors.torch import save
+
+        with _reported(self.path):
+            (self.path / "gradients").mkdir(exist_ok=True)
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        write_atomically(self.path / "gradients" / f"step={step}.safetensors", content)
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint: nested dicts and lists of tensors and plain values."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(state, buffer)  # in memory first: torch reports a full disk as an internal error of its own
+        write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None before the first.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        import torch
+
+        path = self.path / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises whatever its unpickler and zip reader raise
+            raise RunError(f"{path}: not a readable checkpoint; remove {self.path} to start the run anew") from error
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the last file, the summary, is there, and the run only wants its final name."""
+        return (self.path / "summary.json").exists()
+
+    def publish(self) -> Path:
+        """Drop the checkpoint and move the directory to its final place, which is returned."""
+        with _reported(self.path):
+            (self.path / "checkpoint.pt").unlink(missing_ok=True)
+            _sync_directory(self.path)
+            os.rename(self.path, self.final)
+            _sync_directory(self.final.parent)
+        return self.final
+
+
+def read_config(directory: str | Path) -> RunConfig:
+    """Read the configuration of a run.
+
+    Raises:
+        RunError: the file is missing or is not a configuration.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return RunConfig.model_validate(_read_json(path))
+    except ValueError as error:
+        raise RunError(f"{path}: is not the configuration of a run ({error})") from error
+
+
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """Read the outcome of a run: status, step of divergence, steps, final metrics; raises `RunError` as `read_config`."""
+    return _read_json(Path(directory) / "summary.json")
+
+
+def read_provenance(directory: str | Path) -> dict[str, Any]:
+    """Read where the numbers of a run come from; raises `RunError` as `read_config`."""
+    return _read_json(Path(directory) / "provenance.json")
+
+
+def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
+    """Read ``<name>.parquet`` of a run as a data frame.
+
+    Args:
+        directory: of the run.
+        name: "metrics", "probes" or "timing".
+        columns: columns that must be there beyond those that every such table has.
+
+    Raises:
+        RunError: the file is missing, truncated, not Parquet, or lacks a column; names the file and what was expected.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    path = Path(directory) / f"{name}.parquet"
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing; expected the {name} table of a run") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise RunError(f"{path}: is truncated or not Parquet ({reason}); expected the {name} table of a run") from error
+    missing = [column for column in (*TABLES[name], *columns) if column not in frame.columns]
+    if missing:
+        raise RunError(f"{path}: lacks the column {missing[0]!r} of a {name} table; it has {', '.join(frame.columns)}")
+    return frame
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file such that it is whole or absent whatever happens; raises `RunError` where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _reported(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); expected a file of a run") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is not JSON ({error})") from error
+
+
+@contextmanager
+def _reported(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str | Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written ({error.strerror or error})")
