@@ -88,11 +88,20 @@ class Reference:
             gram[name] = (stacked.double() @ stacked.double().T).cpu()
         return cls(x, y, gradient, variance, gram, batches)
 
+    @classmethod
+    def on_batch(cls, net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy") -> Reference:
+        """Take the gradient on (x, y) as the reference; variance and stability, which need several batches, are NaN."""
+        gradient = true_gradient(net, x, y, loss)
+        unknown = {name: torch.full((1, 1), torch.nan, dtype=torch.float64) for name in gradient}
+        return cls(x, y, gradient, dict.fromkeys(gradient, float("nan")), unknown, 1)
+
     def stability(self, names: Iterable[str]) -> float:
         """Return the mean cosine between gradients of two disjoint batches, over these parameters taken together.
 
-        NaN where a batch's gradient is zero.
+        NaN where a batch's gradient is zero, or with one batch.
         """
+        if self.batches < 2:
+            return float("nan")
         gram = torch.stack([self.gram[name] for name in names]).sum(0)
         norms = gram.diagonal().sqrt()
         cosines = gram / (norms[:, None] * norms)

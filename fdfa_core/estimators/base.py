@@ -70,6 +70,10 @@ class Estimator(ABC):
     def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:  # noqa: B027 (stateless methods have none)
         """Advance the method's own state, after its use."""
 
+    def stationary_steps(self) -> int:
+        """Return how many steps at frozen weights bring the state close to its stationary distribution; 0 without one."""
+        return 0
+
     def own_state(self) -> dict[str, object]:
         """Return the method's state beyond the random stream: tensors, numbers and nested containers of them."""
         return {}

@@ -230,6 +230,20 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             found.append((rows(d, axes), rows(u, axes)))
         return found
 
+    def stationary_steps(self) -> int:
+        """Return the steps after which less than 1e-3 of the start's bias is left.
+
+        From zero (1−α)^t of it is left. A plain mean has none, but twice the stationary variance; that excess falls as
+        (1−α)^2t. Adam moves an entry by about its rate a step, so that the time depends on the Jacobian's scale: here enough
+        steps for entries up to 0.1.
+        """
+        if self.feedback_rule == "adam":
+            return math.ceil(0.1 / self.feedback_lr)
+        if self.feedback_lr == 1:
+            return 1
+        forget = math.log(1e-3) / math.log1p(-self.feedback_lr)
+        return math.ceil(1 / self.feedback_lr + forget / 2) if self.warmup else math.ceil(forget)
+
     def own_state(self):
         """Return feedback, step count and Adam's moments."""
         adam = None if self._adam is None else self._adam.state_dict()
