@@ -200,7 +200,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         if self.feedback_rule == "adam":
             self._adam = self._adam or torch.optim.Adam(self.feedback, lr=self.feedback_lr)
         for held, (d, u) in zip(self.feedback, self.responses(trace), strict=True):
-            b = held.flatten(1 if self.replicas is None else 2)[..., : u.shape[-1]]
+            b = held.flatten(d.dim() - 1)  # (*replicas, O, n_l)
             product = torch.addmm if d.dim() == 2 else torch.baddbmm
             if self.feedback_rule == "momentum":
                 product(b, d.mT, u, beta=1 - alpha, alpha=alpha / u.shape[-2], out=b)
