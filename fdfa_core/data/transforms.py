@@ -53,8 +53,8 @@ class RandomResizedCrop:
         if generator is None:
             raise InvalidInput("generator", generator, "a torch.Generator: this transform is random")
         area, aspect, left, top, mirror = torch.rand(5, len(x), generator=generator)
-        area = torch.lerp(*torch.tensor(self.area), area)
-        aspect = torch.lerp(*torch.tensor(self.aspect).log(), aspect).exp()
+        area = torch.lerp(*torch.tensor(self.area, dtype=torch.float32), area)
+        aspect = torch.lerp(*torch.tensor(self.aspect, dtype=torch.float32).log(), aspect).exp()
         # For affine_grid an image spans [-1, 1]: the centre of a box of width share w lies within 1 - w of the middle.
         width = (area * aspect).sqrt().clamp_max(1)
         height = (area / aspect).sqrt().clamp_max(1)
