@@ -1,0 +1,226 @@
+r"""The law of FDFA's feedback at frozen weights.
+
+One feedback step averages D = (1/N) Σ_p d_p u_pᵀ over a batch, with d_p = 𝒥_p u_p the output tangent of sample p when the
+units u_p of one block, or of all hidden blocks together, are perturbed. The feedback is the moving average
+B ← (1 − α) B + α D, started at zero. See docs/theory.md, "The feedback".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analysis.theory.fourth_moment import FourthMoment, fourth_moment
+from analysis.theory.population import Population, gather
+from fdfa_core.errors import InvalidInput
+from fdfa_core.network import BlockNetwork
+
+FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (needed by general blocks alone)
+
+
+@dataclass(frozen=True)
+class JacobianMoments:
+    """First and second moments over a population of the output's Jacobian at every hidden site.
+
+    Attributes:
+        mean: J̄ = E_p[J_p] per hidden block, (O, units).
+        second: R_k = E_p[J_·k J_·kᵀ] per hidden block and unit k, (units, O, O).
+        total: S = Σ_k R_k per hidden block, (O, O).
+    """
+
+    mean: list[Tensor]
+    second: list[Tensor]
+    total: list[Tensor]
+
+    @classmethod
+    def of(cls, population: Population) -> JacobianMoments:
+        """Average over a population."""
+        mean: list = [0.0] * population.hidden
+        second: list = [0.0] * population.hidden
+        for chunk in population.chunks(jacobians=True):
+            for i, jacobian in enumerate(chunk.jacobians()):
+                by_unit = jacobian.permute(2, 1, 0)  # (units, O, n)
+                mean[i] = mean[i] + jacobian.sum(0) / len(population)
+                second[i] = second[i] + by_unit @ by_unit.transpose(1, 2) / len(population)
+        return cls(mean, second, [r.sum(0) for r in second])
+
+
+def jacobian_factors(population: Population, block: int) -> Tensor:
+    """Return F (r, O, units) with Σ_r F_r ⊗ F_r = E_p[J_p ⊗ J_p] for one hidden block, r as small as it can be.
+
+    Raises:
+        InvalidInput: the Jacobians of the population are too large to be held at once.
+    """
+    size = population.outputs * population.units[block]
+    if 8 * len(population) * size > FACTOR_MEMORY:
+        most = FACTOR_MEMORY // (8 * size)
+        raise InvalidInput("x: samples", len(population), f"at most {most} for block {block}, which is not dense")
+    rows = torch.cat([chunk.jacobians()[block].flatten(1) for chunk in population.chunks(jacobians=True)])
+    _, scale, directions = torch.linalg.svd(rows / len(population) ** 0.5, full_matrices=False)
+    kept = scale > 1e-13 * scale[0].clamp(min=1e-300)
+    return (scale[kept, None] * directions[kept]).unflatten(1, (population.outputs, -1))
+
+
+@dataclass(frozen=True)
+class FeedbackLaw:
+    r"""Mean and covariance of FDFA's feedback after t steps from zero, and in the long run.
+
+    Attributes:
+        jacobian: J̄ = E[D], the long-run mean, per hidden block (O, units).
+        perturbation: the part of N Cov(D_ok, D_o'k) that perturbations cause, per hidden block (units, O, O).
+        data: the part that the draw of the batch causes, Cov_p(J_ok, J_o'k).
+        batch_size, feedback_lr: N and α.
+        moments: moments of the Jacobian that the above were made from.
+        laws, tangents: fourth moments of the perturbations that reach each block, and their number K averaged in a step.
+        cross_talk: S, the second moments of the units perturbed together with the block, per hidden block (O, O).
+        warmup: the estimator's option of that name.
+        source: the population.
+    """
+
+    jacobian: list[Tensor]
+    perturbation: list[Tensor]
+    data: list[Tensor]
+    batch_size: int
+    feedback_lr: float
+    moments: JacobianMoments
+    laws: list[FourthMoment]
+    tangents: int
+    cross_talk: list[Tensor]
+    warmup: bool
+    source: Population = field(repr=False)
+
+    @property
+    def step_covariance(self) -> list[Tensor]:
+        """Covariance of one step D between output rows, Cov(D_ok, D_o'k), per hidden block (units, O, O)."""
+        return [(a + b) / self.batch_size for a, b in zip(self.perturbation, self.data, strict=True)]
+
+    def memory(self, steps=None):
+        r"""Return what is left of B_0 after `steps` steps (a number, an array, or None for t → ∞): (1−α)^t.
+
+        With warm-up (α_t = max(α, 1/t)) the first step forgets B_0.
+        """
+        if steps is None:
+            return 0.0
+        return np.where(np.asarray(steps) > 0, 0.0, 1.0) if self.warmup else (1 - self.feedback_lr) ** np.asarray(steps)
+
+    def factor(self, steps=None):
+        r"""Return Cov B_t / Cov D = s + (1−α)^{2(t−t₀)} (f₀ − s), s = α/(2−α), `steps` as in `memory`.
+
+        From zero t₀ = f₀ = 0; with warm-up B_t is the plain mean of t steps, 1/t, until t₀ = ⌊1/α⌋.
+        """
+        alpha = self.feedback_lr
+        limit = alpha / (2 - alpha)
+        if steps is None:
+            return limit
+        t = np.asarray(steps)
+        start = int(1 / alpha + 1e-9) if self.warmup else 0
+        late = limit + (1 - alpha) ** (2 * np.maximum(t - start, 0)) * ((1 / start if start else 0.0) - limit)
+        return np.where(t < start, np.where(t > 0, 1 / np.maximum(t, 1), 0.0), late)
+
+    def mean(self, steps: int | None = None) -> list[Tensor]:
+        """Return E[B_t] after `steps` steps from zero (None: in the long run), per hidden block (O, units)."""
+        return [jacobian * (1 - float(self.memory(steps))) for jacobian in self.jacobian]
+
+    def covariance(self, steps: int | None = None) -> list[Tensor]:
+        """Return Cov(B_ok, B_o'k) after `steps` steps, per hidden block (units, O, O)."""
+        return [float(self.factor(steps)) * covariance for covariance in self.step_covariance]
+
+    def autocovariance(self, lag: int, steps: int | None = None) -> list[Tensor]:
+        """Return Cov(B_t, B_{t+lag}) = (1−α)^lag Cov B_t, as `covariance`."""
+        return [(1 - self.feedback_lr) ** lag * covariance for covariance in self.covariance(steps)]
+
+    def squared_error(self, steps: int | Sequence[int] | None = None) -> np.ndarray:
+        """Return E‖B_t − J̄‖² per hidden block, or (blocks, times) for a sequence of times."""
+        return np.array(
+            [
+                self.memory(steps) ** 2 * float(jacobian.square().sum())
+                + self.factor(steps) * float(covariance.diagonal(dim1=1, dim2=2).sum())
+                for jacobian, covariance in zip(self.jacobian, self.step_covariance, strict=True)
+            ]
+        )
+
+
+def feedback_law(
+    net: BlockNetwork,
+    x: Tensor,
+    batch_size: int,
+    *,
+    feedback_lr: float = 1e-2,
+    site: str = "post",
+    joint: bool = True,
+    perturbation="gaussian",
+    tangents: int = 1,
+    warmup: bool = False,
+) -> FeedbackLaw:
+    """Return the law of FDFA's feedback at frozen weights, for batches drawn with replacement from x (M, …).
+
+    Args:
+        net: the network; normalisation in evaluation mode.
+        batch_size: N.
+        feedback_lr: α in (0, 1].
+        site: where perturbations enter, "pre" or "post".
+        joint: all hidden blocks are perturbed in one tangent pass, so that each block's step hears the others' (cross-talk).
+        perturbation: law of u, a name or an object.
+        tangents: directions averaged in one step.
+        warmup: α_t = max(α, 1/t) at step t.
+
+    Raises:
+        Unsupported, InvalidInput: as `Population`; or a value out of range.
+    """
+    return law_of(Population(net, x, None, site=site), batch_size, feedback_lr, joint, perturbation, tangents, warmup)
+
+
+def law_of(
+    population: Population, batch_size: int, feedback_lr=1e-2, joint=True, perturbation="gaussian", tangents=1, warmup=False
+) -> FeedbackLaw:
+    """Return the law of the feedback over a population (see `feedback_law`)."""
+    if not 0 < feedback_lr <= 1:
+        raise InvalidInput("feedback_lr", feedback_lr, "a number in (0, 1]")
+    moments, units = JacobianMoments.of(population), population.units
+    laws = [fourth_moment(perturbation, sum(units) if joint else n) for n in units]
+    heard = [sum(moments.total) if joint else s for s in moments.total]
+    perturbed = [
+        (law.c * s + law.aligned * r) / tangents for law, s, r in zip(laws, heard, moments.second, strict=True)
+    ]
+    data = [_centred(r, j) for r, j in zip(moments.second, moments.mean, strict=True)]
+    return FeedbackLaw(
+        moments.mean, perturbed, data, batch_size, feedback_lr, moments, laws, tangents, heard, warmup, population
+    )
+
+
+def lag_bias(
+    net: BlockNetwork, x: Tensor, y: Tensor, drift: Sequence[Tensor], feedback_lr: float, *, loss="cross_entropy", site="post"
+) -> dict[str, Tensor]:
+    r"""Return the bias that FDFA's gradient has because its feedback lags behind moving weights (an approximation).
+
+    If the mean Jacobian moves by a constant V per step, the feedback used at a step is J̄ − V/α on average, once (1−α)^t has
+    died out. The gradient is linear in the feedback, so its bias is E_p[A_pᵀ (−V/α)ᵀ e_p]. Exact for a linear drift of J̄ with
+    e and A as they are now; an approximation otherwise, good while J̄ moves little within 1/α steps.
+
+    Args:
+        drift: V per hidden block, (O, *site shape); see `feedback_drift`.
+        feedback_lr: α in (0, 1].
+    """
+    population = Population(net, x, y, loss, site)
+    lag = [-v.double().flatten(1) / feedback_lr for v in drift]
+    (mean,) = population.mean(
+        lambda chunk: [gather(m.mean(chunk.error @ b) for m, b in zip(chunk.maps, lag, strict=False))]
+    )
+    return mean
+
+
+def feedback_drift(before: nn.Module, after: nn.Module, x: Tensor, steps: int, *, site: str = "post") -> list[Tensor]:
+    """Return the mean drift of E[J] per step between two states of a network `steps` apart, per hidden block (O, *site)."""
+    populations = [Population(net, x, None, site=site) for net in (before, after)]
+    first, last = (JacobianMoments.of(p).mean for p in populations)
+    shapes = populations[0].site_shapes
+    return [((b - a) / steps).unflatten(1, shape) for a, b, shape in zip(first, last, shapes, strict=True)]
+
+
+def _centred(second: Tensor, mean: Tensor) -> Tensor:
+    by_unit = mean.T
+    return second - by_unit[:, :, None] * by_unit[:, None, :]

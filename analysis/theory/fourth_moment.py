@@ -1,0 +1,45 @@
+"""Fourth moments of a perturbation law, all that a forward gradient's variance asks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fdfa_core.errors import Unsupported
+from fdfa_core.perturbations import Law, Sphere, make_law
+
+ISOTROPIC = ("gaussian", "sphere")  # laws that look the same in every orthonormal basis
+
+
+@dataclass(frozen=True)
+class FourthMoment:
+    r"""E[v_a v_b v_i v_j] = c (δ_ab δ_ij + δ_ai δ_bj + δ_aj δ_bi) + k δ_abij.
+
+    Independent entries of kurtosis κ: c = 1, k = κ − 3. Uniform on the sphere of radius √d: c = d/(d+2), k = 0.
+
+    For fixed vectors z, a and a square matrix Q this gives
+
+        E[(z·v)² (a·v)²] = c (‖z‖²‖a‖² + 2 (z·a)²) + k Σ_i z_i² a_i²
+        E[(vᵀQv)²]       = c ((tr Q)² + ‖Q‖² + tr Q²) + k Σ_i Q_ii²
+    """
+
+    c: float
+    k: float
+
+    @property
+    def aligned(self) -> float:
+        """Coefficient of (z·a)² in Var[(z·v)(a·v)] where a touches one entry alone: 2c + k − 1."""
+        return 2 * self.c + self.k - 1
+
+
+def fourth_moment(law: str | Law, dimension: int) -> FourthMoment:
+    """Return the fourth moments of vectors of this dimension (the number of units or parameters perturbed together).
+
+    Raises:
+        Unsupported: a law whose entries may depend on each other in a way that is not known here.
+    """
+    law = make_law(law)
+    if isinstance(law, Sphere):
+        return FourthMoment(dimension / (dimension + 2), 0.0)
+    if getattr(law, "independent", True) is False:
+        raise Unsupported(f"perturbation {law.name}: its entries are dependent, and its fourth moments are not known here")
+    return FourthMoment(1.0, float(law.kurtosis) - 3)

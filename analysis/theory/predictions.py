@@ -1,0 +1,373 @@
+r"""Exact mean and variance of every gradient component, by closed form.
+
+Everything is a mean over a finite population of per-sample moments (see `population`), for batches of N samples drawn with
+replacement and independent perturbations. Variances come apart into parts with different causes:
+
+| part | cause | shrinks as |
+| --- | --- | --- |
+| `data` | which samples are in the batch | 1/N |
+| `perturbation` | the random directions of this step (forward gradients) | 1/(N K), or 1/K where the batch shares a direction |
+| `feedback` | the random feedback, seen through the mean error (FDFA) | α/(2−α) · 1/N |
+| `cross` | the random feedback times the batch's own deviation from the mean error | α/(2−α) · 1/N² |
+
+The formulas are derived in docs/theory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from torch import Tensor
+
+from analysis.theory.feedback import FeedbackLaw, law_of
+from analysis.theory.feedback_form import feedback_forms
+from analysis.theory.fourth_moment import ISOTROPIC, FourthMoment, fourth_moment
+from analysis.theory.local_maps import UnitMap
+from analysis.theory.population import Chunk, Population, gather
+from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
+from fdfa_core.network import BlockNetwork
+from fdfa_core.perturbations import make_law
+
+Values = dict[str, Tensor]
+PARTS = ("data", "perturbation", "feedback", "cross")
+SAMPLINGS = ("fresh_batches", "given_batch")
+
+
+@dataclass
+class Prediction:
+    """Mean and variance of an estimator's gradient, per component: {parameter: float64 tensor of its shape}.
+
+    Attributes:
+        name: the estimator.
+        batch_size: N.
+        mean: E[g].
+        target: the population's gradient ∇.
+        data, perturbation, feedback, cross: parts of the variance (zero where an estimator has no such part).
+        feedback_law: for `fdfa`, the law of the feedback that the parts were made from.
+    """
+
+    name: str
+    batch_size: int
+    mean: Values
+    target: Values
+    data: Values
+    perturbation: Values
+    feedback: Values
+    cross: Values
+    feedback_law: FeedbackLaw | None = field(default=None, repr=False)
+
+    @property
+    def variance(self) -> Values:
+        """Var[g], the sum of the parts."""
+        parts = [getattr(self, part) for part in PARTS]
+        return {name: sum(part[name] for part in parts) for name in self.mean}
+
+    @property
+    def bias(self) -> Values:
+        """E[g] − ∇."""
+        return {name: self.mean[name] - self.target[name] for name in self.mean}
+
+    def total(self, what: str = "variance", block: int | None = None) -> float:
+        """Return a sum over components: of the variance or one of its parts, or of the squared `bias`, `mean` or `target`.
+
+        Args:
+            what: "variance", a part, "bias", "mean", "target", or "mse" (variance plus squared bias).
+            block: only this block's parameters.
+        """
+        if what == "mse":
+            return self.total("variance", block) + self.total("bias", block)
+        values = getattr(self, what)
+        squared = what in ("bias", "mean", "target")
+        mine = [v for name, v in values.items() if block is None or name.split(".", 1)[0] == str(block)]
+        return float(sum((v.square() if squared else v).sum() for v in mine))
+
+    def frame(self) -> pd.DataFrame:
+        """Return totals per parameter, block and network, one row each.
+
+        Columns: `estimator`, `batch_size`, `level`, `block`, `parameter`, `size`, `variance` and its parts, `bias2`, `mse`,
+        `target_norm`, and `noise_to_signal` = variance / ‖∇‖².
+        """
+        variance, bias, rows = self.variance, self.bias, []
+        sums = {what: {n: float(v.sum()) for n, v in getattr(self, what).items()} for what in PARTS}
+        sums |= {"variance": {n: float(v.sum()) for n, v in variance.items()}}
+        sums |= {"bias2": {n: float(v.square().sum()) for n, v in bias.items()}}
+        sums |= {"target2": {n: float(v.square().sum()) for n, v in self.target.items()}}
+        blocks: dict[int, list[str]] = {}
+        for name in self.mean:
+            blocks.setdefault(int(name.split(".", 1)[0]), []).append(name)
+        groups = [("parameter", int(n.split(".", 1)[0]), n, [n]) for n in self.mean]
+        groups += [("block", block, "", names) for block, names in blocks.items()] + [("network", -1, "", list(self.mean))]
+        for level, block, parameter, names in groups:
+            row = {what: sum(values[n] for n in names) for what, values in sums.items()}
+            norm2 = row.pop("target2")
+            rows.append(
+                {"estimator": self.name, "batch_size": self.batch_size, "level": level, "block": block, "parameter": parameter}
+                | {"size": sum(self.mean[n].numel() for n in names)}
+                | row
+                | {"mse": row["variance"] + row["bias2"], "target_norm": norm2**0.5}
+                | {"noise_to_signal": row["variance"] / norm2 if norm2 else float("nan")}
+            )
+        return pd.DataFrame(rows)
+
+
+def predict(
+    name: str,
+    net: BlockNetwork,
+    x: Tensor,
+    y: Tensor,
+    batch_size: int,
+    loss: str | Callable = "cross_entropy",
+    *,
+    sampling: str = "fresh_batches",
+    **options,
+) -> Prediction:
+    """Return exact mean and variance of an estimator's gradient, per component.
+
+    Args:
+        name: "bp", "fg-w", "fg-a", "dfa" or "fdfa".
+        net: the network as it stands; normalisation in evaluation mode.
+        x, y: the finite population, M samples; M may be smaller than the batch.
+        batch_size: N, samples drawn with replacement.
+        loss: as for `make_estimator`.
+        sampling: "fresh_batches" (each draw has its own batch) or "given_batch" (the batch is (x, y) itself: only the
+            perturbations, and FDFA's feedback, are random).
+        **options: the estimator's own, with its defaults. `dfa` needs `feedback`, one tensor (O, *site) per hidden
+            block. `fdfa` also takes `feedback` (moments given that state), `steps` (t steps after B = 0; the default
+            None is the long run), or `feedback_law`, made by `feedback_law` on another population.
+
+    Returns:
+        A `Prediction`.
+
+    Raises:
+        Unsupported: no exact form exists for this network, law or option; the message says what to do.
+        UnknownName, InvalidInput: unknown estimator or option, or an impossible value.
+    """
+    if name not in FORMULAS:
+        raise UnknownName("estimator", name, FORMULAS, "Others have no closed form here: measure them.")
+    formula, defaults = FORMULAS[name]
+    for option in options:
+        if option not in defaults:
+            raise UnknownName(f"option of {name}", option, defaults or ["none: it has no options"])
+    if sampling not in SAMPLINGS:
+        raise InvalidInput("sampling", sampling, '"fresh_batches" or "given_batch"')
+    given = sampling == "given_batch"
+    if not isinstance(batch_size, int) or batch_size < 1 or (given and batch_size != len(x)):
+        accepted = f"{len(x)}, the size of the given batch" if given else "a positive integer"
+        raise InvalidInput("batch_size", batch_size, accepted)
+    settings = {**defaults, **options}
+    if settings.get("tangents", 1) < 1:
+        raise InvalidInput("tangents", settings["tangents"], "a positive integer")
+    population = Population(net, x, y, loss, settings.get("site", "post"))
+    prediction = formula(population, batch_size, given, **settings)
+    prediction.name = name
+    if given:
+        prediction.data, prediction.cross = population.zeros(), population.zeros()
+    return prediction
+
+
+def bp(population: Population, batch_size: int, given: bool) -> Prediction:
+    r"""E = ∇, Var = V/N with V = Var_p G."""
+
+    def terms(chunk: Chunk) -> list[Values]:
+        signals = chunk.signals()
+        return [_each(chunk, "mean", signals), _each(chunk, "square", signals)]
+
+    mean, second = population.mean(terms)
+    return _assemble(population, batch_size, mean, mean, data=_spread(second, mean, batch_size))
+
+
+def fg_w(population: Population, batch_size: int, given: bool, *, perturbation, tangents, combine, per_sample) -> Prediction:
+    r"""One direction over all P parameters, shared by the batch or one per sample.
+
+    A direction that meets the vector ĝ gives Var[(ĝ·v) v_i] = c‖ĝ‖² + (2c + k − 1) ĝ_i². Shared, ĝ is the batch gradient, with
+    E ĝ_i² = ∇_i² + V_i/N; per sample, it is a sample's, with E G_i² = ∇_i² + V_i, and N of them are averaged.
+    """
+    if combine not in ("mean", "projection"):
+        raise InvalidInput("combine", combine, '"mean" or "projection"')
+    base = bp(population, batch_size, given)
+    size = sum(p.numel() for p in base.mean.values())
+    share = 1 if per_sample else 0 if given else 1 / batch_size
+    met = {n: base.mean[n].square() + share * batch_size * v for n, v in base.data.items()}
+    norm2 = sum(v.sum() for v in met.values())
+    if combine == "projection":
+        return _projection(population, base, met, norm2, size, perturbation, tangents, per_sample)
+    law, averaged = fourth_moment(perturbation, size), tangents * (batch_size if per_sample else 1)
+    base.perturbation = {n: (law.c * norm2 + law.aligned * v) / averaged for n, v in met.items()}
+    return base
+
+
+def _projection(population, base: Prediction, met: Values, norm2, size: int, law, tangents, per_sample) -> Prediction:
+    r"""ĝ projected on the span of K isotropic directions, a uniformly random K-dimensional subspace.
+
+    The projection is tĝ + √(t(1−t)) ‖ĝ‖ w with t ~ Beta(K/2, (P−K)/2) and w uniform on the unit sphere orthogonal to ĝ.
+    """
+    if make_law(law).name not in ISOTROPIC or per_sample:
+        raise Unsupported(
+            'combine="projection" has an exact form for a shared direction of an isotropic law alone: '
+            f"use per_sample=False and perturbation in {ISOTROPIC}, or measure it"
+        )
+    if tangents > size:
+        raise InvalidInput("tangents", tangents, f"at most {size}, the number of parameters, for a projection")
+    kept = tangents / size
+    square = kept * (tangents + 2) / (size + 2)  # E t²
+    across = (kept - square) / max(size - 1, 1)  # E t(1−t) spread over the P − 1 other dimensions
+    mean = {n: kept * g for n, g in base.mean.items()}
+    data = {n: kept**2 * v for n, v in base.data.items()}
+    noise = {n: (square - kept**2 - across) * v + across * norm2 for n, v in met.items()}
+    return _assemble(population, base.batch_size, mean, base.target, data=data, perturbation=noise)
+
+
+def fg_a(population: Population, batch_size: int, given: bool, *, perturbation, site, readout, joint, tangents) -> Prediction:
+    r"""Every sample has its own direction u at the perturbed units; block l's error is s u_l with s = z·u.
+
+    Var[A_pᵀ s u] = c‖z‖² Σ_k A_k² + (2c − 1)(A_pᵀz)² + k Σ_k z_k² A_k², averaged over samples and divided by N K.
+    """
+    if readout not in ("exact", "perturbed"):
+        raise InvalidInput("readout", readout, '"exact" or "perturbed"')
+    last = population.hidden if readout == "exact" else population.hidden + 1
+    units = [*population.units, population.outputs][:last]
+    laws = [fourth_moment(perturbation, sum(units) if joint else n) for n in units]
+
+    def terms(chunk: Chunk) -> list[Values]:
+        signals = chunk.signals()
+        norms = [z.square().sum(1, keepdim=True) for z in signals[:last]]
+        heard = [sum(norms)] * last if joint else norms
+        square = [m.square(z) for m, z in zip(chunk.maps, signals, strict=True)]
+        noise = [
+            _activity_noise(m, z, norm2, law, own)
+            for m, z, norm2, law, own in zip(chunk.maps, signals, heard, laws, square, strict=False)
+        ]
+        return [_each(chunk, "mean", signals), gather(square), gather(noise)]
+
+    mean, second, noise = population.mean(terms)
+    noise = {n: v / (batch_size * tangents) for n, v in noise.items()}
+    return _assemble(population, batch_size, mean, mean, data=_spread(second, mean, batch_size), perturbation=noise)
+
+
+def _activity_noise(local, z: Tensor, norm2: Tensor, law: FourthMoment, square: Values) -> Values:
+    """Sum over a chunk's samples of Var[A_pᵀ s u]; `square` is Σ_p (A_pᵀ z_p)²."""
+    energy = local.energy(norm2)
+    if isinstance(local, UnitMap) or law.k == 0:  # where a parameter touches one unit, Σ_k z_k² A_k² = (Aᵀz)²
+        return {n: law.c * v + law.aligned * square[n] for n, v in energy.items()}
+    fourth = local.energy(z.square())
+    return {n: law.c * v + (2 * law.c - 1) * square[n] + law.k * fourth[n] for n, v in energy.items()}
+
+
+def dfa(population: Population, batch_size: int, given: bool, *, site, feedback) -> Prediction:
+    r"""Given feedback B: E = E_p[A_pᵀ Bᵀe_p], and the draw of the batch is all that varies."""
+    held = check_feedback(population, feedback)
+
+    def terms(chunk: Chunk) -> list[Values]:
+        signals = [*(chunk.error @ b for b in held), chunk.error]
+        return [_each(chunk, "mean", chunk.signals()), _each(chunk, "mean", signals), _each(chunk, "square", signals)]
+
+    target, mean, second = population.mean(terms)
+    return _assemble(population, batch_size, mean, target, data=_spread(second, mean, batch_size))
+
+
+def fdfa(
+    population: Population,
+    batch_size: int,
+    given: bool,
+    *,
+    perturbation,
+    site,
+    joint,
+    tangents,
+    feedback_rule,
+    feedback_lr,
+    warmup,
+    feedback,
+    steps,
+    feedback_law,
+) -> Prediction:
+    r"""A_pᵀ Bᵀ e_p averaged over the batch, with the random feedback B of the steps before, independent of the batch.
+
+    With C_p = e_p ⊗ A_p, μ = E C and V(X) = Var⟨B, X⟩: data Var_p⟨B̄, C_p⟩/N, feedback V(μ), cross E_p V(C_p − μ)/N.
+    """
+    if feedback is not None:
+        return dfa(population, batch_size, given, site=site, feedback=feedback)
+    if feedback_rule != "momentum":
+        raise Unsupported(
+            f'feedback_rule={feedback_rule!r} has no exact form, use "momentum"; analysis.theory.laws.adam_feedback_sd '
+            "approximates the spread of feedback that Adam trains"
+        )
+    if feedback_law is None:
+        rate = 1e-2 if feedback_lr is None else feedback_lr
+        feedback_law = law_of(population, batch_size, rate, joint, perturbation, tangents, warmup)
+    law = feedback_law
+    expected, forms = law.mean(steps), feedback_forms(law, population, steps)
+
+    def terms(chunk: Chunk) -> list[Values]:
+        signals = [*(chunk.error @ b for b in expected), chunk.error]
+        return [
+            _each(chunk, "mean", chunk.signals()),
+            _each(chunk, "mean", signals),
+            _each(chunk, "square", signals),
+            gather(form.of_samples(chunk) for form in forms),
+        ]
+
+    target, mean, second, of_samples = population.mean(terms, jacobians=True)
+    feedback = population.zeros() | gather(form.of_mean(population) for form in forms)
+    return _assemble(
+        population,
+        batch_size,
+        mean,
+        target,
+        data=_spread(second, mean, batch_size),
+        feedback=feedback,
+        cross={n: (v - feedback[n]).clamp(min=0) / batch_size for n, v in of_samples.items()},
+        feedback_law=law,
+    )
+
+
+def check_feedback(population: Population, feedback: Sequence[Tensor] | None) -> list[Tensor]:
+    """Return given feedback as float64 (O, units) per hidden block, or raise `InvalidInput`."""
+    shapes = [(population.outputs, *shape) for shape in population.site_shapes]
+    given = None if feedback is None else [tuple(b.shape) for b in feedback]
+    if given != shapes:
+        raise InvalidInput("feedback: shapes", given, f"{shapes}, one tensor per hidden block, e.g. est.feedback")
+    return [b.detach().double().flatten(1) for b in feedback]
+
+
+def _each(chunk: Chunk, what: str, signals: list[Tensor]) -> Values:
+    """Call one of the maps' sums for every block's signal."""
+    return gather(getattr(m, what)(w) for m, w in zip(chunk.maps, signals, strict=True))
+
+
+def _spread(second: Values, mean: Values, batch_size: int) -> Values:
+    """Return Var_p/N from second moments; rounding below zero is cleared."""
+    return {n: (v - mean[n].square()).clamp(min=0) / batch_size for n, v in second.items()}
+
+
+def _assemble(population: Population, batch_size: int, mean: Values, target: Values, **parts) -> Prediction:
+    complete = {part: population.zeros() | parts.pop(part, {}) for part in PARTS}
+    return Prediction("", batch_size, mean, target, **complete, **parts)
+
+
+FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
+    "bp": (bp, {}),
+    "fg-w": (fg_w, {"perturbation": "gaussian", "tangents": 1, "combine": "mean", "per_sample": False}),
+    "fg-a": (
+        fg_a,
+        {"perturbation": "gaussian", "site": "pre", "readout": "exact", "joint": True, "tangents": 1},
+    ),
+    "dfa": (dfa, {"site": "post", "feedback": None}),
+    "fdfa": (
+        fdfa,
+        {
+            "perturbation": "gaussian",
+            "site": "post",
+            "joint": True,
+            "tangents": 1,
+            "feedback_rule": "momentum",
+            "feedback_lr": None,
+            "warmup": False,
+            "feedback": None,
+            "steps": None,
+            "feedback_law": None,
+        },
+    ),
+}
