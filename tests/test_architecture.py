@@ -78,3 +78,9 @@ def test_forbidden_import_is_found(module, source):
 )
 def test_allowed_import_is_not_found(module, source):
     assert violations(source, Path(module)) == []
+
+
+@pytest.mark.parametrize("name", sorted(set().union(*FORBIDDEN.values(), *ALLOWED.values()) - {"torch"}))
+def test_rules_name_what_exists(name):
+    path = ROOT.joinpath(*name.split("."))
+    assert path.is_dir() or path.with_suffix(".py").is_file()

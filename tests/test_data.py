@@ -14,6 +14,7 @@ import struct
 import tarfile
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,6 +209,15 @@ def test_downloaded_files_are_kept(tmp_path, server):
     source = write_idx(tmp_path / "server", [idx(a) for a in idx_arrays()], urls=[server])
     first = source.load(tmp_path / "data", download=True)
     assert source.load(tmp_path / "data", download=False).sha256 == first.sha256
+
+
+def test_simultaneous_loads_download_each_file_once(tmp_path, server, monkeypatch):
+    requested = []
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda self, *_: requested.append(self.path))
+    source = write_idx(tmp_path / "server", [idx(a) for a in idx_arrays()], urls=[server])
+    with ThreadPoolExecutor() as pool:
+        sizes = list(pool.map(lambda _: len(source.load(tmp_path / "data", download=True).train), range(4)))
+    assert sizes == [30] * 4 and sorted(requested) == sorted(f"/{name}" for name in IDX_NAMES)
 
 
 def test_download_with_a_wrong_hash_leaves_no_file(tmp_path, server):
