@@ -192,8 +192,7 @@ def fdfa(net, x, y, batch_size, *, feedback_lr, steps, site="post", loss="cross_
     contributions = []
     for s in per_sample:
         signals = [s.error @ b.unflatten(1, (outputs, -1)) for b in blocks]  # (n, units)
-        contributions.append(
-            torch.cat([*(w @ a for w, a in zip(signals, s.local, strict=False)), (s.error @ s.local[-1]).expand(len(held), -1)], 1)
-        )
+        readout = (s.error @ s.local[-1]).expand(len(held), -1)
+        contributions.append(torch.cat([*(w @ a for w, a in zip(signals, s.local, strict=False)), readout], 1))
     batches = [sum(batch) / batch_size for batch in itertools.product(contributions, repeat=batch_size)]
     return moments(torch.cat(batches), chance.repeat(len(batches)) / len(batches))

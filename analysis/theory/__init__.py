@@ -5,7 +5,8 @@ follows for averages over dimensions, scaling, angles and the best α; `conditio
 holds. Derivations, assumptions and sources are in docs/theory.md.
 """
 
+from analysis.theory.conditions import conditions
 from analysis.theory.feedback import FeedbackLaw, feedback_drift, feedback_law, lag_bias
 from analysis.theory.predictions import FORMULAS, Prediction, predict
 
-__all__ = ["FORMULAS", "FeedbackLaw", "Prediction", "feedback_drift", "feedback_law", "lag_bias", "predict"]
+__all__ = ["FORMULAS", "FeedbackLaw", "Prediction", "conditions", "feedback_drift", "feedback_law", "lag_bias", "predict"]

@@ -144,16 +144,18 @@ class GeneralMap(LocalMap):
         step = max(1, MEMORY // (8 * self.size * cotangents.shape[1]))
         for start in range(0, len(self.x), step):
             part = slice(start, start + step)
-            rows = vmap(self._rows)(self.x[part], cotangents[part].unflatten(-1, self.shape))
+            here = cotangents[part].unflatten(-1, self.shape)
+            # one flat batch of (sample, cotangent) pairs: not all of torch's backward formulas can be mapped twice
+            rows = vmap(self._row)(self.x[part].repeat_interleave(here.shape[1], 0), here.flatten(0, 1))
             for inner, value in rows.items():
                 name = self.names[inner]
-                found = reduce(value, part)
+                found = reduce(value.unflatten(0, here.shape[:2]), part)
                 totals[name] = totals[name] + found if name in totals else found
         return totals
 
-    def _rows(self, x: Tensor, cotangents: Tensor) -> dict[str, Tensor]:
+    def _row(self, x: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
         _, pull = vjp(lambda p: functional_call(self.module, p, (x[None],))[0], self.values)
-        return vmap(pull)(cotangents)[0]
+        return pull(cotangent)[0]
 
 
 def local_map(block: nn.Module, x: Tensor, site: str, names: dict[nn.Parameter, str]) -> UnitMap | GeneralMap:

@@ -291,7 +291,7 @@ def fdfa(
         return dfa(population, batch_size, given, site=site, feedback=feedback)
     if feedback_rule != "momentum":
         raise Unsupported(
-            f'feedback_rule={feedback_rule!r} has no exact form, use "momentum"; analysis.theory.laws.adam_feedback_sd '
+            f'feedback_rule={feedback_rule!r} has no exact form, use "momentum"; analysis.theory.laws.adam_feedback_variance '
             "approximates the spread of feedback that Adam trains"
         )
     if feedback_law is None:

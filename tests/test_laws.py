@@ -1,0 +1,209 @@
+"""Laws derived from the closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.theory import feedback_drift, feedback_law, lag_bias, laws, predict
+from analysis.theory.conditions import example
+from fdfa_core import fully_connected
+from fdfa_core.errors import InvalidInput
+
+
+@pytest.mark.parametrize("kurtosis, law", [(3, "gaussian"), (1, "rademacher")])
+@pytest.mark.parametrize("block", [0, 1])
+def test_average_variance_of_activity_perturbation_of_one_layer(kurtosis, law, block):
+    net, x, y = example([4, 5, 3, 2])
+    weight = f"{block}.affine.weight"
+    moments = laws.average_moments(predict("bp", net, x, y, 7), [weight])
+    units, fan_in = net.get_parameter(weight).shape
+    table = laws.average_variance(*moments, units=units, fan_in=fan_in, batch_size=7, kurtosis=kurtosis)
+    found = predict("fg-a", net, x, y, 7, joint=False, perturbation=law).variance[weight].mean()
+    assert table["fg-a"] == pytest.approx(float(found), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["shared", "per sample"])
+def test_average_variance_of_weight_perturbation(kind):
+    net, x, y = example([4, 5, 2])
+    size = sum(p.numel() for p in net.parameters())  # all parameters share the direction, as one layer of 1 × P weights would
+    moments = laws.average_moments(predict("bp", net, x, y, 7))
+    table = laws.average_variance(*moments, units=1, fan_in=size, batch_size=7)
+    found = predict("fg-w", net, x, y, 7, per_sample=kind == "per sample")
+    assert table[f"fg-w {kind}"] == pytest.approx(found.total() / size, rel=1e-12)
+
+
+def test_average_variance_is_the_published_table_for_gaussian_directions():
+    table = laws.average_variance(2.0, 5.0, units=4, fan_in=6, batch_size=3)
+    assert table["fg-w shared"] == pytest.approx((24 + 2) / 3 * 2 + (24 + 1) * 5)
+    assert table["fg-w per sample"] == pytest.approx((24 + 2) / 3 * 2 + (24 + 1) / 3 * 5)
+    assert table["fg-a"] == pytest.approx((4 + 2) / 3 * 2 + (4 + 1) / 3 * 5)
+
+
+def test_noise_to_signal_of_weight_perturbation_given_the_batch_depends_on_nothing_but_size():
+    net, x, y = example([4, 5, 2])
+    size = sum(p.numel() for p in net.parameters())
+    for law, kurtosis in (("gaussian", 3), ("rademacher", 1)):
+        found = predict("fg-w", net, x, y, len(x), sampling="given_batch", perturbation=law, tangents=2)
+        assert found.total() / found.total("target") == pytest.approx((size + kurtosis - 2) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    [("bp", {}, 0), ("fg-w", {"per_sample": True}, 2), ("fg-a", {"readout": "perturbed"}, 1), ("fg-a", {}, 1)],
+    ids=str,
+)
+def test_width_slopes_of_the_first_layer(name, options, expected):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 10, generator=generator), torch.randint(0, 3, (32,), generator=generator)
+    cases = [(n, fully_connected([10, n, 3], seed=1), x, y, 16) for n in (64, 128, 256, 512, 1024)]
+    found = laws.slopes(laws.sweep(name, cases, **options))
+    slope = found[found.parameter == "0.affine.weight"].slope.item()
+    assert slope == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "name, options, expected",
+    [
+        ("bp", {}, -1),
+        ("fg-a", {}, -1),
+        ("fg-w", {"per_sample": True}, -1),
+        ("fdfa", {"feedback_lr": 0.1}, None),
+    ],
+    ids=str,
+)
+def test_batch_slopes(name, options, expected):
+    net, x, y = example([4, 5, 4, 2])
+    found = laws.slopes(laws.sweep(name, [(n, net, x, y, n) for n in (1, 4, 16, 64)], **options))
+    whole = found[found.level == "network"]
+    if expected is None:  # the cross part falls twice as fast
+        assert -2 < whole.slope.item() < -1 and whole.curvature.item() > 0
+    else:
+        assert whole.slope.item() == pytest.approx(expected, abs=1e-9)
+        assert whole.curvature.item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("combine", ["mean", "projection"])
+@pytest.mark.parametrize("tangents", [1, 3])
+def test_expected_cosine_by_monte_carlo(combine, tangents):
+    generator, size = torch.Generator().manual_seed(0), 7
+    v = torch.randn(200_000, tangents, size, generator=generator, dtype=torch.float64)
+    if combine == "mean":
+        g = (v[..., :1] * v).sum(1)  # the gradient is the first axis
+        cosine = g[:, 0] / g.norm(dim=1)
+    else:
+        basis = torch.linalg.qr(v.mT)[0]
+        cosine = basis[:, 0].norm(dim=1)
+    for found, expected in (
+        (cosine, laws.expected_cosine(size, tangents, combine)),
+        (cosine.square(), laws.expected_squared_cosine(size, tangents, combine)),
+    ):
+        assert abs(float(found.mean()) - expected) < 4.5 * float(found.std()) / len(found) ** 0.5  # false alarm 7e-6
+
+
+def test_expected_cosine_of_a_complete_projection_is_one():
+    assert laws.expected_cosine(5, 5, "projection") == 1.0
+
+
+def test_expected_cosine_of_many_dimensions():
+    assert laws.expected_cosine(10**7) == pytest.approx(math.sqrt(2 / (math.pi * 10**7)), rel=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, "mean"), (5, 6, "projection"), (5, 0, "mean"), (5, 1, "sum")])
+def test_expected_cosine_refuses(arguments):
+    with pytest.raises(InvalidInput):
+        laws.expected_cosine(*arguments)
+
+
+def test_projection_keeps_a_share_of_the_gradient():
+    net, x, y = example([3, 2, 2])
+    size = sum(p.numel() for p in net.parameters())
+    found = predict("fg-w", net, x, y, len(x), sampling="given_batch", combine="projection", tangents=4)
+    second = found.total("mean") + found.total()
+    assert second == pytest.approx(found.total("target") * laws.expected_squared_cosine(size, 4, "projection"), rel=1e-12)
+    whole = predict("fg-w", net, x, y, len(x), sampling="given_batch", combine="projection", tangents=size)
+    assert whole.total("mse") == pytest.approx(0, abs=1e-15)
+
+
+def test_projection_variance_by_monte_carlo():
+    net, x, y = example([2, 1, 2])
+    found = predict("fg-w", net, x, y, len(x), sampling="given_batch", combine="projection", tangents=3)
+    g = torch.cat([v.flatten() for v in found.target.values()])
+    v = torch.randn(100_000, len(g), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = torch.linalg.qr(v)[0]
+    drawn = (basis @ (basis.mT @ g[:, None]))[..., 0]
+    expected = torch.cat([v.flatten() for v in found.variance.values()])
+    deviation = (drawn - drawn.mean(0)).square()
+    assert ((deviation.mean(0) - expected).abs() < 5 * deviation.std(0) / len(drawn) ** 0.5).all()  # false alarm 4e-6 in all
+
+
+def test_tracking_rate_minimises_the_feedbacks_error():
+    variance, drift2 = 3.0, 1e-6
+    rate = laws.tracking_feedback_lr(variance, drift2)
+    rates = np.geomspace(rate / 3, rate * 3, 2001)
+    assert rates[np.argmin(rates / 2 * variance + drift2 / rates**2)] == pytest.approx(rate, rel=2e-3)
+
+
+def test_lag_of_the_feedback_under_a_linear_drift():
+    alpha, drift, held, jacobian = 0.2, 0.01, 0.0, 1.0
+    for _ in range(400):  # E[B] follows the mean of D
+        jacobian += drift
+        used = held
+        held = (1 - alpha) * held + alpha * jacobian
+    assert used - jacobian == pytest.approx(-drift / alpha, rel=1e-10)
+
+
+def test_lag_bias_is_the_gradient_of_the_lag():
+    net, x, y = example([4, 5, 3, 2])
+    held = [b.view(2, -1) for b in feedback_law(net, x, 1).mean()]
+    drift = [torch.randn(b.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i, b in enumerate(held)]
+    late = predict("dfa", net, x, y, 4, feedback=[b - v / 0.1 for b, v in zip(held, drift, strict=True)]).mean
+    found, mean = lag_bias(net, x, y, drift, 0.1), predict("fdfa", net, x, y, 4).mean
+    for name in ("0.affine.weight", "0.affine.bias", "1.affine.weight"):
+        torch.testing.assert_close(found[name], late[name] - mean[name], rtol=1e-9, atol=1e-12)
+
+
+def test_drift_is_the_mean_change_of_the_jacobian():
+    net, x, _ = example([4, 5, 3, 2])
+    after, *_ = example([4, 5, 3, 2], seed=1)
+    drift = feedback_drift(net, after, x, 10)
+    torch.testing.assert_close(drift[1] * 10, after[2].weight.detach() - net[2].weight.detach())
+
+
+def test_best_rate_under_drift_minimises_the_gradients_error():
+    net, x, y = example([4, 5, 3, 2])
+    generator = torch.Generator().manual_seed(0)
+    drift = [1e-3 * torch.randn(2, n, generator=generator, dtype=torch.float64) for n in (5, 3)]
+    error = laws.DriftError.of(net, x, y, 8, drift)
+    best = error.best_feedback_lr()
+    assert 0.001 < best < 0.9
+    assert all(error.mse(best) <= error.mse(rate) * (1 + 1e-9) for rate in np.geomspace(1e-4, 1, 200))
+
+
+def test_drift_error_without_drift_is_the_prediction():
+    net, x, y = example([4, 5, 3, 2])
+    still = [torch.zeros(2, n, dtype=torch.float64) for n in (5, 3)]
+    found = predict("fdfa", net, x, y, 8, feedback_lr=0.3)
+    expected = found.total("mse", 0) + found.total("mse", 1)
+    assert laws.DriftError.of(net, x, y, 8, still).mse(0.3) == pytest.approx(expected, rel=1e-12)
+
+
+def test_adam_feedback_variance_approximates_adam():
+    generator, rate, sd = torch.Generator().manual_seed(0), 2e-3, 1.5
+    b = torch.zeros(20_000)
+    adam = torch.optim.Adam([b], lr=rate)
+    for _ in range(4000):
+        b.grad = b - sd * torch.randn(b.shape, generator=generator)
+        adam.step()
+    net, x, _ = example([4, 5, 2])
+    law = feedback_law(net, x, 1)
+    scale = sd / float(law.step_covariance[0][0, 0, 0].sqrt())
+    predicted = scale * float(laws.adam_feedback_variance(law, rate)[0][0, 0])
+    assert float(b.var()) == pytest.approx(predicted, rel=0.04)  # 1 % of Monte-Carlo error, 3 % for the approximation
+
+
+def test_noise_cosine_approximates_the_angle_of_many_independent_perturbations():
+    net, x, y = example([4, 5, 2])
+    found = predict("fg-a", net, x, y, 10**6)
+    assert laws.noise_cosine(found) == pytest.approx(1, abs=1e-3)
