@@ -97,3 +97,44 @@ def make_law(law: str | Law) -> Law:
     if missing:
         raise InvalidInput("perturbation", law, f"a name ({', '.join(LAWS)}) or a law object; this lacks {missing}")
     return law
+
+
+DESIGNS = ("independent", "antithetic", "orthogonal")
+
+
+def design_sample(
+    law: Law, design: str, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Return draws (…, M, dimension) whose M rows are arranged by design; each row alone has identity covariance.
+
+    Args:
+        law: of the rows. "orthogonal" needs one that is the same in every direction.
+        design: "independent"; "antithetic": the second half of the rows are the first half's negatives; "orthogonal": rows in
+            blocks of up to `dimension`, orthogonal and of norm √dimension, uniformly distributed (each row is then of the law
+            "sphere").
+        shape: (…, M, dimension).
+        generator: of the random numbers; the draws are on its device.
+        dtype: of the draws.
+
+    Raises:
+        InvalidInput: unknown design, or an orthogonal design of a law that is not isotropic.
+    """
+    *lead, rows, dimension = shape
+    if design not in DESIGNS:
+        raise InvalidInput("directions", design, " or ".join(map(repr, DESIGNS)))
+    if design == "antithetic":
+        half = law.sample((*lead, (rows + 1) // 2, dimension), generator=generator, dtype=dtype)
+        return torch.cat([half, -half[..., : rows // 2, :]], dim=-2)
+    draws = law.sample((*lead, rows, dimension), generator=generator, dtype=dtype)
+    if design == "independent":
+        return draws
+    if law.name not in ("gaussian", "sphere"):
+        raise InvalidInput("perturbation", law.name, '"gaussian" or "sphere" with directions="orthogonal"')
+    return torch.cat([_orthogonal_rows(block) for block in draws.split(dimension, dim=-2)], dim=-2)
+
+
+def _orthogonal_rows(v: Tensor) -> Tensor:
+    """Orthogonalise isotropic rows (…, m, d), m ≤ d, to norm √d."""
+    q, r = torch.linalg.qr(v.mT)
+    # QR leaves the columns' signs to the library; tied to the draw's they are uniform (Mezzadri 2007)
+    return (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).mT * math.sqrt(v.shape[-1])

@@ -44,7 +44,7 @@ class Estimator(ABC):
     def __init__(self, net: BlockNetwork, *, loss="cross_entropy", seed: int = 0, replicas: int | None = None):
         if not isinstance(net, BlockNetwork):
             raise InvalidInput("net", type(net).__name__, "a BlockNetwork, e.g. BlockNetwork(*hidden_blocks, readout)")
-        if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
+        if replicas is not None and (not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 1):
             raise InvalidInput("replicas", replicas, "a positive integer, or None for one unreplicated state")
         self.net, self.loss = net, make_loss(loss)
         self.replicas = replicas if self.stateful else None
@@ -168,13 +168,30 @@ class Estimator(ABC):
 
     @contextlib.contextmanager
     def _using(self, replica: int | None):
-        self._replica = replica
+        before, self._replica = self._replica, replica
         try:
             yield
         finally:
-            self._replica = None
+            self._replica = before
 
     _replica: int | None = None
+
+    @property
+    def replicated(self) -> bool:
+        """Whether draws differ in the replica whose state they use (and not in their perturbation alone)."""
+        return self.replicas is not None and self._replica is None
+
+    def held(self, state: Tensor) -> Tensor:
+        """Return a state tensor as the draws at hand use it: all replicas (R, …), or the one that was asked for."""
+        return state if self.replicas is None or self._replica is None else state[self._replica]
+
+    def one_by_one(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
+        """Return R draws made one after the other, for methods whose directions would fill the memory if held together."""
+        each = []
+        for r in range(lead[0]):
+            with self._using(r if self.replicated else self._replica):
+                each.append(self.gradients(trace, error, targets, ()))
+        return {name: torch.stack([draw[name] for draw in each]) for name in each[0]}
 
     def _ordered(self, gradients: Gradients) -> Gradients:
         return {name: gradients[name] for name, _ in self.net.named_parameters()}

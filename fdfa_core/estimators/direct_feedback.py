@@ -1,4 +1,4 @@
-"""Direct feedback: the output error reaches every hidden block through its own feedback matrix."""
+"""Direct feedback: a teaching signal from the output reaches every hidden block through its own feedback matrix."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators.activity_perturbation import exact_readout, perturbations
+from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearize import Gradients, Trace, merge
+from fdfa_core.losses import check_labels
 from fdfa_core.network import require_site
-from fdfa_core.perturbations import make_law
 
 
 class Feedback(list):
-    """The feedback of every hidden block; an item can be replaced by a tensor of the same shape."""
+    """Feedback tensors, one a block; an item can be replaced by a tensor of the same shape."""
 
     def __setitem__(self, index, value):
         """Copy a tensor into the feedback of one block; raises `InvalidInput` unless shape, dtype and device fit."""
         held = self[index]
         for what in ("shape", "dtype", "device"):
-            given = getattr(value, what, None)
-            if given != getattr(held, what):
-                raise InvalidInput(f"feedback[{index}]: {what}", given, str(getattr(held, what)))
+            given, needed = getattr(value, what, None), getattr(held, what)
+            if given != needed:
+                shown = tuple(given) if isinstance(given, torch.Size) else given
+                raise InvalidInput(f"feedback[{index}]: {what}", shown, str(tuple(needed) if what == "shape" else needed))
         held.copy_(value)
 
 
 class DirectFeedback(Estimator):
-    """Base of the methods whose error at block l is e B_l, with a feedback tensor B_l of shape (O, *site shape).
+    """Base of the methods whose error at block l is t B_l: a teaching signal t (N, O) through feedback B_l (O, *site shape).
 
-    The block's parameter gradients follow by a local vector–Jacobian product; the readout's gradient is exact. Where B_l is
-    the mean Jacobian of the outputs with respect to the site, this is the gradient up to the Jacobian's spread.
+    The block's parameter gradients follow by a local vector–Jacobian product; the readout's gradient is exact. Where t is the
+    output error and B_l the mean Jacobian of the outputs with respect to the site, this is the gradient up to the Jacobian's
+    spread.
 
     Args:
         site: "post" injects at the block output (as published), "pre" at the affine output.
@@ -49,14 +52,14 @@ class DirectFeedback(Estimator):
         self._feedback: Feedback | None = None
 
     @abstractmethod
-    def initial_feedback(self, shape: tuple[int, ...]) -> Tensor:
-        """Return a new feedback tensor of shape (O, *site shape), or (R, O, *site shape) with replicas."""
+    def initial_feedback(self, lead: tuple[int, ...], outputs: int, shape: tuple[int, ...]) -> Tensor:
+        """Return new feedback (*lead, O, *site shape); `lead` is (R,) with replicas and () without."""
 
     @property
     def feedback(self) -> Feedback:
         """Feedback tensors, one per hidden block, (O, *site shape); with replicas (R, O, *site shape)."""
         if self._feedback is None:
-            self._make_feedback(self.net.site_shapes(self.site), self._outputs())
+            self._make_feedback(self.net.site_shapes(self.site), self.net.output_shape()[0])
         return self._feedback
 
     @feedback.setter
@@ -67,12 +70,9 @@ class DirectFeedback(Estimator):
         for block, tensor in enumerate(tensors):
             self.feedback[block] = tensor
 
-    def _outputs(self) -> int:
-        return self.net.output_shape()[0]
-
     def _make_feedback(self, shapes: list[tuple[int, ...]], outputs: int) -> None:
         lead = () if self.replicas is None else (self.replicas,)
-        self._feedback = Feedback(self.initial_feedback((*lead, outputs, *shape)) for shape in shapes)
+        self._feedback = Feedback(self.initial_feedback(lead, outputs, shape) for shape in shapes)
 
     def trace(self, x: Tensor, update_buffers: bool = False) -> Trace:
         """Run the network forward; the first batch tells the feedback's shapes if nothing else did."""
@@ -83,17 +83,15 @@ class DirectFeedback(Estimator):
         return trace
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
-        """Return the local gradients of the errors e B_l, and the readout's exact one."""
+        """Return the local gradients of the errors t B_l, and the readout's exact one."""
+        teaching = self.teaching_signal(error, targets)
         found: Gradients = {}
-        replicated = self.replicas is not None and self._replica is None
-        for block, held in zip(trace.hidden, self.feedback, strict=True):
-            feedback = held if self._replica is None or self.replicas is None else held[self._replica]
-            signal = (self.teaching_signal(error, targets) @ feedback.flatten(-block.site(self.site).dim() + 1)).view(
-                *(lead if replicated else ()), *block.site(self.site).shape
-            )
-            merge(found, block.pull(signal, self.site))
-        if not replicated:
-            return repeat({**found, **trace.readout.pull(error)}, lead)
+        for block, state in zip(trace.hidden, self.feedback, strict=True):
+            value, feedback = block.site(self.site), self.held(state)
+            signal = teaching @ feedback.flatten(1 - value.dim())
+            merge(found, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
+        if not self.replicated:
+            found = repeat(found, lead)
         merge(found, exact_readout(trace, error, lead))
         return found
 
@@ -110,6 +108,13 @@ class DirectFeedback(Estimator):
         self._feedback = Feedback(b.clone() for b in state["feedback"]) if state["feedback"] else None
 
 
+def uniform_feedback(estimator: Estimator, shape: tuple[int, ...], fan_in: int) -> Tensor:
+    """Return feedback uniform on ±√(6/fan_in) (He et al. 2015) from the estimator's own stream."""
+    bound = math.sqrt(6 / fan_in)
+    drawn = torch.empty(shape, dtype=estimator.dtype, device=estimator.device)
+    return drawn.uniform_(-bound, bound, generator=estimator.generator)
+
+
 @register("dfa")
 class DirectFeedbackAlignment(DirectFeedback):
     r"""DFA: fixed random feedback, error e B_l at block l (Nøkland 2016).
@@ -122,142 +127,32 @@ class DirectFeedbackAlignment(DirectFeedback):
         site: "post" or "pre".
     """
 
-    def initial_feedback(self, shape):
+    def initial_feedback(self, lead, outputs, shape):
         """Return uniform feedback."""
-        bound = math.sqrt(6 / math.prod(shape[1:]))
-        drawn = torch.empty(shape, dtype=self.dtype, device=self.device)
-        return drawn.uniform_(-bound, bound, generator=self.generator)
+        return uniform_feedback(self, (*lead, outputs, *shape), math.prod(shape))
 
 
-RULES = ("momentum", "adam")
-DEFAULT_FEEDBACK_LR = {"momentum": 1e-2, "adam": 1e-4}
+@register("drtp")
+class DirectRandomTargetProjection(DirectFeedbackAlignment):
+    r"""DRTP: fixed random feedback of the *target* in place of the error, t B_l at block l (Frenkel, Lefebvre & Bol 2021).
 
+    Hidden blocks need not wait for the output. The error y − t of a one-hot target t is negative for the right class and
+    positive for the others; the source's code hands + t B_l on as the gradient, and so does this (B_l is symmetric in law). As
+    in the mean loss each sample counts 1/N, t is divided by N; the source's is not, so that its hidden layers learn N times
+    faster than its output layer. Biased: the hidden gradients do not vanish when the loss does. No variance given the batch.
+    Cost: as DFA.
 
-@register("fdfa")
-class ForwardDirectFeedbackAlignment(DirectFeedback):
-    r"""FDFA: direct feedback whose matrices learn the network's mean output Jacobian (Bacho & Chu, arXiv 2212.07282).
-
-    Every hidden block is perturbed, u_l per sample; one tangent pass gives d = Σ_l J_l u_l, the directional derivative of the
-    *outputs*. D_l = mean over the batch of d ⊗ u_l has the mean E[J_l], and B_l keeps its running mean. The gradient at a
-    step uses the B_l of the steps before it; the update follows. B_l starts at zero.
-
-    Expectation at frozen weights: the gradient with every J_l replaced by its mean over samples; the difference is a bias
-    that is zero in the last hidden block and in linear networks. Variance: that of B_l, α/(2−α) of one D_l's, seen through
-    the mean error. Cost: one forward pass, one tangent pass, feedback products, local gradients.
+    Targets are class indices (N,), or one value per output (N, O).
 
     Args:
-        perturbation: law of u, a name or an object.
-        site: "post" perturbs and injects at the block output (as published), "pre" at the affine output.
-        joint: perturb all blocks in one tangent pass, or one block at a time (more passes, no cross-talk in D_l).
-        tangents: directions per sample and step, whose D_l are averaged.
-        feedback_rule: "momentum": B ← (1−α) B + α D. "adam": the difference B − D is handed to Adam as B's gradient, as
-            in the authors' released code.
-        feedback_lr: α in (0, 1] for "momentum" (default 1e-2); Adam's learning rate for "adam" (default 1e-4).
-        warmup: use α_t = max(α, 1/t) at step t: a plain mean until 1/t falls to α, which forgets B = 0 at once
-            ("momentum" alone).
+        site: "post" or "pre".
     """
 
-    stateful = True
-
-    def __init__(
-        self,
-        net,
-        *,
-        perturbation="gaussian",
-        site="post",
-        joint=True,
-        tangents=1,
-        feedback_rule="momentum",
-        feedback_lr=None,
-        warmup=False,
-        **common,
-    ):
-        super().__init__(net, site=site, **common)
-        if feedback_rule not in RULES:
-            raise InvalidInput("feedback_rule", feedback_rule, '"momentum" or "adam"')
-        rate = DEFAULT_FEEDBACK_LR[feedback_rule] if feedback_lr is None else feedback_lr
-        if feedback_rule == "momentum" and not 0 < rate <= 1:
-            raise InvalidInput("feedback_lr", rate, "a number in (0, 1], the weight of the newest estimate")
-        if not 0 < rate < math.inf:
-            raise InvalidInput("feedback_lr", rate, "a positive learning rate")
-        if not isinstance(tangents, int) or tangents < 1:
-            raise InvalidInput("tangents", tangents, "a positive integer")
-        if warmup and feedback_rule != "momentum":
-            raise InvalidInput("warmup", warmup, 'False with feedback_rule="adam"')
-        self.law, self.joint, self.tangents = make_law(perturbation), bool(joint), tangents
-        self.feedback_rule, self.feedback_lr, self.warmup = feedback_rule, float(rate), bool(warmup)
-        self.steps = 0
-        self._adam: torch.optim.Adam | None = None
-
-    def initial_feedback(self, shape):
-        """Return zeros: nothing is known of the Jacobian yet."""
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
-        """Move the feedback towards this batch's Jacobian estimate D."""
-        self.steps += 1
-        alpha = max(self.feedback_lr, 1 / self.steps) if self.warmup else self.feedback_lr
-        if self.feedback_rule == "adam":
-            self._adam = self._adam or torch.optim.Adam(self.feedback, lr=self.feedback_lr)
-        for held, (d, u) in zip(self.feedback, self.responses(trace), strict=True):
-            b = held.flatten(d.dim() - 1)  # (*replicas, O, n_l)
-            product = torch.addmm if d.dim() == 2 else torch.baddbmm
-            if self.feedback_rule == "momentum":
-                product(b, d.mT, u, beta=1 - alpha, alpha=alpha / u.shape[-2], out=b)
-            else:
-                held.grad = product(b, d.mT, u, beta=1, alpha=-1 / u.shape[-2]).view_as(held)
-        if self.feedback_rule == "adam":
-            self._adam.step()
-
-    def responses(self, trace: Trace) -> list[tuple[Tensor, Tensor]]:
-        """Return per hidden block the output response d (*replicas, K N, O) and its perturbation u (*replicas, K N, n_l)."""
-        replicas = () if self.replicas is None else (self.replicas,)
-        lead = replicas + ((self.tangents,) if self.tangents > 1 else ())
-        us = perturbations(
-            self.law, [block.site(self.site) for block in trace.hidden], _one_axis(lead), self.generator, self.joint
-        )
-
-        def rows(value: Tensor, batch_axes: int) -> Tensor:
-            return value.flatten(batch_axes).reshape(*replicas, -1, math.prod(value.shape[batch_axes:]))
-
-        axes = len(_one_axis(lead)) + 1
-        if self.joint:
-            d = rows(trace.push(us, self.site), axes)
-            return [(d, rows(u, axes)) for u in us]
-        found = []
-        for i, u in enumerate(us):
-            d = trace.push([u if i == j else None for j in range(len(us))], self.site)
-            found.append((rows(d, axes), rows(u, axes)))
-        return found
-
-    def stationary_steps(self) -> int:
-        """Return the steps after which less than 1e-3 of the start's bias is left.
-
-        From zero (1−α)^t of it is left. A plain mean has none, but twice the stationary variance; that excess falls as
-        (1−α)^2t. Adam moves an entry by about its rate a step, so that the time depends on the Jacobian's scale: here enough
-        steps for entries up to 0.1.
-        """
-        if self.feedback_rule == "adam":
-            return math.ceil(0.1 / self.feedback_lr)
-        if self.feedback_lr == 1:
-            return 1
-        forget = math.log(1e-3) / math.log1p(-self.feedback_lr)
-        return math.ceil(1 / self.feedback_lr + forget / 2) if self.warmup else math.ceil(forget)
-
-    def own_state(self):
-        """Return feedback, step count and Adam's moments."""
-        adam = None if self._adam is None else self._adam.state_dict()
-        return {**super().own_state(), "steps": self.steps, "adam": adam}
-
-    def load_own_state(self, state):
-        """Restore feedback, step count and Adam's moments."""
-        super().load_own_state(state)
-        self.steps, self._adam = state["steps"], None
-        if state["adam"] is not None:
-            self._adam = torch.optim.Adam(self.feedback, lr=self.feedback_lr)
-            self._adam.load_state_dict(state["adam"])
-
-
-def _one_axis(lead: tuple[int, ...]) -> tuple[int, ...]:
-    """Fold replicas and tangents into the one leading axis that a linearisation knows."""
-    return (math.prod(lead),) if lead else ()
+    def teaching_signal(self, error, targets):
+        """Return the targets, one-hot for classes, divided by N."""
+        if not targets.is_floating_point() and targets.dim() == 1:
+            check_labels(targets, error.shape[-1])
+            targets = F.one_hot(targets, error.shape[-1])
+        if targets.shape != error.shape:
+            raise InvalidInput("y: shape", tuple(targets.shape), f"class indices (N,), or {tuple(error.shape)}")
+        return targets.to(error.dtype) / len(error)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+
+from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.registry import register
+from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearize import Trace
-from fdfa_core.perturbations import make_law
+
+CHUNK_NUMBERS = 2**26  # random numbers held at a time by `per_sample`
 
 
 @register("fg-w")
@@ -16,30 +22,82 @@ class WeightPerturbation(Estimator):
     r"""FG-W: g = (∇ℓ · v) v with one random direction v over all parameters (Baydin et al. 2022; Silver et al. 2022).
 
     ∇ℓ · v is the directional derivative of the mean loss, from one forward pass with tangents. Unbiased for any law with
-    identity covariance. Given the batch, its total variance is (P + κ − 2)‖∇ℓ‖² for P parameters and kurtosis κ, divided by
-    `tangents` if several directions are averaged. Cost: one forward pass, one tangent pass, P random numbers a direction.
+    identity covariance. Given the batch, its total variance is (P + κ − 2)‖∇ℓ‖²/K for P parameters, kurtosis κ and K
+    directions averaged. Cost: one forward pass, K tangent passes, K P random numbers.
+
+    With `per_sample`, every sample p has a direction of its own and g is the mean of (∇ℓ_p · v_p) v_p: unbiased too, and its
+    noise falls with the batch size N, where one shared direction leaves a floor. Cost: N K P random numbers (held in chunks of
+    samples). It cannot serve a network in which a sample's loss depends on the other samples (batch normalisation in training
+    mode); dropout draws a mask of its own for it.
 
     Args:
         perturbation: law of v, a name or an object (`fdfa_core.perturbations`).
+        tangents: K, directions per estimate.
+        combine: "mean" averages (∇ℓ · v) v; "projection" projects ∇ℓ on their span (see `Tangents`; E g = (K/P) ∇ℓ).
+        per_sample: a direction for each sample.
     """
 
     need_pull = False
 
-    def __init__(self, net, *, perturbation="gaussian", **common):
+    def __init__(self, net, *, perturbation="gaussian", tangents=1, combine="mean", per_sample=False, **common):
         super().__init__(net, **common)
-        self.law = make_law(perturbation)
+        self.tangents = Tangents(perturbation, tangents, combine)
+        self.per_sample = bool(per_sample)
+        self.sizes = {name: p.numel() for name, p in net.named_parameters()}
+        self.tangents.check(sum(self.sizes.values()))
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]):
-        """Return (e · J_θ v) v."""
-        parameters = dict(self.net.named_parameters())
-        sizes = [p.numel() for p in parameters.values()]
-        v = self.law.sample((*lead, sum(sizes)), generator=self.generator, dtype=self.dtype)
-        directions = {
-            name: part.view(*lead, *p.shape) if part.is_contiguous() else part.reshape(*lead, *p.shape)
-            for (name, p), part in zip(parameters.items(), v.split(sizes, dim=-1), strict=True)
-        }
+        """Return the combination of slopes (e · J_θ v) and directions v."""
+        if lead and (self.per_sample or self.tangents.count > 1):
+            return self.one_by_one(trace, error, targets, lead)
+        if self.per_sample:
+            return self._split(self._per_sample(trace.input, targets))
+        v = self._sample(lead)
+        directions = self._split(v.flatten(0, -2) if self.tangents.axes(lead) else v.squeeze(0))
         tangent = None
         for block in trace.blocks:
             tangent = block.push(tangent, parameters=directions)
-        slope = torch.zeros(lead, dtype=v.dtype, device=v.device) if tangent is None else (tangent * error).sum((-2, -1))
-        return {name: d * slope.reshape(lead + (1,) * (d.dim() - len(lead))) for name, d in directions.items()}
+        if tangent is None:  # no parameter reaches the output
+            tangent = error.expand(*self.tangents.axes(lead), *error.shape) * 0
+        slopes = (tangent * error).sum((-2, -1)).view(*lead, -1)
+        return self._split(self.tangents.combine(slopes, v))
+
+    def _sample(self, lead: tuple[int, ...]) -> Tensor:
+        return self.tangents.sample(lead, (sum(self.sizes.values()),), self.generator, self.dtype)
+
+    def _split(self, v: Tensor) -> dict[str, Tensor]:
+        """Cut vectors (…, P) over all parameters into the parameters."""
+        parts = v.split(list(self.sizes.values()), dim=-1)
+        return {
+            name: part.reshape(*part.shape[:-1], *p.shape)
+            for (name, p), part in zip(self.net.named_parameters(), parts, strict=True)
+        }
+
+    def _per_sample(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over samples of each one's own estimate, (P,)."""
+        for name, module in self.net.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+                raise Unsupported(
+                    f"fg-w with per_sample=True cannot serve batch normalisation in training mode (module {name}): there the "
+                    "loss of a sample depends on the whole batch. Use per_sample=False, or the network in evaluation mode"
+                )
+        values = {name: p.detach() for name, p in self.net.named_parameters()}
+        buffers = dict(self.net.named_buffers())
+
+        def push(sample: Tensor, v: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            def call(parameters):
+                return functional_call(self.net, {**parameters, **buffers}, (sample.unsqueeze(0),)).squeeze(0)
+
+            return jvp(call, (values,), (v,))
+
+        along_each = vmap(push, in_dims=(None, 0), randomness="same")  # K directions meet one dropout mask
+        for_each = vmap(along_each, randomness="different")
+        total = torch.zeros(sum(self.sizes.values()), dtype=self.dtype, device=self.device)
+        chunk = max(1, CHUNK_NUMBERS // (self.tangents.count * len(total)))
+        for xs, ys in zip(x.split(chunk), targets.split(chunk), strict=True):
+            v = self._sample((len(xs),))
+            outputs, tangents = for_each(xs, self._split(v))
+            error = self.loss.error(outputs[:, 0], ys)[1] * (len(xs) / len(x))  # of the mean over the whole batch
+            slopes = (tangents * error.unsqueeze(1)).sum(-1)
+            total += self.tangents.combine(slopes, v).sum(0)
+        return total

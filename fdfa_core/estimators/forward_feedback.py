@@ -1,0 +1,250 @@
+"""Direct feedback that learns from forward gradients of the outputs: FDFA and GrAPE."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.direct_feedback import DirectFeedback
+from fdfa_core.estimators.learned_feedback import LearnedFeedback
+from fdfa_core.estimators.options import non_negative, one_of, positive_integer
+from fdfa_core.estimators.registry import register
+from fdfa_core.linearize import Trace
+from fdfa_core.perturbations import DESIGNS, design_sample, make_law
+
+RULES = ("momentum", "adam")
+DEFAULT_FEEDBACK_LR = {"momentum": 1e-2, "adam": 1e-4}
+
+
+class OutputResponses:
+    """Measures how the outputs respond to random perturbations of the hidden blocks, a forward gradient of the *outputs*.
+
+    A sample's directional derivative is d = Σ_l J_l u_l, with J_l = ∂y/∂h_l (O × n_l) and u_l its perturbation of block l;
+    D_l = mean over the batch of d ⊗ u_l has the mean E[J_l].
+
+    Args:
+        perturbation: law of u, a name or an object.
+        joint: True perturbs all blocks in one tangent pass; False one block at a time (a pass per block, no cross-talk in D_l);
+            "cyclic" one block a step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
+        tangents: directions per sample and step.
+        directions: how the directions of a step's samples are arranged, see `fdfa_core.perturbations.design_sample`.
+    """
+
+    def __init__(self, perturbation, joint: bool | str, tangents: int, directions: str):
+        self.law = make_law(perturbation)
+        self.joint = one_of("joint", joint, (True, False, "cyclic"))
+        self.tangents = positive_integer("tangents", tangents)
+        self.directions = one_of("directions", directions, DESIGNS)
+
+    def groups(self, blocks: int, step: int) -> list[list[int]]:
+        """Return the blocks that are perturbed together, pass by pass, at a step counted from zero."""
+        if self.joint == "cyclic":
+            return [[step % blocks]]
+        return [list(range(blocks))] if self.joint else [[i] for i in range(blocks)]
+
+    def measure(
+        self, trace: Trace, site: str, step: int, replicas: tuple[int, ...], generator: torch.Generator
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return for each perturbed block the responses d (*replicas, K N, O) and perturbations u (*replicas, K N, n_l)."""
+        values = [block.site(site) for block in trace.hidden]
+        samples = len(trace.output)
+        many = math.prod(replicas) * self.tangents
+        axes = (many,) if replicas or self.tangents > 1 else ()
+        found = {}
+        for group in self.groups(len(values), step):
+            sizes = [values[i][0].numel() for i in group]
+            shape = (*replicas, self.tangents * samples, sum(sizes))
+            u = design_sample(self.law, self.directions, shape, generator=generator, dtype=trace.output.dtype)
+            parts = dict(zip(group, u.split(sizes, dim=-1), strict=True))
+            pushed = [parts[i].reshape(*axes, *v.shape) if i in parts else None for i, v in enumerate(values)]
+            d = trace.push(pushed, site).reshape(*replicas, self.tangents * samples, -1)
+            found |= {i: (d, part) for i, part in parts.items()}
+        return found
+
+
+@register("fdfa")
+class ForwardDirectFeedbackAlignment(DirectFeedback):
+    r"""FDFA: direct feedback whose matrices learn the network's mean output Jacobian (Bacho & Chu, arXiv 2212.07282).
+
+    Every hidden block is perturbed, u_l per sample; one tangent pass gives d = Σ_l J_l u_l, the directional derivative of the
+    *outputs*. D_l = mean over the batch of d ⊗ u_l has the mean E[J_l], and B_l keeps its running mean. The gradient at a
+    step uses the B_l of the steps before it; the update follows. B_l starts at zero.
+
+    Expectation at frozen weights: the gradient with every J_l replaced by its mean over samples; the difference is a bias
+    that is zero in the last hidden block and in linear networks. Variance: that of B_l, α/(2−α) of one D_l's, seen through
+    the mean error. With batch normalisation in training mode D_l's mean is that of the samples' own Jacobians: paths from one
+    sample to another's output are lost, a further bias. Cost: one forward pass, one tangent pass, feedback products, local
+    gradients.
+
+    Args:
+        perturbation: law of u, a name or an object.
+        site: "post" perturbs and injects at the block output (as published), "pre" at the affine output.
+        joint: perturb all blocks in one tangent pass (True, as published), one block at a time (False: more passes, no
+            cross-talk in D_l), or one block a step in turn ("cyclic": no cross-talk for one pass, but each B_l learns every
+            (L−1)th step only).
+        tangents: directions per sample and step, whose D_l are averaged.
+        directions: "independent" over the samples of a batch; "orthogonal": isotropic directions in orthogonal blocks, which
+            lowers the error of D_l by about the factor 1 − N/n for n perturbed units (joint or not), to zero at n = N for a
+            Jacobian that all samples share; "antithetic": half of the samples get the negatives of the other half's directions.
+            D_l is even in u, so that antithetic pairs repeat one another and *raise* its error; it stays unbiased, as with all
+            three each sample's direction has identity covariance.
+        feedback_rule: "momentum": B ← (1−α) B + α D. "adam": the difference B − D is handed to Adam as B's gradient, as
+            in the authors' released code.
+        feedback_lr: α in (0, 1] for "momentum" (default 1e-2); Adam's learning rate for "adam" (default 1e-4).
+        warmup: use α_t = max(α, 1/t) at update t: a plain mean until 1/t falls to α, which forgets B = 0 at once
+            ("momentum" alone).
+    """
+
+    stateful = True
+
+    def __init__(
+        self,
+        net,
+        *,
+        perturbation="gaussian",
+        site="post",
+        joint=True,
+        tangents=1,
+        directions="independent",
+        feedback_rule="momentum",
+        feedback_lr=None,
+        warmup=False,
+        **common,
+    ):
+        super().__init__(net, site=site, **common)
+        self.feedback_rule = one_of("feedback_rule", feedback_rule, RULES)
+        rate = DEFAULT_FEEDBACK_LR[feedback_rule] if feedback_lr is None else feedback_lr
+        self.feedback_lr = non_negative("feedback_lr", rate, positive=True)
+        if feedback_rule == "momentum" and rate > 1:
+            raise InvalidInput("feedback_lr", rate, "a number in (0, 1], the weight of the newest estimate")
+        if warmup and feedback_rule != "momentum":
+            raise InvalidInput("warmup", warmup, 'False with feedback_rule="adam"')
+        self.responses = OutputResponses(perturbation, joint, tangents, directions)
+        self.warmup = bool(warmup)
+        self.steps = 0
+        self._adam: torch.optim.Adam | None = None
+
+    def initial_feedback(self, lead, outputs, shape):
+        """Return zeros: nothing is known of the Jacobian yet."""
+        return torch.zeros((*lead, outputs, *shape), dtype=self.dtype, device=self.device)
+
+    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+        """Move the feedback towards this batch's Jacobian estimate D."""
+        replicas = () if self.replicas is None else (self.replicas,)
+        measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
+        self.steps += 1
+        updates = math.ceil(self.steps * len(measured) / len(trace.hidden))  # of each block: "cyclic" takes turns
+        alpha = max(self.feedback_lr, 1 / updates) if self.warmup else self.feedback_lr
+        if self.feedback_rule == "adam":
+            self._adam = self._adam or torch.optim.Adam(self.feedback, lr=self.feedback_lr)
+        product = torch.baddbmm if replicas else torch.addmm  # D is never formed: B is updated by one matrix product
+        for i, (d, u) in measured.items():
+            feedback = self.feedback[i].flatten(len(replicas) + 1)
+            if self.feedback_rule == "momentum":
+                product(feedback, d.mT, u, beta=1 - alpha, alpha=alpha / u.shape[-2], out=feedback)
+            else:
+                gradient = product(feedback, d.mT, u, beta=1, alpha=-1 / u.shape[-2])
+                self.feedback[i].grad = gradient.view_as(self.feedback[i])
+        if self.feedback_rule == "adam":
+            self._adam.step()
+            self._adam.zero_grad()
+
+    def own_state(self):
+        """Return feedback, step count and Adam's moments."""
+        adam = None if self._adam is None else self._adam.state_dict()
+        return {**super().own_state(), "steps": self.steps, "adam": adam}
+
+    def load_own_state(self, state):
+        """Restore feedback, step count and Adam's moments."""
+        super().load_own_state(state)
+        self.steps, self._adam = state["steps"], None
+        if state["adam"] is not None:
+            self._adam = torch.optim.Adam(self.feedback, lr=self.feedback_lr)
+            self._adam.load_state_dict(state["adam"])
+
+
+@register("grape")
+class GradientAlignedProjectedError(LearnedFeedback):
+    r"""GrAPE: direct feedback turned towards a forward-gradient Jacobian by a cosine loss (Caillon et al., ICLR 2026).
+
+    As in FDFA, random perturbations of the hidden blocks and one tangent pass give D_l = mean of d ⊗ u_l, an estimate of the
+    Jacobian from rank-one pieces. B_l descends the local loss 1 − cos(B_l, D_l) over all its entries,
+
+        ∂B_l = −(D_l/‖D_l‖ − cos(B_l, D_l) B_l/‖B_l‖) / ‖B_l‖,
+
+    which turns B_l and never shortens it: its scale, unlike FDFA's, says nothing of the Jacobian's, so that hidden blocks train
+    at a learning rate of their own. Expectation: biased, in direction by the Jacobian's spread as FDFA, and in length. Variance
+    given the batch: that of B_l. Cost: as FDFA, and D_l is formed.
+
+    After the published abstract, which names the rank-one estimates, the cosine loss and its use before a parallel DFA update.
+    Our reading, where the full text could not be consulted: D_l is averaged over the batch before the cosine is taken (their
+    pieces belong to single samples); all blocks share one tangent pass; B_l starts normal with variance 1/n_l; and the order is
+    this project's, use B_l first and update it after, where theirs updates first. Their occasional steps of backpropagation on
+    one mini-batch ("anchors") are left out: they train the weights, not the feedback.
+
+    Args:
+        perturbation: law of u, a name or an object.
+        site: "post" or "pre".
+        joint: True, False or "cyclic", as for FDFA.
+        tangents: directions per sample and step.
+        directions: "independent", "orthogonal" or "antithetic", as for FDFA.
+        feedback_optimizer: "sgd" or "adam".
+        feedback_lr: its learning rate.
+        feedback_decay: λ, with which B also shrinks.
+    """
+
+    def __init__(
+        self,
+        net,
+        *,
+        perturbation="gaussian",
+        joint=True,
+        tangents=1,
+        directions="independent",
+        feedback_optimizer="sgd",
+        feedback_lr=0.1,
+        **common,
+    ):
+        super().__init__(net, feedback_optimizer=feedback_optimizer, feedback_lr=feedback_lr, **common)
+        self.responses = OutputResponses(perturbation, joint, tangents, directions)
+        self.steps = 0
+
+    def initial_feedback(self, lead, outputs, shape):
+        """Return normal feedback of variance 1/n_l."""
+        drawn = torch.empty((*lead, outputs, *shape), dtype=self.dtype, device=self.device)
+        return drawn.normal_(0, math.prod(shape) ** -0.5, generator=self.generator)
+
+    def feedback_gradients(self, trace, error):
+        """Return the gradient of 1 − cos(B_l, D_l); zero where D_l or B_l is."""
+        replicas = () if self.replicas is None else (self.replicas,)
+        measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
+        self.steps += 1
+        found: list[Tensor | None] = [None] * len(trace.hidden)
+        for i, (d, u) in measured.items():
+            feedback = self.feedback[i]
+            jacobian = (d.mT @ u).view_as(feedback)  # times K N, which the cosine does not see
+            entries = tuple(range(len(replicas), feedback.dim()))
+            length = feedback.square().sum(entries, keepdim=True).sqrt()
+            towards = _unit(jacobian, entries)
+            along = _unit(feedback, entries)
+            across = towards - along * (towards * along).sum(entries, keepdim=True)
+            found[i] = torch.where(length > 0, -across / length, 0)
+        return found
+
+    def own_state(self):
+        """Return feedback, its optimiser's state and the step count."""
+        return {**super().own_state(), "steps": self.steps}
+
+    def load_own_state(self, state):
+        """Restore feedback, its optimiser's state and the step count."""
+        super().load_own_state(state)
+        self.steps = state["steps"]
+
+
+def _unit(value: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Scale to norm one over axes; zero stays zero."""
+    length = value.square().sum(axes, keepdim=True).sqrt()
+    return torch.where(length > 0, value / length, 0)

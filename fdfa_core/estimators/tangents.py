@@ -1,0 +1,57 @@
+"""Several directions for one gradient: how many, of which law, and how their slopes are put together."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.options import one_of, positive_integer
+from fdfa_core.perturbations import make_law
+
+COMBINATIONS = ("mean", "projection")
+
+
+class Tangents:
+    """K directions v_k with measured slopes s_k = ∇·v_k, put together to an estimate of ∇.
+
+    "mean" is (1/K) Σ s_k v_k: unbiased, E‖·‖² falls as 1/K. "projection" is the orthogonal projection of ∇ on the directions'
+    span (Flügel et al. 2024), which is the shortest vector with the measured slopes: never longer than ∇, E = (K/d) ∇ for
+    isotropic directions in d dimensions, mean squared cosine K/d, and ∇ itself once the directions span the space.
+
+    Args:
+        perturbation: law of the directions, a name or an object.
+        tangents: K.
+        combine: "mean" or "projection".
+    """
+
+    def __init__(self, perturbation, tangents: int, combine: str):
+        self.law = make_law(perturbation)
+        self.count = positive_integer("tangents", tangents)
+        self.how = one_of("combine", combine, COMBINATIONS)
+
+    def axes(self, lead: tuple[int, ...]) -> tuple[int, ...]:
+        """Fold draws and directions into the one leading axis that a linearisation knows; () for one direction."""
+        return (math.prod(lead) * self.count,) if lead or self.count > 1 else ()
+
+    def sample(self, lead: tuple[int, ...], shape: tuple[int, ...], generator: torch.Generator, dtype) -> Tensor:
+        """Return directions (*lead, K, *shape) whose last axis is one vector of the law."""
+        return self.law.sample((*lead, self.count, *shape), generator=generator, dtype=dtype)
+
+    def check(self, dimension: int) -> None:
+        """Raise `InvalidInput` if K directions cannot be independent in this many dimensions."""
+        if self.how == "projection" and self.count > dimension:
+            raise InvalidInput(
+                "tangents", self.count, f'at most {dimension}, the dimension perturbed, with combine="projection"'
+            )
+
+    def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
+        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d)."""
+        if self.how == "mean":
+            return (slopes.unsqueeze(-1) * directions).mean(-2)
+        # Least-norm solution of V g = s. Solving with V rather than with its Gram matrix keeps the digits where K is near d.
+        driver = "gelsd" if directions.device.type == "cpu" else "gels"  # CUDA has only the one for full rank
+        tolerance = self.count * torch.finfo(directions.dtype).eps
+        return torch.linalg.lstsq(directions, slopes.unsqueeze(-1), rcond=tolerance, driver=driver).solution.squeeze(-1)
