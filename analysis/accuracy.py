@@ -44,7 +44,7 @@ def table(
     runs = final(metrics)
     counts = runs.groupby(by, sort=False, dropna=False)["status"].agg(diverged=lambda s: int((s == "diverged").sum()))
     done = runs[runs["status"] == "finished"]
-    accuracy = statistics.over_seeds(done, "test_accuracy", by, bounds=(0, 1), level=level)
+    accuracy = statistics.over_seeds(done, "test_accuracy", by, level=level)
     accuracy = accuracy.rename(columns={"estimate": "accuracy"}).set_index(by)
     means = done.groupby(by, sort=False, dropna=False).agg(
         best_accuracy=("best_test_accuracy", "mean"), train_loss=("train_loss", "mean")

@@ -17,6 +17,7 @@ from fdfa_core import config, runs
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.estimators.registry import label
 
+EXPERIMENTS = config.EXPERIMENTS
 RUN_COLUMNS = (
     "run",
     "experiment",
@@ -74,7 +75,7 @@ class Logs:
     timing: pd.DataFrame
 
 
-def load(root: str | Path, experiment: str, *, profile: str = "quick", experiments: str | Path = config.EXPERIMENTS) -> Logs:
+def load(root: str | Path, experiment: str, *, profile: str = "quick", experiments: str | Path = EXPERIMENTS) -> Logs:
     """Read all runs of an experiment.
 
     Args:
@@ -90,8 +91,8 @@ def load(root: str | Path, experiment: str, *, profile: str = "quick", experimen
     return read(root, find(experiment, profile, experiments), profile)
 
 
-def find(name: str, profile: str, experiments: str | Path = config.EXPERIMENTS) -> config.Experiment:
-    """Load one experiment file of a profile; raises `UnknownName` where there is none of that name."""
+def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> config.Experiment:
+    """Load one experiment file of a profile; raises `UnknownName` where there is no such profile or experiment."""
     config.require_known("profile", profile, config.profiles(experiments))
     known = sorted(path.stem for path in (Path(experiments) / profile).glob("*.toml"))
     config.require_known(f"experiment of profile {profile!r}", name, known)
@@ -169,6 +170,16 @@ def measured(probes: pd.DataFrame, *columns: str) -> pd.DataFrame:
     if missing := [c for c in columns if c not in probes]:
         raise InvalidInput("probes", missing, "a frame with the columns of probes.parquet", "These are missing.")
     return probes[np.isfinite(probes[list(columns)].to_numpy(float)).all(axis=1)]
+
+
+def hidden_blocks(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of whole hidden blocks; the readout is exact for most methods and would hide what they do."""
+    return probes[(probes["level"] == "block") & (probes["role"] == "hidden")]
+
+
+def last_step(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of every run's last probe."""
+    return probes[probes["step"] == probes.groupby("run")["step"].transform("max")]
 
 
 def keys(probes: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,50 @@
+"""Table: test accuracy at the end of training, over seeds, for every estimator."""
+
+import pandas as pd
+
+from analysis import accuracy, logs
+from figures import style
+
+EXPERIMENTS = ("convergence",)
+TABLE = True
+CAPTION = "Test accuracy (%) after the last epoch: mean ± half the 95 % t-interval over seeds."
+
+
+def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
+    """Return a row an estimator and setting, compared with FDFA where it is there."""
+    (log,) = logs_of.values()
+    fdfa = style.ordered(log.runs.loc[log.runs["method"] == "fdfa", "trained_with"])
+    table = accuracy.table(log.metrics, against=fdfa[0] if fdfa else None)
+    rank = {label: i for i, label in enumerate(style.ordered(table["trained_with"]))}
+    return table.sort_values([*accuracy.SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
+
+
+def show(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as texts."""
+    shown = pd.DataFrame(
+        {
+            "data": frame["dataset"],
+            "network": frame["architecture"].str.replace("_", " "),
+            "estimator": [style.look(label).name for label in frame["trained_with"]],
+            "accuracy (%)": [_accuracy(row) for row in frame.itertuples()],
+            "best epoch (%)": [f"{100 * v:.2f}" if v == v else "–" for v in frame["best_accuracy"]],
+            "seeds": [f"{row.seeds}" + (f" ({row.diverged} diverged)" if row.diverged else "") for row in frame.itertuples()],
+        }
+    )
+    if "p_holm" in frame:
+        shown["difference from FDFA"] = [_difference(row) for row in frame.itertuples()]
+    return shown
+
+
+def _accuracy(row) -> str:
+    if row.seeds == 0:
+        return "all diverged"
+    half = f" ± {50 * (row.high - row.low):.2f}" if row.interval == "seeds" else ""
+    return f"{100 * row.accuracy:.2f}{half}"
+
+
+def _difference(row) -> str:
+    if not row.difference == row.difference or style.parse(row.trained_with)[0] == "fdfa" and row.difference == 0:
+        return "–"
+    p = "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
+    return f"{100 * row.difference:+.2f} ({p})".replace("-", "−")

@@ -1,0 +1,291 @@
+"""Render figures and tables: discover the modules, compute, draw, write, and do again only what changed.
+
+A figure is a module of this package with `EXPERIMENTS`, `compute(logs) -> DataFrame` and `draw(frame) -> Figure`; a table has
+``TABLE = True`` and, in place of `draw`, `show(frame) -> DataFrame` of texts for reading. Nothing is registered anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import io
+import json
+import os
+import pkgutil
+import tempfile
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import figures
+from analysis import logs as log_frames
+from fdfa_core.errors import FdfaError, RunError, UnknownName
+from figures import style
+
+MARKER = ".fdfa-figures"
+PREVIEWS = ("variance_vs_width", "alignment_angles", "convergence")
+PREVIEW_DPI = 110
+_PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels", "tabulate", "jinja2")
+_PROJECT = Path(figures.__file__).resolve().parent.parent
+
+
+def render(
+    profile: str,
+    root: str | Path,
+    out: str | Path,
+    only: Iterable[str] | None = None,
+    *,
+    experiments: str | Path = log_frames.EXPERIMENTS,
+    report: Callable[[str, bool], None] | None = None,
+) -> list[Path]:
+    """Write ``<name>.{png,pdf,csv}`` for every figure and ``<name>.{csv,md,tex}`` for every table.
+
+    A figure is drawn again only if its module, the modules of `analysis` and `figures` that it imports, the libraries'
+    versions or the logs it needs changed, or a file of it is missing or altered. Equal logs give equal files, byte for byte.
+
+    Args:
+        profile: folder of `experiments` whose runs are shown.
+        root: directory of runs.
+        out: directory to write to: new, empty, or one that this function wrote before.
+        only: names of figures and tables; None for all.
+        experiments: directory of experiment files.
+        report: called with name and whether it was drawn (False: up to date), after each.
+
+    Returns:
+        All files of the figures asked for, drawn now or up to date.
+
+    Raises:
+        UnknownName: no such figure or profile.
+        RunError: an experiment or run is missing, a log cannot be read, or `out` cannot be used.
+    """
+    modules = _chosen(discover(), only)
+    needed = _experiments(modules, profile, experiments)
+    out = _open(Path(out))
+
+    @functools.cache
+    def load(name: str) -> log_frames.Logs:
+        return log_frames.read(root, needed[name], profile)
+
+    @functools.cache
+    def fingerprint(name: str) -> str:
+        return _hash_files(log_frames.files(root, needed[name]))
+
+    written: list[Path] = []
+    for name, module in modules.items():
+        stamp = _hash(_sources(module), *(fingerprint(e) for e in module.EXPERIMENTS))
+        files = [out / f"{name}.{ending}" for ending in _endings(module)]
+        drawn = not _is_current(out, name, stamp, files)
+        if drawn:
+            frame = module.compute({e: load(e) for e in module.EXPERIMENTS})
+            _write(out, name, stamp, _contents(name, module, frame))
+        written += files
+        if report:
+            report(name, drawn)
+    return written
+
+
+def discover() -> dict[str, ModuleType]:
+    """Return the modules of this package that are figures or tables, by name."""
+    found = {}
+    for info in pkgutil.iter_modules(figures.__path__):
+        if info.name not in {"style", "render"} and not info.name.startswith("_"):
+            found[info.name] = importlib.import_module(f"figures.{info.name}")
+    return found
+
+
+def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEWS) -> list[Path]:
+    """Redraw small PNGs for the README from the CSV files of `out`, and return them.
+
+    Raises:
+        RunError: a figure has not been rendered, or `images` cannot be written to.
+    """
+    images, written = Path(images), []
+    for name, module in _chosen(discover(), names).items():
+        source = Path(out) / f"{name}.csv"
+        if not source.exists():
+            raise RunError(f"{source}: is missing; render the figures first")
+        figure = module.draw(pd.read_csv(source, keep_default_na=False, na_values=["nan"]))
+        _make_directory(images)
+        _write_atomically(images / f"{name}.png", _png(figure, PREVIEW_DPI))
+        written.append(images / f"{name}.png")
+    return written
+
+
+def _chosen(modules: dict[str, ModuleType], only: Iterable[str] | None) -> dict[str, ModuleType]:
+    """Return the modules asked for, in their own order."""
+    if only is None:
+        return modules
+    only = list(only)
+    for name in only:
+        if name not in modules:
+            raise UnknownName("figure", name, modules)
+    return {name: module for name, module in modules.items() if name in only}
+
+
+def _experiments(modules: dict[str, ModuleType], profile: str, directory: str | Path) -> dict[str, object]:
+    """Load the experiments that the figures need; an error names the figure that needs a missing one."""
+    found: dict[str, object] = {}
+    for name, module in modules.items():
+        for experiment in module.EXPERIMENTS:
+            if experiment not in found:
+                try:
+                    found[experiment] = log_frames.find(experiment, profile, directory)
+                except UnknownName as error:
+                    if error.name == "profile":
+                        raise
+                    raise RunError(f"figure {name!r} needs experiment {experiment!r}: {error}") from error
+    return found
+
+
+def _endings(module: ModuleType) -> tuple[str, ...]:
+    return ("csv", "md", "tex") if getattr(module, "TABLE", False) else ("png", "pdf", "csv")
+
+
+def _contents(name: str, module: ModuleType, frame: pd.DataFrame) -> dict[str, bytes]:
+    """Return the content of every file of a figure or table, all made before any is written."""
+    if frame.empty:
+        raise FdfaError(f"figure {name!r}: nothing to show; the logs of {', '.join(module.EXPERIMENTS)} hold no row for it")
+    contents = {"csv": frame.to_csv(index=False, lineterminator="\n").encode()}
+    if getattr(module, "TABLE", False):
+        shown = module.show(frame)
+        contents["md"] = (shown.to_markdown(index=False, disable_numparse=True) + "\n").encode()
+        contents["tex"] = _latex(shown, getattr(module, "CAPTION", ""), name).encode()
+        return contents
+    figure = module.draw(frame)
+    anonymous = {"Creator": None, "Producer": None, "CreationDate": None}
+    return contents | {"png": _png(figure), "pdf": _save(figure, "pdf", anonymous)}
+
+
+def _png(figure: Figure, dpi: float | None = None) -> bytes:
+    return _save(figure, "png", {"Software": None}, dpi or "figure")
+
+
+def _save(figure: Figure, kind: str, metadata: dict, dpi: float | str = "figure") -> bytes:
+    """Save a figure in memory, without time stamps and versions, so that equal figures are equal files."""
+    buffer = io.BytesIO()
+    with style.context():
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
+    return buffer.getvalue()
+
+
+def _latex(shown: pd.DataFrame, caption: str, name: str) -> str:
+    symbols = {"±": r"$\pm$", "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "²": "$^2$", "–": "--"}
+    text = shown.map(_escape).rename(columns=_escape).to_latex(index=False, caption=_escape(caption), label=f"tab:{name}")
+    for symbol, command in symbols.items():
+        text = text.replace(symbol, command)
+    return text
+
+
+def _escape(text: object) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in str(text))
+
+
+# --- what is up to date ----------------------------------------------------------------------------------------------
+
+
+def _is_current(out: Path, name: str, stamp: str, files: list[Path]) -> bool:
+    try:
+        known = json.loads((out / ".stamps" / f"{name}.json").read_bytes())
+        return known["inputs"] == stamp and all(known["files"][f.name] == _hash(f.read_bytes()) for f in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(out: Path, name: str, stamp: str, contents: dict[str, bytes]) -> None:
+    for ending, content in contents.items():
+        _write_atomically(out / f"{name}.{ending}", content)
+    known = {"inputs": stamp, "files": {f"{name}.{ending}": _hash(content) for ending, content in contents.items()}}
+    _make_directory(out / ".stamps")
+    _write_atomically(out / ".stamps" / f"{name}.json", json.dumps(known, indent=1).encode())
+
+
+def _sources(module: ModuleType) -> str:
+    """Hash the module, all modules of `analysis` and `figures` that it imports, and the libraries' versions."""
+    seen: dict[str, str] = {}
+
+    def visit(path: Path) -> None:
+        if path.as_posix() in seen:
+            return
+        seen[path.as_posix()] = hashlib.sha256(source := path.read_bytes()).hexdigest()
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                if name.split(".")[0] in ("analysis", "figures"):
+                    place = _PROJECT.joinpath(*name.split("."))
+                    for candidate in (place.with_suffix(".py"), place / "__init__.py"):
+                        if candidate.is_file():
+                            visit(candidate)
+
+    visit(Path(module.__file__).resolve())
+    visit(Path(__file__).resolve())
+    names = (Path(path).relative_to(_PROJECT).as_posix() if path.startswith(str(_PROJECT)) else path for path in seen)
+    return _hash(json.dumps([sorted(zip(names, seen.values(), strict=True)), [version(p) for p in _PACKAGES]]))
+
+
+def _hash_files(paths: Iterable[Path]) -> str:
+    """Hash names and contents; a file that is not there counts as such, and reading it later says what is wrong."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.parent.name}/{path.name}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"absent")
+    return digest.hexdigest()
+
+
+def _hash(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return digest.hexdigest()
+
+
+# --- where it goes ---------------------------------------------------------------------------------------------------
+
+
+def _open(out: Path) -> Path:
+    """Make `out` an output directory, or see that it is one; nothing in it is changed otherwise."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; accepted: a directory to write figures to")
+    _make_directory(out)
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise RunError(f"{out}: cannot be written to (no permission); accepted: a directory that can")
+    if not (out / MARKER).exists():
+        others = sorted(entry.name for entry in out.iterdir())
+        if others:
+            raise RunError(
+                f"{out}: holds files that are no figures of this project (such as {others[0]!r}); accepted: a new or an empty "
+                "directory, or one that holds its figures already"
+            )
+        _write_atomically(out / MARKER, b"Figures and tables, written by fdfa; they can be made again at any time.\n")
+    return out
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the place and move there, so that a file is whole or absent."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made ({error.strerror})") from error

@@ -1,0 +1,285 @@
+"""One look for all figures: who has which colour, marker and line, and the few parts that pictures share.
+
+Colours are those of Okabe & Ito (2008) and Tol (2021), told apart with the common colour blindnesses; with this many methods
+no palette is enough, so that marker and line style differ too and a print in grey can be read.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, log10
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+
+WIDTH = 7.2  # inches: a text column of two
+INK, GREY, PALE, ALARM = "#222222", "#767676", "#dddddd", "#c00000"
+
+SETTINGS = {
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "pdf.fonttype": 42,
+}
+
+# method → name in print, colour, marker, line; the order is that of legends and tables
+_METHODS = {
+    "bp": ("BP", "#000000", "o", "-"),
+    "fg-w": ("FG-W", "#D55E00", "v", "--"),
+    "fg-a": ("FG-A", "#E69F00", "^", "-."),
+    "lg-fg-w": ("LG-FG-W", "#882255", "<", (0, (5, 1, 1, 1, 1, 1))),
+    "lg-fg-a": ("LG-FG-A", "#AA4499", ">", (0, (3, 1, 1, 1))),
+    "fa": ("FA", "#999933", "p", (0, (6, 2))),
+    "dfa": ("DFA", "#CC79A7", "s", (0, (4, 1.5))),
+    "dkp": ("DKP", "#009E73", "P", (0, (7, 1.5, 1.5, 1.5))),
+    "drtp": ("DRTP", "#B8A530", "d", (0, (2, 1))),
+    "pepita": ("PEPITA", "#661100", "X", (0, (1, 1))),
+    "fdfa": ("FDFA", "#0072B2", "o", "-"),
+    "grape": ("GrAPE", "#332288", "*", (0, (8, 1))),
+    "frozen": ("frozen hidden blocks", "#888888", "x", ":"),
+}
+_SPARE = ("#6A51A3", "#B15928", "#1B7837", "#8C2D04", "#01665E", "#7A0177")  # for methods that are registered elsewhere
+_ALPHA_SHADES = matplotlib.colors.LinearSegmentedColormap.from_list("alpha", ["#74bdf0", "#0072B2", "#00406b", "#001a33"])
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one estimator is drawn, everywhere."""
+
+    name: str
+    color: str
+    marker: str
+    linestyle: str | tuple
+    hollow: bool = False
+
+    def line(self, **more) -> dict:
+        """Keyword arguments for `Axes.plot`."""
+        face = "white" if self.hollow else self.color
+        return {
+            "color": self.color,
+            "marker": self.marker,
+            "linestyle": self.linestyle,
+            "markerfacecolor": face if self.marker != "x" else self.color,
+            "label": self.name,
+        } | more
+
+
+@functools.cache
+def look(label: str) -> Look:
+    """Return the look of an estimator by its label, e.g. ``fdfa(feedback_lr=0.1)``.
+
+    FDFA is shaded by α (dark: slow feedback); the site "post" and other options give hollow markers. A method unknown here
+    has a colour that follows from its name, so a new estimator needs no entry.
+    """
+    method, options = parse(label)
+    digest = zlib.crc32(method.encode())
+    fallback = (method, _SPARE[digest % len(_SPARE)], "hd8H"[digest % 4], (0, (3, 1.5)))
+    name, color, marker, linestyle = _METHODS.get(method, fallback)
+    rest = {key: value for key, value in options.items() if key != "warmup"}  # how the feedback starts, not what it is
+    rate = rest.pop("feedback_lr", None)
+    if method == "fdfa" and rate is not None and rest.get("feedback_rule") != "adam":
+        depth = min(max(-log10(float(rate)), 0), 3)
+        color = matplotlib.colors.to_hex(_ALPHA_SHADES(depth / 3))
+        marker = "oDh8"[int(depth + 1e-9)]
+        name += f" α={float(rate):g}"
+    elif rate is not None:
+        rest["feedback_lr"] = f"{float(rate):g}"
+    site = rest.pop("site", None)
+    if site == "post":
+        linestyle = (0, (1, 1))
+    shown = [*([site] if site else []), *(f"{key.replace('_', ' ')} {value}" for key, value in rest.items())]
+    name += f" ({', '.join(shown)})" if shown else ""
+    return Look(name, color, marker, linestyle, hollow=bool(rest) or site == "post")
+
+
+def parse(label: str) -> tuple[str, dict[str, str]]:
+    """Split a label into method and options (as text)."""
+    match = re.fullmatch(r"([^(]+)\((.*)\)", label)
+    if not match:
+        return label, {}
+    return match[1], dict(pair.split("=", 1) for pair in match[2].split(", ") if "=" in pair)
+
+
+def ordered(labels: Iterable[str]) -> list[str]:
+    """Return distinct labels in the order of legends: BP, forward gradients, feedback methods, FDFA from α = 1 down."""
+    known = list(_METHODS)
+
+    def rank(label: str):
+        method, options = parse(label)
+        rate = float(options.get("feedback_lr", 0) or 0)
+        return (known.index(method) if method in known else len(known), method, len(options), -rate, label)
+
+    return sorted(set(labels), key=rank)
+
+
+def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    """Make a draw function use this style, whatever the user's matplotlibrc says, and leave global settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapper(frame: pd.DataFrame) -> Figure:
+        with context():
+            return draw(frame)
+
+    return wrapper
+
+
+def context():
+    """Return a context in which matplotlib has this style alone."""
+    default = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in {"backend", "interactive"}}
+    return matplotlib.rc_context(default | SETTINGS)
+
+
+def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subplots) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one titled panel each, in rows of at most `columns`, each row `height` inches high."""
+    columns = min(columns, len(titles))
+    rows = ceil(len(titles) / columns)
+    fig = Figure(figsize=(WIDTH, rows * height))
+    axes = list(fig.subplots(rows, columns, squeeze=False, **subplots).flat)
+    for ax in axes[len(titles) :]:
+        ax.remove()
+    for ax, title in zip(axes, titles, strict=False):
+        ax.set_title(title, loc="left")
+    return fig, axes[: len(titles)]
+
+
+def legend(fig: Figure, handles: Sequence, note: str) -> None:
+    """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval)."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    rows = ceil(len(handles) / max(1, int(WIDTH * 72 / (4.5 * longest + 50))))
+    fig.set_figheight(fig.get_figheight() + 0.35 + 0.18 * rows)
+    fig.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=ceil(len(handles) / rows),
+        handlelength=2.8,
+        title=note,
+        title_fontproperties={"size": 7.5},
+    ).get_title().set_color(GREY)
+
+
+def handle(label: str, /, **more) -> Line2D:
+    """Return a legend entry for an estimator."""
+    return Line2D([], [], **look(label).line(**more))
+
+
+def band(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
+    """Draw a curve with its interval as a band (where there is one)."""
+    rows, how = rows.sort_values(x), look(label)
+    ax.plot(rows[x], rows["estimate"], **how.line(**line))
+    if (rows["interval"] != "none").any():
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=how.color, alpha=0.16, linewidth=0)
+
+
+def bars(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
+    """Draw a curve with its intervals as error bars."""
+    rows, how = rows.sort_values(x), look(label)
+    ax.plot(rows[x], rows["estimate"], **how.line(**line))
+    ax.vlines(rows[x], rows["low"], rows["high"], color=how.color, linewidth=1)
+
+
+def end_labels(ax: Axes, items: Sequence[tuple[float, str, str]], head: str = "", size: float = 7) -> None:
+    """Write texts right of the axes at heights `y` of a logarithmic axis, moved apart where they would overlap.
+
+    Args:
+        ax: axes whose y limits are final.
+        items: (y, text, colour).
+        head: what the texts are, written above them.
+        size: of the font, in points.
+    """
+    low, high = (log10(v) for v in ax.get_ylim())
+    items = sorted(items, key=lambda item: item[0])
+    heights = np.array([(log10(y) - low) / (high - low) for y, _, _ in items])
+    gap = size * 1.25 / 72 / (ax.get_position().height * ax.figure.get_figheight())
+    for _ in range(200):  # push neighbours apart until all fit
+        overlap = gap - np.diff(heights)
+        if (overlap < 1e-4).all():
+            break
+        push = np.where(overlap > 0, overlap / 2, 0)
+        heights[:-1] -= push
+        heights[1:] += push
+    ax.text(1.02, 1.0, head, transform=ax.transAxes, color=GREY, fontsize=size, va="bottom")
+    for height, (_, text, color) in zip(heights, items, strict=True):
+        ax.text(1.02, height, text, transform=ax.transAxes, color=color, fontsize=size, va="center", clip_on=False)
+
+
+def ticks(ax: Axes, values: Iterable[float]) -> None:
+    """Tick a logarithmic x axis at the measured values alone."""
+    ax.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def plain_log(axis) -> None:
+    """Label a logarithmic axis of few decades 0.1, 0.2, 0.5, 1, … instead of with powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def steps_axis(ax: Axes, steps: Iterable[float]) -> None:
+    """Make x an axis of training steps: logarithmic, with room for step 0."""
+    last = max(steps)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(-0.3, max(last, 1) * 1.3)
+    ax.xaxis.set_major_locator(FixedLocator([0, *(10**k for k in range(8) if 10**k <= 1.3 * last)]))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("training step")
+
+
+def block_title(block: int, blocks: int) -> str:
+    """Name a hidden block, counted from one at the input."""
+    return f"hidden block {block + 1} of {blocks}"
+
+
+def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:
+    """Say how many seeds a frame has and what its intervals are."""
+    low, high = int(frame["seeds"].min()), int(frame["seeds"].max())
+    count = f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
+    kinds = set(frame["interval"])
+    if kinds == {"none"}:
+        return f"{count}: no interval"
+    if "seeds" in kinds:
+        return f"{count}; {what}: 95 % t-interval over seeds"
+    return f"{count}; {what}: 95 % interval over draws (other seeds not covered)"
+
+
+def patch(label: str, color: str, alpha: float = 1.0, **more) -> Patch:
+    """Return a legend entry for an area."""
+    return Patch(label=label, color=color, alpha=alpha, linewidth=0, **more)
+
+
+def mark(label: str, marker: str, color: str, linestyle: str | tuple = "none", hollow: bool = False) -> Line2D:
+    """Return a legend entry for a marker."""
+    face = "white" if hollow else color
+    return Line2D([], [], label=label, marker=marker, color=color, linestyle=linestyle, markerfacecolor=face)

@@ -1,0 +1,50 @@
+"""How the noise of each estimator changes while a network is trained."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import logs, statistics, variance
+from figures import style
+
+EXPERIMENTS = ("trajectory",)
+
+
+def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
+    """Return NSR per hidden block, estimator and step over seeds, for each trajectory of the weights.
+
+    For the others than "bp" (data noise at this batch size) it is the variance given the batch: of the perturbations and
+    their history alone.
+    """
+    (log,) = logs_of.values()
+    probes = logs.hidden_blocks(log.probes)
+    noise = variance.data_noise(probes[probes["method"] == "bp"])
+    noisy = variance.normalised(probes[(probes["method"] != "bp") & (probes["variance"] > 0)])
+    by = ["trained_with", "block", "estimator", "step"]
+    return pd.concat(
+        [
+            statistics.over_seeds(noise, "nsr", by, log=True),
+            statistics.over_seeds(noisy, "nsr", by, se="nsr_se", log=True),
+        ],
+        ignore_index=True,
+    )
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """Draw a row of panels for each trajectory and a panel for each hidden block."""
+    blocks = sorted(frame["block"].unique())
+    cells = [(path, block) for path in style.ordered(frame["trained_with"]) for block in blocks]
+    titles = [f"{style.block_title(b, len(blocks))}, weights trained with {style.look(p).name}" for p, b in cells]
+    fig, axes = style.panels(titles, columns=len(blocks), sharey=True)
+    for ax, (path, block) in zip(axes, cells, strict=True):
+        rows = frame[(frame["trained_with"] == path) & (frame["block"] == block)]
+        for label in style.ordered(rows["estimator"]):
+            style.band(ax, rows[rows["estimator"] == label], "step", label)
+        ax.set_yscale("log")
+        style.steps_axis(ax, frame["step"])
+        if block == blocks[0]:
+            ax.set_ylabel("variance ÷ ‖∇ of the block‖²")
+    labels = style.ordered(frame["estimator"])
+    handles = [style.handle(label, label=style.look(label).name + (" (data noise)" * (label == "bp"))) for label in labels]
+    style.legend(fig, handles, style.seeds_text(frame))
+    return fig
