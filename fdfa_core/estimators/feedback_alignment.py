@@ -1,0 +1,157 @@
+"""Feedback alignment: backpropagation with fixed random matrices in place of the transposed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.direct_feedback import uniform_feedback
+from fdfa_core.estimators.registry import register
+from fdfa_core.linearize import Gradients, merge
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS)  # these types exactly: a subclass may compute something else
+
+
+@dataclass
+class _Link:
+    """One block's forward pass: what its local gradients need, and nothing of its neighbours."""
+
+    leaf: Tensor
+    parameters: dict[str, Tensor]  # by name in the network
+    graph: Tensor
+
+
+class _Pass:
+    """A forward pass through a network; the graph of every block ends at the block's own input."""
+
+    def __init__(self):
+        self.links: list[_Link] = []
+
+    @property
+    def output(self) -> Tensor:
+        """The network's output (N, O), detached."""
+        return self.links[-1].graph.detach()
+
+
+@register("fa")
+class FeedbackAlignment(Estimator):
+    r"""FA: the error of block l is the error of block l+1 carried down through fixed random weights (Lillicrap et al. 2016).
+
+    Where backpropagation multiplies by the transpose of a weight, this multiplies by that of a random tensor of the weight's
+    shape: a matrix for a linear layer, a kernel of the same stride, padding and groups for a convolution. Everything without
+    such a weight (activations, pooling, normalisation, skip connections) is differentiated as it is. A block with weights
+    outside plain linear and convolution layers (say `nn.MultiheadAttention`) has one dense random matrix from its output to its
+    input instead. Errors travel down block by block, in sequence; each block's own gradients are local and exact.
+
+    Biased; no variance given the batch. Random weights are uniform on ±√(6/fan-in), drawn at the first batch. Cost: one
+    forward pass with every affine product done twice, and a backward sweep.
+    """
+
+    def __init__(self, net, **common):
+        super().__init__(net, **common)
+        self.names = {p: name for name, p in net.named_parameters()}
+        self.layered = [_is_layered(block) for block in net]
+        self.feedback: dict[str, Tensor] = {}
+
+    def trace(self, x: Tensor, update_buffers: bool = False) -> _Pass:
+        """Run the network forward, block by block, each on a leaf of its own."""
+        found = _Pass()
+        for i, block in enumerate(self.net):
+            leaf = x.detach().requires_grad_(i > 0 and self.layered[i])
+            parameters = {name: p.detach().requires_grad_() for name, p in block.named_parameters()}
+            buffers = {} if update_buffers else {name: b.clone() for name, b in block.named_buffers()}
+            with torch.enable_grad(), self._random_weights(i, block):
+                graph = functional_call(block, {**parameters, **buffers}, (leaf.clone(),))  # a block may write into its input
+            named = {self.names[p]: parameters[name] for name, p in block.named_parameters()}
+            found.links.append(_Link(leaf, named, graph))
+            if i > 0 and not self.layered[i]:
+                self._weight(f"{i}", (graph[0].numel(), leaf[0].numel()))
+            x = graph
+        return found
+
+    def gradients(self, trace: _Pass, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
+        """Sweep the error down through random weights, with local gradients on the way."""
+        found: Gradients = {}
+        signal = error
+        for i, link in reversed(list(enumerate(trace.links))):
+            leaves = [leaf for leaf in (*link.parameters.values(), link.leaf) if leaf.requires_grad]
+            if leaves and link.graph.requires_grad:
+                local = torch.autograd.grad(
+                    link.graph, leaves, signal, retain_graph=True, materialize_grads=True, allow_unused=True
+                )
+            else:
+                local = [torch.zeros_like(leaf) for leaf in leaves]
+            merge(found, dict(zip(link.parameters, local, strict=False)))
+            if i > 0:
+                below = trace.links[i - 1].graph.shape
+                signal = local[-1] if self.layered[i] else (signal.flatten(1) @ self.feedback[f"{i}"]).view(below)
+        return repeat(found, lead)
+
+    @contextmanager
+    def _random_weights(self, i: int, block: nn.Module) -> Iterator[None]:
+        """Let every affine layer of a block pass signals down through its random weight while it computes as ever."""
+        with ExitStack() as hooks:
+            for name, module in block.named_modules():
+                if i > 0 and self.layered[i] and type(module) in LAYERS:
+                    key = f"{i}.{name}.weight" if name else f"{i}.weight"
+                    substitute = _Substitute(self._weight(key, tuple(module.weight.shape)))
+                    hooks.enter_context(_removed(module.register_forward_pre_hook(substitute.cut)))
+                    hooks.enter_context(_removed(module.register_forward_hook(substitute.join)))
+            yield
+
+    def _weight(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        """Return the random weight of a layer (by its weight's name) or of a whole block (by its index)."""
+        if key not in self.feedback:
+            self.feedback[key] = uniform_feedback(self, shape, math.prod(shape[1:]))
+        return self.feedback[key]
+
+    def own_state(self):
+        """Return the random weights."""
+        return {"feedback": {key: b.clone() for key, b in self.feedback.items()}}
+
+    def load_own_state(self, state: Mapping[str, object]):
+        """Restore the random weights."""
+        self.feedback = {key: b.clone() for key, b in state["feedback"].items()}
+
+
+class _Substitute:
+    """Hooks that give an affine layer the gradient of a layer with another weight, and leave its value as it is."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def cut(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """Hand the layer its input without history: its own weight carries nothing down."""
+        (self.x,) = inputs
+        return (self.x.detach(),)
+
+    def join(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Add zero, with the gradient of the random layer."""
+        if isinstance(module, nn.Linear):
+            random = F.linear(self.x, self.weight)
+        else:
+            random = module._conv_forward(self.x, self.weight, None)
+        return output + (random - random.detach())
+
+
+@contextmanager
+def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _is_layered(block: nn.Module) -> bool:
+    """Whether all matrices and kernels among the parameters are weights of plain affine layers."""
+    weights = {module.weight for module in block.modules() if type(module) in LAYERS}
+    return all(p.dim() < 2 or p in weights for p in block.parameters())
