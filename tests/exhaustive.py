@@ -148,6 +148,28 @@ def fg_a(net, x, y, batch_size, *, perturbation="gaussian", joint=True, readout=
     return moments(*batch_mean(*population(per_sample), batch_size))
 
 
+def fg_a_batch_slope(net, x, y, batch_size, *, perturbation="gaussian", joint=True, sampling="fresh_batches"):
+    """FG-A (post, readout exact) whose samples all take the slope of the whole batch's loss."""
+    everyone = samples(net, x, y, site="post")
+    batches = [everyone] if sampling == "given_batch" else itertools.product(everyone, repeat=batch_size)
+    outcomes = []
+    for batch in batches:
+        hidden = len(net) - 1
+        atoms, chance = torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        for group in [range(hidden)] if joint else [[i] for i in range(hidden)]:
+            z = torch.cat([s.signals[i] for s in batch for i in group]) / batch_size
+            points, weights = law_points(perturbation, len(z))
+            parts = points.split([len(s.signals[i]) for s in batch for i in group], 1)
+            slope = points @ z
+            each = [parts[k] @ s.local[i] * slope[:, None] for k, (s, i) in enumerate((s, i) for s in batch for i in group)]
+            more = torch.cat([sum(each[j :: len(group)]) for j in range(len(group))], 1)
+            atoms = torch.cat([atoms.repeat_interleave(len(more), 0), more.repeat(len(atoms), 1)], 1)
+            chance = (chance[:, None] * weights).flatten()
+        tail = sum(s.error @ s.local[-1] for s in batch) / batch_size
+        outcomes.append((torch.cat([atoms, tail.expand(len(atoms), -1)], 1), chance))
+    return moments(*population(outcomes))
+
+
 def feedback_steps(per_sample, batch_size, *, perturbation="gaussian", joint=True, tangents=1):
     """Every outcome of one feedback step: atoms (n, Σ O × units), blocks side by side."""
     everything = []

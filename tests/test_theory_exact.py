@@ -7,6 +7,7 @@ from torch import nn
 
 from analysis.theory import feedback_law, local_maps, predict
 from fdfa_core import Block, BlockNetwork, fully_connected
+from fdfa_core.estimators.registry import make_estimator
 
 LAWS = ("gaussian", "rademacher", "sphere")
 
@@ -39,7 +40,10 @@ def attentive():
     with torch.random.fork_rng():
         torch.manual_seed(2)
         return BlockNetwork(
-            nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), Block(nn.Linear(2, 1), nn.Softplus()), nn.Linear(1, 2)
+            nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)),
+            Block(nn.Linear(2, 1), nn.Softplus()),
+            nn.Linear(1, 2),
+            input_shape=(2,),
         ).double()
 
 
@@ -116,6 +120,39 @@ def test_activity_perturbation_of_a_batch_of_two():
     x, y = data(net)
     expected = exhaustive.fg_a(net, x, y, 2, site="pre", perturbation="rademacher")
     agree(predict("fg-a", net, x, y, 2, perturbation="rademacher"), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"joint": False}, {"sampling": "given_batch"}], ids=str)
+@pytest.mark.parametrize("law", ["gaussian", "rademacher"])
+def test_activity_perturbation_with_the_batchs_slope(law, options):
+    net = NETWORKS["layer-norm"]()
+    x, y = data(net)
+    expected = exhaustive.fg_a_batch_slope(net, x, y, 2, perturbation=law, **options)
+    agree(predict("fg-a", net, x, y, 2, site="post", slope="batch", perturbation=law, **options), expected)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_projection_on_one_direction_is_a_scaled_sphere(joint):
+    net = dense()
+    x, y = data(net, 5)
+    options = {"joint": joint, "readout": "perturbed"}
+    projected = predict("fg-a", net, x, y, 2, combine="projection", **options)
+    sphere = predict("fg-a", net, x, y, 2, perturbation="sphere", **options)
+    sizes = [5] * 6 if joint else [2, 2, 1, 1, 2, 2]  # units perturbed together with a parameter's own
+    units = torch.cat([torch.full((p.numel(),), n) for p, n in zip(net.parameters(), sizes, strict=True)])
+    agree(projected, (exhaustive.flat(sphere.mean) / units, exhaustive.flat(sphere.variance) / units**2))
+
+
+@pytest.mark.parametrize("name", ["bp", "frozen", "dfa", "dkp", "drtp"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_estimators_without_perturbations(network, name):
+    net = NETWORKS[network]()
+    x, y = data(net, 6)
+    estimator = make_estimator(name, net)
+    options = {"feedback": estimator.feedback} if name not in ("bp", "frozen") else {}
+    atoms = torch.stack([exhaustive.flat(estimator.estimate(x[i : i + 1], y[i : i + 1])) for i in range(6)])
+    mean, variance = exhaustive.moments(atoms, torch.full((6,), 1 / 6, dtype=torch.float64))
+    agree(predict(name, net, x, y, 3, **options), (mean, variance / 3))
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fdfa_core.errors import Unsupported
+from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.perturbations import Law, Sphere, make_law
 
 ISOTROPIC = ("gaussian", "sphere")  # laws that look the same in every orthonormal basis
@@ -43,3 +43,43 @@ def fourth_moment(law: str | Law, dimension: int) -> FourthMoment:
     if getattr(law, "independent", True) is False:
         raise Unsupported(f"perturbation {law.name}: its entries are dependent, and its fourth moments are not known here")
     return FourthMoment(1.0, float(law.kurtosis) - 3)
+
+
+@dataclass(frozen=True)
+class Noise:
+    r"""Mean and variance of the estimate ẑ of a vector z from its slopes z·v along random directions v.
+
+    E ẑ = keep z, and for any fixed a: Var[a·ẑ] = norm ‖z‖²‖a‖² + own (a·z)² + fourth Σ_i z_i² a_i².
+    """
+
+    keep: float
+    norm: float
+    own: float
+    fourth: float
+
+
+def noise(law: str | Law, dimension: int, tangents: int = 1, combine: str = "mean") -> Noise:
+    r"""Return the noise of K directions in a number of dimensions, averaged or projected on.
+
+    The mean of K estimates (z·v) v is unbiased, with a K-th of the variance of one. The projection of z on the span of K
+    isotropic directions is t z + √(t(1−t)) ‖z‖ w with t ~ Beta(K/2, (d−K)/2) and w uniform on the unit sphere orthogonal to z.
+
+    Raises:
+        Unsupported: a projection on directions that are not isotropic.
+        InvalidInput: more directions than dimensions for a projection, or an unknown combination.
+    """
+    if combine == "mean":
+        moment = fourth_moment(law, dimension)
+        return Noise(1.0, moment.c / tangents, (2 * moment.c - 1) / tangents, moment.k / tangents)
+    if combine != "projection":
+        raise InvalidInput("combine", combine, '"mean" or "projection"')
+    if make_law(law).name not in ISOTROPIC:
+        raise Unsupported(
+            f'combine="projection" has an exact form for isotropic directions alone: use one of {ISOTROPIC}, or measure it'
+        )
+    if tangents > dimension:
+        raise InvalidInput("tangents", tangents, f"at most {dimension}, the dimensions perturbed together, for a projection")
+    keep = tangents / dimension
+    square = keep * (tangents + 2) / (dimension + 2)  # E t²
+    across = (keep - square) / max(dimension - 1, 1)  # E t(1−t) over each of the d − 1 other dimensions
+    return Noise(keep, across, square - keep**2 - across, 0.0)

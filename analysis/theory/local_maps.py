@@ -43,7 +43,13 @@ ELEMENTWISE = (
 
 
 class LocalMap(ABC):
-    """A block's Jacobian from its parameters to its site, at the samples of one chunk. Signals are (n, units)."""
+    """A block's Jacobian from its parameters to its site, at the samples of one chunk. Signals are (n, units).
+
+    Attributes:
+        parameters: names of the parameters, as in the network.
+    """
+
+    parameters: list[str]
 
     @abstractmethod
     def mean(self, w: Tensor) -> Sums:
@@ -66,7 +72,7 @@ class UnitMap(LocalMap):
     """
 
     def __init__(self, factors: dict[str, tuple[Tensor, Tensor | None]]):
-        self.factors = factors
+        self.factors, self.parameters = factors, list(factors)
 
     def mean(self, w):
         """Return matrix products of signals and inputs."""
@@ -98,7 +104,7 @@ class GeneralMap(LocalMap):
     """
 
     def __init__(self, module: nn.Module, x: Tensor, names: dict[str, str]):
-        self.module, self.x, self.names = module, x, names
+        self.module, self.x, self.names, self.parameters = module, x, names, list(names.values())
         self.values = {inner: dict(module.named_parameters())[inner] for inner in names}
         with torch.no_grad():
             self.shape = module(x[:1]).shape[1:]

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -48,6 +49,7 @@ class Chunk:
         self.output = self._output.detach()
         if self.output.dim() != 2:
             raise Unsupported(f"the readout returns shape {tuple(self.output.shape)}; the theory needs outputs (N, O)")
+        self._targets = y
         if y is not None:
             self.error = loss.error(self.output, y)[1] * len(y)
             if not self.error.isfinite().all():
@@ -73,6 +75,12 @@ class Chunk:
     def signals(self) -> list[Tensor]:
         """Return the gradient of each sample's loss at every hidden site, (n, units), and at the output, (n, O)."""
         return [*self.pull(self.error), self.error]
+
+    @property
+    def one_hot(self) -> Tensor:
+        """Targets (n, O), one-hot for classes."""
+        y = self._targets
+        return y if y.is_floating_point() else F.one_hot(y, self.output.shape[1]).to(self.output.dtype)
 
     def jacobians(self) -> list[Tensor]:
         """Return ∂output/∂site of every hidden block, (n, O, units) each."""

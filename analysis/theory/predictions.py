@@ -17,21 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from analysis.theory.feedback import FeedbackLaw, law_of
 from analysis.theory.feedback_form import feedback_forms
-from analysis.theory.fourth_moment import ISOTROPIC, FourthMoment, fourth_moment
+from analysis.theory.fourth_moment import Noise, noise
 from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
+from fdfa_core.estimators.options import one_of
 from fdfa_core.network import BlockNetwork
 from fdfa_core.perturbations import make_law
 
 Values = dict[str, Tensor]
 PARTS = ("data", "perturbation", "feedback", "cross")
+EXACT = Noise(1.0, 0.0, 0.0, 0.0)
 SAMPLINGS = ("fresh_batches", "given_batch")
 
 
@@ -126,16 +130,16 @@ def predict(
     """Return exact mean and variance of an estimator's gradient, per component.
 
     Args:
-        name: "bp", "fg-w", "fg-a", "dfa" or "fdfa".
+        name: "bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp" or "fdfa".
         net: the network as it stands; normalisation in evaluation mode.
         x, y: the finite population, M samples; M may be smaller than the batch.
         batch_size: N, samples drawn with replacement.
         loss: as for `make_estimator`.
         sampling: "fresh_batches" (each draw has its own batch) or "given_batch" (the batch is (x, y) itself: only the
             perturbations, and FDFA's feedback, are random).
-        **options: the estimator's own, with its defaults. `dfa` needs `feedback`, one tensor (O, *site) per hidden
-            block. `fdfa` also takes `feedback` (moments given that state), `steps` (t steps after B = 0; the default
-            None is the long run), or `feedback_law`, made by `feedback_law` on another population.
+        **options: the estimator's own, with its defaults. `dfa`, `dkp` and `drtp` need `feedback`, one tensor (O, *site) per
+            hidden block. `fdfa` also takes `feedback` (moments given that state), `steps` (t steps after B = 0; the default
+            None is the long run), or `feedback_law`, made by the function of that name on another population.
 
     Returns:
         A `Prediction`.
@@ -179,92 +183,116 @@ def bp(population: Population, batch_size: int, given: bool) -> Prediction:
 
 
 def fg_w(population: Population, batch_size: int, given: bool, *, perturbation, tangents, combine, per_sample) -> Prediction:
-    r"""One direction over all P parameters, shared by the batch or one per sample.
+    r"""K directions over all P parameters, shared by the batch or a sample's own.
 
-    A direction that meets the vector ĝ gives Var[(ĝ·v) v_i] = c‖ĝ‖² + (2c + k − 1) ĝ_i². Shared, ĝ is the batch gradient, with
-    E ĝ_i² = ∇_i² + V_i/N; per sample, it is a sample's, with E G_i² = ∇_i² + V_i, and N of them are averaged.
+    Shared directions meet the batch gradient ĝ, with E ĝ_i² = ∇_i² + V_i/N. A sample's own meet its gradient, with
+    E G_i² = ∇_i² + V_i, and N such estimates are averaged.
     """
-    if combine not in ("mean", "projection"):
-        raise InvalidInput("combine", combine, '"mean" or "projection"')
     base = bp(population, batch_size, given)
-    size = sum(p.numel() for p in base.mean.values())
-    share = 1 if per_sample else 0 if given else 1 / batch_size
-    met = {n: base.mean[n].square() + share * batch_size * v for n, v in base.data.items()}
-    norm2 = sum(v.sum() for v in met.values())
-    if combine == "projection":
-        return _projection(population, base, met, norm2, size, perturbation, tangents, per_sample)
-    law, averaged = fourth_moment(perturbation, size), tangents * (batch_size if per_sample else 1)
-    base.perturbation = {n: (law.c * norm2 + law.aligned * v) / averaged for n, v in met.items()}
-    return base
+    law = noise(perturbation, sum(p.numel() for p in base.mean.values()), tangents, combine)
+    spread = batch_size if per_sample else 0 if given else 1
+    met = {n: base.mean[n].square() + spread * v for n, v in base.data.items()}
+    norm2, averaged = sum(v.sum() for v in met.values()), batch_size if per_sample else 1
+    return _assemble(
+        population,
+        batch_size,
+        {n: law.keep * g for n, g in base.mean.items()},
+        base.target,
+        data={n: law.keep**2 * v for n, v in base.data.items()},
+        perturbation={n: (law.norm * norm2 + (law.own + law.fourth) * v) / averaged for n, v in met.items()},
+    )
 
 
-def _projection(population, base: Prediction, met: Values, norm2, size: int, law, tangents, per_sample) -> Prediction:
-    r"""ĝ projected on the span of K isotropic directions, a uniformly random K-dimensional subspace.
+def fg_a(
+    population: Population,
+    batch_size: int,
+    given: bool,
+    *,
+    perturbation,
+    site,
+    readout,
+    joint,
+    tangents,
+    combine,
+    slope,
+) -> Prediction:
+    r"""K directions per sample over the perturbed units; the error of block l is the estimate's part there, pulled through A_p.
 
-    The projection is tĝ + √(t(1−t)) ‖ĝ‖ w with t ~ Beta(K/2, (P−K)/2) and w uniform on the unit sphere orthogonal to ĝ.
+    With `slope="sample"` directions meet the sample's own signal z_p, and N estimates are averaged. With `slope="batch"` they
+    meet the signals of the whole batch, one vector over all its units.
     """
-    if make_law(law).name not in ISOTROPIC or per_sample:
-        raise Unsupported(
-            'combine="projection" has an exact form for a shared direction of an isotropic law alone: '
-            f"use per_sample=False and perturbation in {ISOTROPIC}, or measure it"
-        )
-    if tangents > size:
-        raise InvalidInput("tangents", tangents, f"at most {size}, the number of parameters, for a projection")
-    kept = tangents / size
-    square = kept * (tangents + 2) / (size + 2)  # E t²
-    across = (kept - square) / max(size - 1, 1)  # E t(1−t) spread over the P − 1 other dimensions
-    mean = {n: kept * g for n, g in base.mean.items()}
-    data = {n: kept**2 * v for n, v in base.data.items()}
-    noise = {n: (square - kept**2 - across) * v + across * norm2 for n, v in met.items()}
-    return _assemble(population, base.batch_size, mean, base.target, data=data, perturbation=noise)
-
-
-def fg_a(population: Population, batch_size: int, given: bool, *, perturbation, site, readout, joint, tangents) -> Prediction:
-    r"""Every sample has its own direction u at the perturbed units; block l's error is s u_l with s = z·u.
-
-    Var[A_pᵀ s u] = c‖z‖² Σ_k A_k² + (2c − 1)(A_pᵀz)² + k Σ_k z_k² A_k², averaged over samples and divided by N K.
-    """
-    if readout not in ("exact", "perturbed"):
-        raise InvalidInput("readout", readout, '"exact" or "perturbed"')
-    last = population.hidden if readout == "exact" else population.hidden + 1
+    one_of("readout", readout, ("exact", "perturbed"))
+    shared = one_of("slope", slope, ("sample", "batch")) == "batch"
+    last = population.hidden + (readout == "perturbed")
     units = [*population.units, population.outputs][:last]
-    laws = [fourth_moment(perturbation, sum(units) if joint else n) for n in units]
+    pool = batch_size if shared else 1
+    if shared and make_law(perturbation).name == "sphere":
+        raise Unsupported('slope="batch" has no exact form here for perturbation="sphere": use "gaussian", or measure it')
+    laws = [noise(perturbation, pool * (sum(units) if joint else n), tangents, combine) for n in units]
+    laws += [EXACT] * (population.hidden + 1 - last)
 
     def terms(chunk: Chunk) -> list[Values]:
         signals = chunk.signals()
         norms = [z.square().sum(1, keepdim=True) for z in signals[:last]]
         heard = [sum(norms)] * last if joint else norms
-        square = [m.square(z) for m, z in zip(chunk.maps, signals, strict=True)]
-        noise = [
-            _activity_noise(m, z, norm2, law, own)
-            for m, z, norm2, law, own in zip(chunk.maps, signals, heard, laws, square, strict=False)
-        ]
-        return [_each(chunk, "mean", signals), gather(square), gather(noise)]
+        heard += [torch.zeros_like(chunk.error[:, :1])] * (len(signals) - last)
+        found = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
+        found.append(found[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, found[1]))
+        if shared:
+            found.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
+            found.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
+        return found
 
-    mean, second, noise = population.mean(terms)
-    noise = {n: v / (batch_size * tangents) for n, v in noise.items()}
-    return _assemble(population, batch_size, mean, mean, data=_spread(second, mean, batch_size), perturbation=noise)
+    mean, second, energy, fourth, *apart = population.mean(terms)
+    law = {n: laws[int(n.split(".", 1)[0])] for n in mean}
+    if shared:  # E over batches of the product of two batch means
+        white, norm2 = apart
+        same = 0.0 if given else 1 / batch_size
+        energy = {n: same * v + (1 - same) * white[n] * norm2[n] for n, v in energy.items()}
+        own = {n: same * v + (1 - same) * mean[n].square() for n, v in second.items()}
+        averaged = 1
+    else:
+        own, averaged = second, batch_size
+    return _assemble(
+        population,
+        batch_size,
+        {n: law[n].keep * v for n, v in mean.items()},
+        mean,
+        data={n: law[n].keep ** 2 * v for n, v in _spread(second, mean, batch_size).items()},
+        perturbation={
+            n: (law[n].norm * v + law[n].own * own[n]) / averaged + law[n].fourth * fourth[n] / batch_size
+            for n, v in energy.items()
+        },
+    )
 
 
-def _activity_noise(local, z: Tensor, norm2: Tensor, law: FourthMoment, square: Values) -> Values:
-    """Sum over a chunk's samples of Var[A_pᵀ s u]; `square` is Σ_p (A_pᵀ z_p)²."""
-    energy = local.energy(norm2)
-    if isinstance(local, UnitMap) or law.k == 0:  # where a parameter touches one unit, Σ_k z_k² A_k² = (Aᵀz)²
-        return {n: law.c * v + law.aligned * square[n] for n, v in energy.items()}
-    fourth = local.energy(z.square())
-    return {n: law.c * v + (2 * law.c - 1) * square[n] + law.k * fourth[n] for n, v in energy.items()}
+def _fourth(chunk: Chunk, signals: list[Tensor], square: Values) -> Values:
+    """Return Σ_p Σ_k z_pk² A_pk², which is Σ_p (A_pᵀ z_p)² where a parameter touches one unit."""
+    general = [(m, z) for m, z in zip(chunk.maps, signals, strict=True) if not isinstance(m, UnitMap)]
+    return square | gather(m.energy(z.square()) for m, z in general)
 
 
-def dfa(population: Population, batch_size: int, given: bool, *, site, feedback) -> Prediction:
-    r"""Given feedback B: E = E_p[A_pᵀ Bᵀe_p], and the draw of the batch is all that varies."""
+def dfa(population: Population, batch_size: int, given: bool, *, site, feedback, teacher: str = "error") -> Prediction:
+    r"""Given feedback B: E = E_p[A_pᵀ Bᵀe_p], and the draw of the batch is all that varies.
+
+    `teacher="target"` sends the target down in place of the error (DRTP).
+    """
     held = check_feedback(population, feedback)
 
     def terms(chunk: Chunk) -> list[Values]:
-        signals = [*(chunk.error @ b for b in held), chunk.error]
+        teaching = chunk.error if teacher == "error" else chunk.one_hot
+        signals = [*(teaching @ b for b in held), chunk.error]
         return [_each(chunk, "mean", chunk.signals()), _each(chunk, "mean", signals), _each(chunk, "square", signals)]
 
     target, mean, second = population.mean(terms)
     return _assemble(population, batch_size, mean, target, data=_spread(second, mean, batch_size))
+
+
+def frozen(population: Population, batch_size: int, given: bool) -> Prediction:
+    """Zero in the hidden blocks, BP in the readout."""
+    whole = bp(population, batch_size, given)
+    hidden = {n: torch.zeros_like(v) for n, v in whole.mean.items() if int(n.split(".", 1)[0]) < population.hidden}
+    return _assemble(population, batch_size, whole.mean | hidden, whole.target, data=whole.data | hidden)
 
 
 def fdfa(
@@ -349,12 +377,23 @@ def _assemble(population: Population, batch_size: int, mean: Values, target: Val
 
 FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
     "bp": (bp, {}),
+    "frozen": (frozen, {}),
     "fg-w": (fg_w, {"perturbation": "gaussian", "tangents": 1, "combine": "mean", "per_sample": False}),
     "fg-a": (
         fg_a,
-        {"perturbation": "gaussian", "site": "pre", "readout": "exact", "joint": True, "tangents": 1},
+        {
+            "perturbation": "gaussian",
+            "site": "pre",
+            "readout": "exact",
+            "joint": True,
+            "tangents": 1,
+            "combine": "mean",
+            "slope": "sample",
+        },
     ),
     "dfa": (dfa, {"site": "post", "feedback": None}),
+    "dkp": (dfa, {"site": "post", "feedback": None}),
+    "drtp": (partial(dfa, teacher="target"), {"site": "post", "feedback": None}),
     "fdfa": (
         fdfa,
         {
