@@ -158,8 +158,10 @@ def _contents(name: str, module: ModuleType, frame: pd.DataFrame) -> dict[str, b
         contents["tex"] = _latex(shown, getattr(module, "CAPTION", ""), name).encode()
         return contents
     figure = module.draw(frame)
+    png = _png(figure)
+    figure.set_layout_engine("none")  # the layout just found serves both files
     anonymous = {"Creator": None, "Producer": None, "CreationDate": None}
-    return contents | {"png": _png(figure), "pdf": _save(figure, "pdf", anonymous)}
+    return contents | {"png": png, "pdf": _save(figure, "pdf", anonymous)}
 
 
 def _png(figure: Figure, dpi: float | None = None) -> bytes:
