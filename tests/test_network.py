@@ -1,0 +1,360 @@
+"""Blocks, networks of them, and cutting existing modules into them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from fdfa_core import Block, BlockNetwork, cut, fully_connected, make_estimator, true_gradient
+from fdfa_core.errors import InvalidInput, Unsupported
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+class Model(nn.Module):
+    """A module with a named list of blocks, whose forward flattens by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 4)
+        self.blocks = nn.ModuleList([Residual(4), Residual(4)])
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * x.sigmoid()
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(1)
+
+
+class BatchIntoTokens(nn.Module):
+    def forward(self, x):
+        return x.reshape(-1, 2)
+
+
+def layout(net):
+    """The types of a network's layers, a list for each block, with the two parts of a `Block` apart."""
+
+    def names(module):
+        return [type(each).__name__ for each in (module if type(module) is nn.Sequential else [module])]
+
+    return [[names(b.affine), names(b.activation)] if isinstance(b, Block) else names(b) for b in net]
+
+
+def batch(*shape, outputs=3):
+    return torch.randn(5, *shape), torch.randint(outputs, (5,))
+
+
+# Networks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_network_of_fewer_than_two_blocks_is_refused(count):
+    with pytest.raises(InvalidInput, match=f"blocks: got {count}; accepted: at least two"):
+        BlockNetwork(*[nn.Linear(2, 2)] * count)
+
+
+def test_block_that_is_no_module_is_refused_by_position():
+    with pytest.raises(InvalidInput, match=r"blocks\[1\]: got 'builtin_function_or_method'"):
+        BlockNetwork(nn.Linear(2, 2), torch.relu, nn.Linear(2, 2))
+
+
+def test_lazy_layer_is_refused_until_it_has_seen_its_input():
+    with pytest.raises(InvalidInput, match=r"blocks\[0\].*run a batch through"):
+        BlockNetwork(nn.LazyLinear(4), nn.Linear(4, 2))
+
+
+def test_site_shapes_are_those_before_and_after_the_activation():
+    block = Block(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))
+    net = BlockNetwork(block, nn.Sequential(nn.Flatten(), nn.Linear(8, 3)), input_shape=(1, 6, 6))
+    assert (net.site_shapes("pre"), net.site_shapes("post"), net.output_shape()) == ([(2, 4, 4)], [(2, 2, 2)], (3,))
+
+
+def test_input_shape_of_a_network_of_vectors_is_read_off_its_first_layer():
+    net = BlockNetwork(Block(nn.Linear(7, 4), nn.ReLU()), nn.Linear(4, 3))
+    assert net.input_shape == (7,)
+
+
+def test_input_shape_is_not_guessed_where_a_linear_layer_may_act_on_tokens():
+    net = BlockNetwork(nn.Linear(7, 4), nn.Sequential(Mean(), nn.Linear(4, 3)))
+    assert net.input_shape is None
+
+
+def test_network_of_tokens_without_input_shape_takes_its_batches():
+    net = BlockNetwork(nn.Linear(7, 4), nn.Sequential(Mean(), nn.Linear(4, 3)))
+    assert make_estimator("dfa", net).estimate(*batch(2, 7))["0.weight"].shape == (4, 7)
+
+
+def test_unknown_input_shape_is_asked_for():
+    net = BlockNetwork(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(8, 3)))
+    with pytest.raises(InvalidInput, match=r"input_shape: got None; accepted: .*BlockNetwork\(\.\.\., input_shape="):
+        net.site_shapes()
+
+
+def test_wrong_input_shape_names_the_block_that_fails():
+    net = BlockNetwork(nn.ReLU(), nn.Linear(4, 3), input_shape=(5,))
+    with pytest.raises(InvalidInput, match=r"input_shape: got \(5,\).*block 1 \(Linear\) fails"):
+        net.output_shape()
+
+
+def test_input_shape_of_token_indices_is_looked_up_with_integers():
+    net = BlockNetwork(nn.Embedding(9, 4), nn.Sequential(Mean(), nn.Linear(4, 3)), input_shape=(6,))
+    assert net.site_shapes() == [(6, 4)]
+
+
+def test_looking_up_shapes_leaves_statistics_modes_and_random_stream_alone():
+    net = BlockNetwork(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()), nn.Linear(4, 3), input_shape=(4,))
+    net[0][1].eval()
+    before = copy.deepcopy(net.state_dict()), torch.get_rng_state(), [m.training for m in net.modules()]
+    net.site_shapes()
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), net.state_dict().values(), strict=True))
+    assert torch.equal(before[1], torch.get_rng_state())
+    assert before[2] == [m.training for m in net.modules()]
+
+
+@pytest.mark.parametrize("act", [lambda net, x, y: net(x), lambda net, x, y: true_gradient(net, x, y),
+                                 lambda net, x, y: make_estimator("dfa", net).estimate(x, y)],
+                         ids=["call", "true_gradient", "estimate"])  # fmt: skip
+def test_block_that_changes_the_batch_dimension_is_named(act):
+    net = BlockNetwork(nn.Linear(6, 4), BatchIntoTokens(), nn.Linear(2, 3))
+    with pytest.raises(Unsupported, match=r"block 1 \(BatchIntoTokens\) changes the batch dimension from 5 to \(10,\)"):
+        act(net, *batch(6))
+
+
+def test_block_that_returns_a_tuple_is_named():
+    net = BlockNetwork(nn.LSTM(6, 4), nn.Linear(4, 3))
+    with pytest.raises(Unsupported, match=r"block 0 \(LSTM\) returns a tuple"):
+        net(torch.randn(5, 6))
+
+
+class OwnForward(Block):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "block", [nn.Linear(4, 4), OwnForward(nn.Linear(4, 4), nn.ReLU())], ids=["no Block", "Block with a forward of its own"]
+)
+def test_pre_site_of_a_block_without_one_is_refused(block):
+    with pytest.raises(Unsupported, match='has no "pre" site'):
+        make_estimator("fg-a", BlockNetwork(block, nn.Linear(4, 3)), site="pre")
+
+
+def test_pre_site_below_an_activation_with_parameters_is_refused():
+    net = BlockNetwork(Block(nn.Linear(4, 4), nn.PReLU()), nn.Linear(4, 3))
+    with pytest.raises(Unsupported, match="activation of block 0 .* has parameters"):
+        make_estimator("fg-a", net, site="pre")
+
+
+def test_activation_with_parameters_is_trained_from_the_post_site():
+    net = BlockNetwork(Block(nn.Linear(4, 4), nn.PReLU()), nn.Linear(4, 3))
+    assert make_estimator("dfa", net).estimate(*batch(4))["0.activation.weight"].abs() > 0
+
+
+@pytest.mark.parametrize("name", ["fg-w", "fg-a", "dfa", "fdfa"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_block_without_parameters_changes_no_other_blocks_keys(name, position):
+    blocks = [Block(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 3)]
+    blocks.insert(position, nn.Tanh())
+    net = BlockNetwork(*blocks)
+    estimator = make_estimator(name, net, **({"site": "post"} if name == "fg-a" else {}))
+    x, y = batch(4)
+    estimator.advance(x, y)
+    assert {n: g.shape for n, g in estimator.estimate(x, y).items()} == {n: p.shape for n, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["bp", "fg-a", "dfa", "fdfa"])
+def test_gradient_of_a_module_in_two_blocks_is_the_sum_over_its_uses(name):
+    cell, stem, readout = Block(nn.Linear(4, 4), nn.Tanh()), Block(nn.Linear(6, 4), nn.Tanh()), nn.Linear(4, 3)
+    shared = BlockNetwork(stem, cell, cell, readout)
+    apart = BlockNetwork(stem, cell, copy.deepcopy(cell), readout)
+    x, y = batch(6)
+    found = []
+    for net in (shared, apart):
+        estimator = make_estimator(name, net, seed=3)
+        estimator.advance(x, y)
+        found.append(estimator.estimate(x, y))
+    torch.testing.assert_close(found[0]["1.affine.weight"], found[1]["1.affine.weight"] + found[1]["2.affine.weight"])
+
+
+def test_weight_perturbation_moves_both_uses_of_a_module_together():
+    cell = Block(nn.Linear(4, 4), nn.Tanh())
+    net, (x, y) = BlockNetwork(cell, cell, nn.Linear(4, 3)), batch(4)
+    g, target = make_estimator("fg-w", net, perturbation="rademacher").estimate(x, y), true_gradient(net, x, y)
+    # g = (v · ∇) v with ‖v‖² = P, so ‖g‖² = P ⟨g, ∇⟩
+    size = sum(p.numel() for p in net.parameters())
+    norm2, inner = (sum((a * b).sum() for a, b in zip(g.values(), h.values(), strict=True)) for h in (g, target))
+    torch.testing.assert_close(norm2, size * inner)
+
+
+# Cutting -------------------------------------------------------------------------------------------------------------
+
+
+def convolutional_sequence():
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(0.5), nn.Flatten(),
+        nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+def test_flat_sequence_is_cut_at_its_activations():
+    assert layout(cut(convolutional_sequence())) == [
+        [["Conv2d", "BatchNorm2d"], ["ReLU", "MaxPool2d", "Dropout", "Flatten"]],
+        [["Linear"], ["Tanh"]],
+        ["Linear"],
+    ]
+
+
+def test_layers_without_parameters_before_the_first_belong_to_it():
+    assert layout(cut(nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))))[0] == [
+        ["Flatten", "Linear"], ["ReLU"],
+    ]  # fmt: skip
+
+
+def test_normalisation_after_an_activation_belongs_to_the_block_above():
+    net = cut(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)))
+    assert layout(net)[1] == [["BatchNorm1d", "Linear"], ["ReLU"]]
+
+
+def test_activation_with_parameters_ends_its_block():
+    assert layout(cut(nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 3))))[0] == [["Linear"], ["PReLU"]]
+
+
+def test_somebodys_own_activation_ends_its_block():
+    assert layout(cut(nn.Sequential(nn.Linear(4, 4), Swish(), nn.Linear(4, 3))))[0] == [["Linear"], ["Swish"]]
+
+
+def test_somebodys_own_pooling_is_told_from_an_activation_by_an_example():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4), Mean(), nn.Linear(4, 3))
+    assert layout(cut(model, example=torch.randn(2, 6, 4)))[1] == ["LayerNorm", "Mean", "Linear"]
+
+
+def test_nested_sequences_are_opened():
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    assert layout(cut(nn.Sequential(inner, nn.Sequential(nn.Linear(4, 3))))) == [[["Linear"], ["ReLU"]], ["Linear"]]
+
+
+def test_module_with_an_inner_structure_is_a_block_of_its_own():
+    model = nn.Sequential(nn.Linear(6, 4), Residual(4), Residual(4), nn.Linear(4, 3))
+    assert layout(cut(model)) == [["Linear"], ["Residual"], ["Residual"], ["Linear"]]
+
+
+def test_positions_take_the_place_of_the_rule():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert layout(cut(model, at=[4])) == [[["Linear", "ReLU", "Linear"], ["ReLU"]], ["Linear"]]
+
+
+def test_linear_network_is_cut_by_positions():
+    assert layout(cut(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), at=[1])) == [["Linear"], ["Linear"]]
+
+
+def test_named_list_of_blocks_is_cut_by_its_parts():
+    net = cut(Model(), parts=[nn.Flatten(), "stem", "blocks", "norm", "head"], example=torch.randn(2, 2, 3))
+    assert layout(net) == [["Flatten", "Linear"], ["Residual"], ["Residual"], ["LayerNorm", "Linear"]]
+
+
+def test_cut_network_computes_what_the_module_does():
+    model, x = convolutional_sequence().eval(), torch.randn(4, 1, 6, 6)
+    assert torch.equal(cut(model, example=x)(x), model(x))
+
+
+def test_example_gives_the_input_shape():
+    assert cut(convolutional_sequence(), example=torch.randn(4, 1, 6, 6)).input_shape == (1, 6, 6)
+
+
+def test_example_is_not_changed_by_a_layer_that_works_in_place():
+    x = torch.randn(4, 4)
+    before = x.clone()
+    cut(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), example=x)
+    assert torch.equal(x, before)
+
+
+def test_example_gives_lazy_layers_their_size():
+    net = cut(nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(3)), example=torch.randn(2, 6))
+    assert net.site_shapes() == [(4,)]
+
+
+def test_training_the_cut_network_trains_the_module():
+    model, (x, y) = convolutional_sequence(), batch(1, 6, 6)
+    net = cut(model)
+    before = model[0].weight.detach().clone()
+    make_estimator("dfa", net).backward(x, y)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_cutting_keeps_every_layers_mode():
+    model = convolutional_sequence()
+    model[1].eval()
+    cut(model, example=torch.randn(2, 1, 6, 6))
+    assert [m.training for m in model] == [True, False] + [True] * 7
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (Model(), {}, r"got 'Model'; accepted: an nn.Sequential, or any module with parts=\[…\] .*stem, blocks, norm, head"),
+        (Model(), {"parts": ["stem", "head"]}, "example: got None"),
+        (Model(), {"parts": ["steam"], "example": torch.randn(2, 6)}, "parts: got 'steam'.*children of Model: stem"),
+        (Model(), {"parts": ["stem", "blocks", "head"], "example": torch.randn(2, 6)}, "compute something else"),
+        (Model(), {"parts": ["stem", "blocks", "norm", "head"], "example": torch.randn(2, 2, 3)}, "got 'Linear, which fails"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), {}, "accepted: activations between layers, or at="),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), {}, "accepted: activations between layers, or at="),
+        (convolutional_sequence(), {"at": [6, 3]}, r"at: got \[6, 3\]; accepted: increasing positions from 1 to 8"),
+        (convolutional_sequence(), {"at": [9]}, r"at: got \[9\]"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_cut_says_why(module, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        cut(module, **options)
+
+
+def test_part_with_parameters_that_do_not_matter_on_the_example_is_missed():
+    model = Model()
+    nn.init.zeros_(model.norm.weight), nn.init.zeros_(model.norm.bias)
+    model.norm = nn.Identity()
+    model.unused = nn.Linear(2, 2)
+    with pytest.raises(InvalidInput, match="accepted: what holds unused.weight, unused.bias too"):
+        cut(model, parts=["stem", "blocks", "head"], example=torch.randn(2, 6))
+
+
+def test_hooks_of_the_module_itself_are_not_dropped_in_silence():
+    model = convolutional_sequence()
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(Unsupported, match="Sequential has forward hooks"):
+        cut(model)
+
+
+def test_hook_of_a_nested_sequence_is_still_called():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 3))
+    called = []
+    model[0].register_forward_hook(lambda *_: called.append(True))
+    cut(model)(torch.randn(2, 4))
+    assert called
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["fg-w", "fg-a", "dfa", "fdfa"])
+def test_network_on_a_gpu_is_estimated_there(name):
+    net = fully_connected([4, 5, 3], batch_norm=True, seed=0).cuda()
+    estimator = make_estimator(name, net, replicas=3)
+    estimator.advance(*batch(4))
+    assert {g.device for g in estimator.sample(*batch(4), 3).values()} == {next(net.parameters()).device}
