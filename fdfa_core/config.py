@@ -242,8 +242,10 @@ class Experiment:
         """The runs in the order of the file: cases in turn, the grid's last key fastest. Their ids are distinct."""
         return [config for config, _ in self._runs.values()]
 
-    def check(self, skip: Collection[str] = ()) -> None:
+    def check(self, skip: Collection[str] = (), data_directory: str | Path | None = None) -> None:
         """Refuse what cannot run before anything runs, for all runs but those whose ids are in `skip`.
+
+        This loads the data (and downloads what is missing), so that no two runs of a sweep begin with a download.
 
         Raises:
             FdfaError: an unknown name or option, or a value that its owner refuses; names file and key.
@@ -257,7 +259,7 @@ class Experiment:
         for config, origin in todo:
             signature = config.model_copy(update={"seed": 0}).canonical()
             if signature not in seen:
-                check(config, locate=origin.locate)
+                check(config, origin.locate, data_directory=data_directory)
                 seen.add(signature)
 
 
@@ -267,7 +269,7 @@ def load_experiment(path: str | Path) -> Experiment:
     Raises:
         InvalidInput: the file cannot be read, is not TOML, or holds an unknown key, a wrong type, an impossible value.
     """
-    path = Path(path)
+    path = _shown(Path(path))
     tables = _read_toml(path)
     description = tables.pop("description", "")
     if not isinstance(description, str):
@@ -339,6 +341,12 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
         refines = tables and value.keys().isdisjoint({"name", "architecture", "kind"})
         merged[key] = merge(old, value) if refines else value
     return merged
+
+
+def _shown(path: Path) -> Path:
+    """Return the path as a user would write it: relative where it lies below the working directory."""
+    absolute = path.resolve()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""The console command `fdfa`.
+
+Modules of the project are imported inside the commands that need them: torch takes seconds, help should not.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+RUNS = Path("runs")
+
+
+class Commands(click.Group):
+    """Turns the project's own errors into one line and exit code 2; `--debug` shows where they come from."""
+
+    def invoke(self, context: click.Context) -> object:
+        """Run a command."""
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from fdfa_core.errors import FdfaError
+
+            if context.params["debug"] or not isinstance(error, FdfaError):
+                raise
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            context.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
+@click.version_option(package_name="fdfa")
+def main(debug: bool) -> None:
+    """Measure how noisy and how biased gradients without backpropagation are."""
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+
+
+def options(*names: str) -> Callable:
+    """Decorate a command with options that several commands share."""
+    known = {
+        "profile": click.option("--profile", default="quick", help="Folder of experiments: smoke, quick, …"),
+        "runs": click.option("--runs", "root", type=click.Path(path_type=Path), default=RUNS, help="Directory of runs."),
+        "jobs": click.option("--jobs", type=click.IntRange(min=1), help="Processes on this machine.  [default: one a core]"),
+        "cluster": click.option("--cluster", metavar="ADDRESS", help="Dask scheduler to run on, e.g. tcp://host:8786."),
+        "data_dir": click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Directory of data sets.  [default: $FDFA_DATA, else data]"
+        ),
+    }
+
+    def decorate(command: Callable) -> Callable:
+        for name in reversed(names):
+            command = known[name](command)
+        return command
+
+    return decorate
+
+
+experiment_files = click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--run", "chosen", multiple=True, metavar="ID", help="Only the runs whose ids begin so (repeatable).")
+@click.option("--device", default="auto", help="cpu, cuda, cuda:1, …; auto takes CUDA where there is one.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, help="Threads of torch.")
+@options("runs", "data_dir")
+def train(file: Path, chosen: tuple[str, ...], device: str, threads: int, root: Path, data_dir: Path | None) -> None:
+    """Carry out the runs of an experiment FILE one after another, or take up what was interrupted."""
+    from fdfa_core.config import load_experiment, require_known
+    from fdfa_core.runs import is_complete, open_root, read_summary
+    from fdfa_core.training import train as carry_out
+
+    experiment = load_experiment(file)
+    runs = [r for r in experiment.runs() if not chosen or r.id.startswith(chosen)]
+    if not runs:
+        require_known("run", " ".join(chosen), [r.id for r in experiment.runs()])
+    open_root(root)
+    skip = [r.id for r in experiment.runs() if r not in runs or is_complete(root, r.id)]
+    experiment.check(skip, data_directory=data_dir)
+    for number, run in enumerate(runs, 1):
+        name = f"run {number} of {len(runs)}: {run.estimator.name}, seed {run.seed}"
+        with tqdm(desc=name, unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+            def show(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            directory = carry_out(run, root, progress=show, device=device, threads=threads, data_directory=data_dir)
+        outcome = read_summary(directory)
+        final = outcome["final"]
+        figures = f"test accuracy {final['test_accuracy']:.4f}, loss {final['test_loss']:.4f}" if final else "no evaluation"
+        click.echo(f"{name}: {outcome['status']} after {outcome['steps']} steps, {figures} -> {directory}")
+
+
+@main.command()
+@experiment_files
+@options("profile", "runs", "jobs", "cluster", "data_dir")
+def sweep(
+    files: tuple[Path, ...], profile: str, root: Path, jobs: int | None, cluster: str | None, data_dir: Path | None
+) -> None:
+    """Carry out all runs of a profile, or of the experiment FILEs, that are not there yet."""
+    _sweep(_experiments(files, profile), root, jobs, cluster, data_dir)
+
+
+@main.command()
+@experiment_files
+@click.option("--out", type=click.Path(path_type=Path), help="Write the tables there, as <experiment>/<table>.csv.")
+@options("profile", "runs")
+def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path) -> None:
+    """Show final accuracies of a profile's experiments, or of FILEs, and write all measured statistics as CSV."""
+    import pandas as pd
+
+    from analysis import logs
+    from fdfa_core.runs import write_atomically
+
+    for experiment in _experiments(files, profile):
+        tables = _statistics(experiment, logs.read(root, experiment, profile))
+        click.echo(f"{experiment.name}: {experiment.description}")
+        if "accuracy" in tables:
+            with pd.option_context("display.float_format", "{:.4g}".format):
+                click.echo(tables["accuracy"].dropna(axis="columns", how="all").to_string(index=False))
+        for name, table in tables.items() if out else ():
+            (out / experiment.name).mkdir(parents=True, exist_ok=True)
+            write_atomically(out / experiment.name / f"{name}.csv", table.to_csv(index=False).encode())
+            click.echo(f"  {out / experiment.name / name}.csv: {len(table)} rows")
+
+
+@main.command()
+@click.option("--only", multiple=True, metavar="NAME", help="Only this figure or table (repeatable).")
+@click.option("--out", type=click.Path(path_type=Path), help="Where they go.  [default: figures/out/PROFILE]")
+@click.option("--train/--no-train", "may_train", default=True, help="Carry out missing runs first.")
+@click.option(
+    "--runs",
+    "root",
+    type=click.Path(path_type=Path),
+    help="Directory of runs.  [default: results/PROFILE if it exists, else runs]",
+)
+@options("profile", "jobs", "cluster", "data_dir")
+def figures(
+    only: tuple[str, ...],
+    out: Path | None,
+    may_train: bool,
+    root: Path | None,
+    profile: str,
+    jobs: int | None,
+    cluster: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Carry out the runs of a profile that are missing, analyse the logs, and draw all figures and tables.
+
+    Results that were recorded in results/PROFILE are drawn as they are, without training.
+    """
+    recorded = Path("results") / profile
+    if root is None:
+        root, may_train = (recorded, False) if recorded.is_dir() else (RUNS, may_train)
+    if may_train:
+        _sweep(_experiments((), profile), root, jobs, cluster, data_dir)
+
+    from figures import render
+
+    out = out or Path("figures") / "out" / profile
+    drawn = []
+    with tqdm(desc="figures", total=len(only or render.discover()), unit="figure", disable=not sys.stderr.isatty()) as bar:
+
+        def show(name: str, new: bool) -> None:
+            bar.update()
+            drawn.append(name) if new else None
+
+        files = render.render(profile, root, out, only=only or None, report=show)
+    click.echo(f"{len(files)} files in {out}; drawn now: {', '.join(drawn) or 'nothing, all were up to date'}")
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--list", "listing", is_flag=True, help="List the data sets that are known, and stop.")
+@click.option("--download/--no-download", default=True, help="Fetch missing files.")
+@options("data_dir")
+def data(names: tuple[str, ...], listing: bool, download: bool, data_dir: Path | None) -> None:
+    """Fetch data sets where they are missing, check them, and say what they hold."""
+    from fdfa_core.data import available_datasets, load
+
+    if listing:
+        click.echo("\n".join(available_datasets()))
+        return
+    if not names:
+        raise click.UsageError("name one or more data sets, or use --list")
+    for name in names:
+        found = load(name, data_dir, download)
+        size = " x ".join(map(str, found.shape))
+        click.echo(
+            f"{name}: {len(found.train)} training and {len(found.test)} test images, {size}, {len(found.classes)} classes, "
+            f"SHA-256 {found.sha256}"
+        )
+
+
+@main.command("list")
+def list_() -> None:
+    """List estimators with their options, architectures, data sets, and experiments."""
+    from fdfa_core.architectures import ARCHITECTURES
+    from fdfa_core.config import load_profile, profiles
+    from fdfa_core.data import available_datasets
+    from fdfa_core.estimators import available_estimators, estimator_options
+
+    click.echo("estimators")
+    for name in available_estimators():
+        settings = ", ".join(f"{option}={default!r}" for option, default in estimator_options(name).items())
+        click.echo(f"  {name:12}{settings}")
+    click.echo("architectures\n  " + ", ".join(ARCHITECTURES))
+    click.echo("data sets\n  " + ", ".join(available_datasets()))
+    for profile in profiles():
+        click.echo(f"experiments of profile {profile}")
+        for name, experiment in load_profile(profile).items():
+            click.echo(f"  {name:20}{len(experiment.runs()):4} runs  {experiment.description}")
+
+
+def _experiments(files: Iterable[Path], profile: str) -> list:
+    """Load the files, or the whole profile where there are none."""
+    from fdfa_core.config import load_experiment, load_profile
+
+    return [load_experiment(file) for file in files] or list(load_profile(profile).values())
+
+
+def _sweep(experiments: list, root: Path, jobs: int | None, cluster: str | None, data_dir: Path | None) -> None:
+    """Check all runs to come, carry them out, and exit with code 1 if one failed."""
+    from fdfa_core.runs import is_complete, open_root
+    from fdfa_core.sweep import sweep
+
+    open_root(root)
+    for experiment in experiments:
+        done = [run.id for run in experiment.runs() if is_complete(root, run.id)]
+        experiment.check(skip=done, data_directory=data_dir)
+    runs = [run for experiment in experiments for run in experiment.runs()]
+    try:
+        summary = sweep(runs, root, processes=jobs, cluster=cluster, data_directory=data_dir)
+    except KeyboardInterrupt:
+        click.echo("Interrupted. The same command takes the sweep up where it stopped.", err=True)
+        raise
+    click.echo(f"{summary} (in {root})")
+    if summary.failed:
+        click.get_current_context().exit(1)
+
+
+def _statistics(experiment, logs) -> dict:
+    """Return the frames of all statistics that the logs of one experiment allow, by name."""
+    import pandas as pd
+
+    from analysis import accuracy, alignment, bias, convergence, statistics, variance
+
+    setting = ["dataset", "architecture", "width", "depth", "batch_size", "learning_rate"]
+    trained = [run.id for run in experiment.runs() if run.training.optimizer != "none"]
+    tables = {}
+    if trained:
+        # the column of the optimiser's momentary rate gives way to the run's, which tells settings apart
+        rates = logs.runs.set_index("run")["learning_rate"]
+        metrics = logs.metrics[logs.metrics["run"].isin(trained)]
+        metrics = metrics.assign(learning_rate=metrics["run"].map(rates))
+        tables["accuracy"] = accuracy.table(metrics, setting)
+        curves = {q: convergence.curves(metrics, q, [*setting, "trained_with"]) for q in ("train_loss", "test_accuracy")}
+        tables["convergence"] = pd.concat([frame.assign(quantity=q) for q, frame in curves.items()], ignore_index=True)
+    if len(logs.probes):
+        by = [*setting, "trained_with", "step", "source", "estimator", "level", "block", "parameter"]
+        noise = variance.normalised(logs.probes)
+        tables["variance"] = statistics.over_seeds(noise, "nsr", by, se="nsr_se", log=True)
+        tables["bias"] = statistics.over_seeds(bias.split(logs.probes), "value", [*by, "quantity"], se="se")
+        tables["alignment"] = alignment.angles(logs.probes, by)
+    return tables
+
+
+if __name__ == "__main__":
+    main()
