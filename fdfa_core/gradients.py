@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from fdfa_core.checks import check_batch, preserve_random_stream
 from fdfa_core.errors import InvalidInput
+from fdfa_core.functional import functional_call
 from fdfa_core.losses import make_loss
 from fdfa_core.network import BlockNetwork
 

@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 
 from fdfa_core.draws import Gradient, Outer
 from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.functional import functional_call
 from fdfa_core.network import Block, BlockNetwork, require_site
 
 Gradients = dict[str, Gradient]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.direct_feedback import uniform_feedback
 from fdfa_core.estimators.registry import register
+from fdfa_core.functional import functional_call
 from fdfa_core.linearize import Gradients, merge
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

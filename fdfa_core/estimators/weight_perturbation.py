@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
+from fdfa_core.functional import functional_call
 from fdfa_core.linearize import Trace
 
 CHUNK_NUMBERS = 2**26  # random numbers held at a time by `per_sample`
