@@ -195,6 +195,35 @@ def feedback_steps(per_sample, batch_size, *, perturbation="gaussian", joint=Tru
     return batch_mean(*population(everything), batch_size)
 
 
+def design_points(law: str, directions: str, rows: int, dimension: int):
+    """Every outcome of the dependent directions of a step: (n, rows, dimension) and weights."""
+    if directions == "antithetic":
+        half = (rows + 1) // 2
+        points, weights = law_points(law, half * dimension)
+        v = points.unflatten(1, (half, dimension))
+        return torch.cat([v, -v[:, : rows // 2]], 1), weights
+    assert directions == "orthogonal" and dimension == rows == 2, "in the plane, eight rotations integrate fourth powers"
+    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+    first = torch.stack([angle.cos(), angle.sin()], 1)
+    v = math.sqrt(2) * torch.stack([first, torch.stack([-first[:, 1], first[:, 0]], 1)], 1)
+    return v, torch.full((8,), 1 / 8, dtype=torch.float64)
+
+
+def designed_steps(per_sample, batch_size, *, perturbation="gaussian", tangents=1, directions):
+    """As `feedback_steps` (all blocks together), the directions of a step being arranged by design."""
+    sizes = [j.shape[1] for j in per_sample[0].jacobians]
+    points, weights = design_points(perturbation, directions, tangents * batch_size, sum(sizes))
+    atoms = []
+    for batch in itertools.product(per_sample, repeat=batch_size):
+        step = 0.0
+        for row, s in enumerate(list(batch) * tangents):
+            u = points[:, row]
+            d = u @ torch.cat(s.jacobians, 1).T
+            step = step + torch.cat([(d[:, :, None] * v[:, None, :]).flatten(1) for v in u.split(sizes, 1)], 1)
+        atoms.append(step / (tangents * batch_size))
+    return torch.cat(atoms), weights.repeat(len(atoms)) / len(atoms)
+
+
 def feedback(steps, alpha, count):
     """Every outcome of the feedback after `count` steps from zero."""
     atoms, weights = steps
@@ -208,7 +237,8 @@ def feedback(steps, alpha, count):
 def fdfa(net, x, y, batch_size, *, feedback_lr, steps, site="post", loss="cross_entropy", **options):
     """Mean and variance of the gradient after `steps` updates of the feedback; its batch is independent of theirs."""
     per_sample = samples(net, x, y, site=site, loss=loss)
-    held, chance = feedback(feedback_steps(per_sample, batch_size, **options), feedback_lr, steps)
+    step = designed_steps if "directions" in options else feedback_steps
+    held, chance = feedback(step(per_sample, batch_size, **options), feedback_lr, steps)
     outputs = len(per_sample[0].error)
     blocks = held.split([j.numel() for j in per_sample[0].jacobians], 1)
     contributions = []

@@ -182,6 +182,54 @@ def test_forward_direct_feedback_options(options):
     agree(predict("fdfa", net, x, y, 1, **settings), exhaustive.fdfa(net, x, y, 1, **settings))
 
 
+def narrow():
+    """A block of one unit whose parameters are no dense layer's, and a dense one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        return BlockNetwork(
+            nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 2), nn.Flatten(), nn.Tanh()),
+            Block(nn.Linear(1, 1), nn.Tanh()),
+            nn.Linear(1, 2),
+            input_shape=(2,),
+        ).double()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"directions": "orthogonal"},
+        {"directions": "antithetic"},
+        {"directions": "antithetic", "perturbation": "rademacher"},
+        {"directions": "antithetic", "perturbation": "rademacher", "tangents": 2},
+        {"directions": "antithetic", "perturbation": "rademacher", "tangents": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("build", [narrow, lambda: dense(widths=(2, 2, 2))], ids=["narrow", "one-hidden"])
+def test_arranged_directions(build, options):
+    net = build()
+    x, y = data(net)
+    settings = {"feedback_lr": 0.6, "steps": 1, **options}
+    agree(predict("fdfa", net, x, y, 2, **settings), exhaustive.fdfa(net, x, y, 2, **settings))
+
+
+def test_arranged_directions_of_blocks_that_touch_many_units():
+    net = BlockNetwork(attentive()[0], nn.Linear(2, 2).double(), input_shape=(2,))
+    x, y = data(net)
+    for options in ({"directions": "orthogonal"}, {"directions": "antithetic", "perturbation": "rademacher"}):
+        settings = {"feedback_lr": 0.6, "steps": 2, **options}
+        agree(predict("fdfa", net, x, y, 2, **settings), exhaustive.fdfa(net, x, y, 2, **settings))
+
+
+def test_blocks_that_take_turns():
+    net = dense()
+    x, y = data(net)
+    cyclic = predict("fdfa", net, x, y, 2, feedback_lr=0.3, joint="cyclic", steps=5)
+    alone = [predict("fdfa", net, x, y, 2, feedback_lr=0.3, joint=False, steps=steps) for steps in (3, 2)]
+    for name, variance in cyclic.variance.items():
+        torch.testing.assert_close(variance, alone[int(name[0]) if int(name[0]) < 2 else 0].variance[name])
+
+
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("law", LAWS)
 def test_feedback_step_covariance_between_rows(law, joint):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.theory.fourth_moment import FourthMoment, fourth_moment
+from analysis.theory.fourth_moment import PairMoment, step_pairs
 from analysis.theory.population import Population, gather
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.options import one_of
 from fdfa_core.network import BlockNetwork
 
 FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (needed by general blocks alone)
@@ -70,36 +72,56 @@ class FeedbackLaw:
     r"""Mean and covariance of FDFA's feedback after t steps from zero, and in the long run.
 
     Attributes:
-        jacobian: J̄ = E[D], the long-run mean, per hidden block (O, units).
-        perturbation: the part of N Cov(D_ok, D_o'k) that perturbations cause, per hidden block (units, O, O).
-        data: the part that the draw of the batch causes, Cov_p(J_ok, J_o'k).
-        batch_size, feedback_lr: N and α.
-        moments: moments of the Jacobian that the above were made from.
-        laws, tangents: fourth moments of the perturbations that reach each block, and their number K averaged in a step.
-        cross_talk: S, the second moments of the units perturbed together with the block, per hidden block (O, O).
-        warmup: the estimator's option of that name.
+        batch_size, feedback_lr, joint, warmup: N, α, and the estimator's options of these names.
+        moments: moments of the Jacobian.
+        pairs: the dependent pairs among the directions of a step, per hidden block.
+        heard: second moments S of all units perturbed together with the block, per hidden block: {True: E 𝒥_p 𝒥_pᵀ of one
+            sample, False: E 𝒥_p E 𝒥_pᵀ of two}, (O, O).
         source: the population.
     """
 
-    jacobian: list[Tensor]
-    perturbation: list[Tensor]
-    data: list[Tensor]
     batch_size: int
     feedback_lr: float
-    moments: JacobianMoments
-    laws: list[FourthMoment]
-    tangents: int
-    cross_talk: list[Tensor]
+    joint: bool | str
     warmup: bool
+    moments: JacobianMoments
+    pairs: list[list[PairMoment]]
+    heard: list[dict[bool, Tensor]]
     source: Population = field(repr=False)
 
     @property
+    def jacobian(self) -> list[Tensor]:
+        """J̄ = E[D], the long-run mean, per hidden block (O, units)."""
+        return self.moments.mean
+
+    @property
+    def data(self) -> list[Tensor]:
+        """The part of N Cov(D_ok, D_o'k) that the draw of the batch causes: Cov_p(J_ok, J_o'k), (units, O, O) per block."""
+        return [r - _outer(j) for r, j in zip(self.moments.second, self.moments.mean, strict=True)]
+
+    @property
+    def perturbation(self) -> list[Tensor]:
+        """The part of N Cov(D_ok, D_o'k) that perturbations cause, (units, O, O) per block."""
+        found = []
+        for second, mean, heard, pairs in zip(self.moments.second, self.moments.mean, self.heard, self.pairs, strict=True):
+            own = {True: second, False: _outer(mean)}
+            found.append(sum(p.weight * (p.cross * heard[p.same_sample] + p.aligned * own[p.same_sample]) for p in pairs))
+        return found
+
+    @cached_property
     def step_covariance(self) -> list[Tensor]:
         """Covariance of one step D between output rows, Cov(D_ok, D_o'k), per hidden block (units, O, O)."""
         return [(a + b) / self.batch_size for a, b in zip(self.perturbation, self.data, strict=True)]
 
+    def updates(self, steps, block: int):
+        """Return how often a block's feedback was updated in `steps` steps; with `joint="cyclic"` blocks take turns."""
+        if steps is None or self.joint != "cyclic":
+            return steps
+        blocks = len(self.jacobian)
+        return (np.asarray(steps) - block + blocks - 1) // blocks
+
     def memory(self, steps=None):
-        r"""Return what is left of B_0 after `steps` steps (a number, an array, or None for t → ∞): (1−α)^t.
+        r"""Return what is left of B_0 after t updates (a number, an array, or None for t → ∞): (1−α)^t.
 
         With warm-up (α_t = max(α, 1/t)) the first step forgets B_0.
         """
@@ -123,25 +145,24 @@ class FeedbackLaw:
 
     def mean(self, steps: int | None = None) -> list[Tensor]:
         """Return E[B_t] after `steps` steps from zero (None: in the long run), per hidden block (O, units)."""
-        return [jacobian * (1 - float(self.memory(steps))) for jacobian in self.jacobian]
+        return [j * (1 - float(self.memory(self.updates(steps, i)))) for i, j in enumerate(self.jacobian)]
 
     def covariance(self, steps: int | None = None) -> list[Tensor]:
         """Return Cov(B_ok, B_o'k) after `steps` steps, per hidden block (units, O, O)."""
-        return [float(self.factor(steps)) * covariance for covariance in self.step_covariance]
+        return [float(self.factor(self.updates(steps, i))) * c for i, c in enumerate(self.step_covariance)]
 
     def autocovariance(self, lag: int, steps: int | None = None) -> list[Tensor]:
-        """Return Cov(B_t, B_{t+lag}) = (1−α)^lag Cov B_t, as `covariance`."""
+        """Return Cov(B_t, B_{t+lag}) = (1−α)^lag Cov B_t, `lag` in updates (once any warm-up is over), as `covariance`."""
         return [(1 - self.feedback_lr) ** lag * covariance for covariance in self.covariance(steps)]
 
     def squared_error(self, steps: int | Sequence[int] | None = None) -> np.ndarray:
         """Return E‖B_t − J̄‖² per hidden block, or (blocks, times) for a sequence of times."""
-        return np.array(
-            [
-                self.memory(steps) ** 2 * float(jacobian.square().sum())
-                + self.factor(steps) * float(covariance.diagonal(dim1=1, dim2=2).sum())
-                for jacobian, covariance in zip(self.jacobian, self.step_covariance, strict=True)
-            ]
-        )
+        found = []
+        for i, (jacobian, covariance) in enumerate(zip(self.jacobian, self.step_covariance, strict=True)):
+            updates = self.updates(steps, i)
+            noise = self.factor(updates) * float(covariance.diagonal(dim1=1, dim2=2).sum())
+            found.append(self.memory(updates) ** 2 * float(jacobian.square().sum()) + noise)
+        return np.array(found)
 
 
 def feedback_law(
@@ -154,6 +175,7 @@ def feedback_law(
     joint: bool = True,
     perturbation="gaussian",
     tangents: int = 1,
+    directions: str = "independent",
     warmup: bool = False,
 ) -> FeedbackLaw:
     """Return the law of FDFA's feedback at frozen weights, for batches drawn with replacement from x (M, …).
@@ -163,33 +185,34 @@ def feedback_law(
         batch_size: N.
         feedback_lr: α in (0, 1].
         site: where perturbations enter, "pre" or "post".
-        joint: all hidden blocks are perturbed in one tangent pass, so that each block's step hears the others' (cross-talk).
+        joint: all hidden blocks are perturbed in one tangent pass, so that each block's step hears the others' (cross-talk);
+            False: one pass per block; "cyclic": one block a step.
         perturbation: law of u, a name or an object.
-        tangents: directions averaged in one step.
-        warmup: α_t = max(α, 1/t) at step t.
+        tangents: directions per sample averaged in one step.
+        directions: "independent", "antithetic" or "orthogonal" over the samples of a step.
+        warmup: α_t = max(α, 1/t) at update t.
 
     Raises:
         Unsupported, InvalidInput: as `Population`; or a value out of range.
     """
-    return law_of(Population(net, x, None, site=site), batch_size, feedback_lr, joint, perturbation, tangents, warmup)
+    population = Population(net, x, None, site=site)
+    return law_of(population, batch_size, feedback_lr, joint, perturbation, tangents, directions, warmup)
 
 
 def law_of(
-    population: Population, batch_size: int, feedback_lr=1e-2, joint=True, perturbation="gaussian", tangents=1, warmup=False
+    population: Population, batch_size: int, feedback_lr, joint, perturbation, tangents, directions, warmup
 ) -> FeedbackLaw:
     """Return the law of the feedback over a population (see `feedback_law`)."""
     if not 0 < feedback_lr <= 1:
         raise InvalidInput("feedback_lr", feedback_lr, "a number in (0, 1]")
+    together = one_of("joint", joint, (True, False, "cyclic")) is True
     moments, units = JacobianMoments.of(population), population.units
-    laws = [fourth_moment(perturbation, sum(units) if joint else n) for n in units]
-    heard = [sum(moments.total) if joint else s for s in moments.total]
-    perturbed = [
-        (law.c * s + law.aligned * r) / tangents for law, s, r in zip(laws, heard, moments.second, strict=True)
-    ]
-    data = [_centred(r, j) for r, j in zip(moments.second, moments.mean, strict=True)]
-    return FeedbackLaw(
-        moments.mean, perturbed, data, batch_size, feedback_lr, moments, laws, tangents, heard, warmup, population
-    )
+    sizes = [sum(units)] * len(units) if together else units
+    pairs = [step_pairs(perturbation, n, batch_size, tangents, directions) for n in sizes]
+    heard = [{True: s, False: j @ j.T} for s, j in zip(moments.total, moments.mean, strict=True)]
+    if together:
+        heard = [{same: sum(each[same] for each in heard) for same in (True, False)}] * len(units)
+    return FeedbackLaw(batch_size, feedback_lr, joint, warmup, moments, pairs, heard, population)
 
 
 def lag_bias(
@@ -221,6 +244,7 @@ def feedback_drift(before: nn.Module, after: nn.Module, x: Tensor, steps: int, *
     return [((b - a) / steps).unflatten(1, shape) for a, b, shape in zip(first, last, shapes, strict=True)]
 
 
-def _centred(second: Tensor, mean: Tensor) -> Tensor:
+def _outer(mean: Tensor) -> Tensor:
+    """J̄_·k J̄_·kᵀ for every unit k, (units, O, O)."""
     by_unit = mean.T
-    return second - by_unit[:, :, None] * by_unit[:, None, :]
+    return by_unit[:, :, None] * by_unit[:, None, :]

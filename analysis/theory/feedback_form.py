@@ -3,12 +3,14 @@ r"""How the randomness of FDFA's feedback reaches a gradient component: the quad
 A gradient component is ⟨B, mean_p X_p⟩ with X_p = e_p ⊗ A_p (O × units), A_p the component's column of the block's Jacobian.
 With B independent of the batch its variance is V(μ) + E_p V(X_p − μ)/N + Var_p⟨B̄, X_p⟩/N, where μ = E X.
 
-One feedback step is the quadratic form D = mean_p 𝒥_p u_p u_pᵀ in the perturbations, so that with f = Cov B/(N Cov D)
+One feedback step is a mean of quadratic forms u_pᵀ 𝒥_pᵀ X u_p in the perturbations. With f = Cov B/(N Cov D) and the pairs
+of dependent directions (weight w; square s, cross c, diagonal k; see `PairMoment`)
 
-    V(X) = f { [c Σ_k x_kᵀ S x_k + k Σ_k x_kᵀ R_k x_k + c E tr (J Xᵀ)² + (c − 1) E⟨J, X⟩²]/K + E⟨J, X⟩² − ⟨J̄, X⟩² },
+    V(X) = f { Σ_pairs w [c Σ_k x_kᵀ S x_k + k Σ_k x_kᵀ R_k x_k + c E tr (J Xᵀ)² + s E⟨J, X⟩²] + E⟨J, X⟩² − ⟨J̄, X⟩² },
 
-x_k the columns of X, S = E 𝒥𝒥ᵀ over all units perturbed together and R_k = E J_·k J_·kᵀ. Where a component touches one unit k
-alone (a dense block) this is x_kᵀ Γ_k x_k with Γ_k the feedback's covariance between output rows.
+x_k the columns of X, S = E 𝒥𝒥ᵀ over all units perturbed together and R_k = E J_·k J_·kᵀ; pairs of two samples have J̄ for J.
+Where a component touches one unit k alone (a dense block) this is x_kᵀ Γ_k x_k with Γ_k the feedback's covariance between
+output rows.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class FeedbackForm(ABC):
 
     def __init__(self, law: FeedbackLaw, block: int, steps: int | None):
         self.law, self.block = law, block
-        self.scale = float(law.factor(steps)) / law.batch_size
+        self.scale = float(law.factor(law.updates(steps, block))) / law.batch_size
 
     @abstractmethod
     def of_samples(self, chunk: Chunk) -> Sums:
@@ -86,40 +88,43 @@ class GeneralForm(FeedbackForm):
 
     def __init__(self, law, block, steps):
         super().__init__(law, block, steps)
-        fourth = law.laws[block]
-        self.factors = jacobian_factors(law.source, block)  # (r, O, units)
-        self.mean = law.jacobian[block]
-        white = fourth.c * law.cross_talk[block] + fourth.k * law.moments.second[block]
-        self.white = white * (self.scale / law.tangents)  # (units, O, O)
-        self.trace = self.scale * fourth.c / law.tangents  # of E tr (J Xᵀ)²
-        self.inner = self.scale * ((fourth.c - 1) / law.tangents + 1)  # of E⟨J, X⟩²
+        mean, second, heard = law.jacobian[block], law.moments.second[block], law.heard[block]
+        factors = jacobian_factors(law.source, block)  # (r, O, units), whose sum of squares is E over samples
+        own = {True: second, False: torch.einsum("ok,vk->kov", mean, mean)}
+        trace, inner, white = {True: 0.0, False: 0.0}, {True: 1.0, False: -1.0}, 0.0
+        for pair in law.pairs[block]:
+            same, weight = pair.same_sample, pair.weight
+            white = white + weight * (pair.cross * heard[same] + pair.diagonal * own[same])
+            trace[same] += weight * pair.cross
+            inner[same] += weight * pair.square
+        self.white = self.scale * white.expand_as(second)  # (units, O, O)
+        self.factors = torch.cat([factors, mean[None]])
+        weights = [[w[True]] * len(factors) + [w[False]] for w in (trace, inner)]
+        self.trace, self.inner = (self.scale * mean.new_tensor(w) for w in weights)  # of tr (F Xᵀ)² and ⟨F, X⟩²
 
     def of_samples(self, chunk):
-        """X_p has rank one, so tr (J X_pᵀ)² = ⟨J, X_p⟩² = (A_pᵀ Jᵀ e_p)²."""
+        """X_p has rank one, so tr (F X_pᵀ)² = ⟨F, X_p⟩² = (A_pᵀ Fᵀ e_p)²."""
         local, error = chunk.maps[self.block], chunk.error
         outer = (error[:, :, None] * error[:, None, :]).flatten(1)
-        terms = [(1.0, local.energy(outer @ self.white.flatten(1).T)), (-self.scale, local.square(error @ self.mean))]
-        terms += [(self.trace + self.inner, local.square(error @ factor)) for factor in self.factors]
+        terms = [(1.0, local.energy(outer @ self.white.flatten(1).T))]
+        terms += [(w, local.square(error @ f)) for w, f in zip(self.trace + self.inner, self.factors, strict=True)]
         return accumulate({name: weight * value for name, value in term.items()} for weight, term in terms)
 
     def of_mean(self, population):
         """Couple the errors with every unit (for the white part) and with the factors of the Jacobian's second moment."""
-        units, (r, outputs, _) = self.mean.shape[1], self.factors.shape
+        count, outputs, units = self.factors.shape
         size = population.probe().maps[self.block].size
-        unit_basis = torch.eye(units, dtype=self.mean.dtype, device=self.mean.device)
+        unit_basis = torch.eye(units, dtype=self.factors.dtype, device=self.factors.device)
         terms: list[Sums] = []
         for group in self._groups(population, units, size):
-            white = self.white[group]
             columns = self._couple(population, unit_basis[group])
-            terms.append({n: torch.einsum("ko...,kov,kv...->...", x, white, x) for n, x in columns.items()})
-        for group in self._groups(population, r, outputs * size):
+            terms.append({n: torch.einsum("ko...,kov,kv...->...", x, self.white[group], x) for n, x in columns.items()})
+        for group in self._groups(population, count, outputs * size):
             for name, x in self._couple(population, self.factors[group].flatten(0, 1)).items():
-                x = x.unflatten(0, (-1, outputs))  # (r, O of the factor, O of the error, *shape)
+                x = x.unflatten(0, (-1, outputs))  # (factors, O of the factor, O of the error, *shape)
                 inner = torch.einsum("roo...->r...", x)
-                terms.append({name: self.trace * torch.einsum("roq...,rqo...->...", x, x)})
-                terms.append({name: self.inner * inner.square().sum(0)})
-        for name, x in self._couple(population, self.mean).items():
-            terms.append({name: -self.scale * torch.einsum("oo...->...", x).square()})
+                terms.append({name: torch.einsum("r,roq...,rqo...->...", self.trace[group], x, x)})
+                terms.append({name: torch.einsum("r,r...,r...->...", self.inner[group], inner, inner)})
         return accumulate(terms)
 
     def _couple(self, population: Population, directions: Tensor) -> Sums:

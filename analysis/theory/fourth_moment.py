@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from fdfa_core.errors import InvalidInput, Unsupported
@@ -24,11 +25,6 @@ class FourthMoment:
 
     c: float
     k: float
-
-    @property
-    def aligned(self) -> float:
-        """Coefficient of (z·a)² in Var[(z·v)(a·v)] where a touches one entry alone: 2c + k − 1."""
-        return 2 * self.c + self.k - 1
 
 
 def fourth_moment(law: str | Law, dimension: int) -> FourthMoment:
@@ -83,3 +79,56 @@ def noise(law: str | Law, dimension: int, tangents: int = 1, combine: str = "mea
     square = keep * (tangents + 2) / (dimension + 2)  # E t²
     across = (keep - square) / max(dimension - 1, 1)  # E t(1−t) over each of the d − 1 other dimensions
     return Noise(keep, across, square - keep**2 - across, 0.0)
+
+
+@dataclass(frozen=True)
+class PairMoment:
+    r"""Cov(uᵀQu, vᵀQ'v) = square tr Q tr Q' + cross (tr QQ'ᵀ + tr QQ') + diagonal Σ_i Q_ii Q'_ii for two directions u, v.
+
+    Attributes:
+        weight: how much of N Cov D such pairs make up, D being a batch's mean of K N such forms (see `step_pairs`).
+        same_sample: whether u and v belong to one sample, so that Q = Q', or to two independent ones.
+    """
+
+    square: float
+    cross: float
+    diagonal: float
+    weight: float
+    same_sample: bool = True
+
+    @property
+    def aligned(self) -> float:
+        """What is left where Q touches one unit alone: all but the ‖Q‖² of `cross` is then the same number."""
+        return self.square + self.cross + self.diagonal
+
+
+def step_pairs(law: str | Law, dimension: int, batch_size: int, tangents: int = 1, directions: str = "independent"):
+    r"""Return the dependent pairs among the K N directions of a feedback step, as `PairMoment`s.
+
+    Every direction pairs with itself, with weight 1/K. An antithetic pair (u, −u) repeats uᵀQu. Two rows of an orthogonal
+    block are √d times two orthonormal directions, uniformly distributed: E[u_a u_b v_i v_j] =
+    d ((d+1) δ_ab δ_ij − δ_ai δ_bj − δ_aj δ_bi)/((d−1)(d+2)). Directions k = 0…K−1 of sample p are row k N + p.
+
+    Raises:
+        InvalidInput: an unknown design, or an orthogonal one of a law that is not isotropic.
+    """
+    rows, own = batch_size * tangents, fourth_moment("sphere" if directions == "orthogonal" else law, dimension)
+    itself = PairMoment(own.c - 1, own.c, own.k, 1 / tangents)
+    if directions == "independent":
+        return [itself]
+    if directions == "antithetic":
+        half = (rows + 1) // 2
+        pairs = [(r, r + half) for r in range(rows // 2)]
+        form = (own.c - 1, own.c, own.k)
+    elif directions == "orthogonal":
+        if make_law(law).name not in ISOTROPIC:
+            raise InvalidInput("perturbation", make_law(law).name, f'one of {ISOTROPIC} with directions="orthogonal"')
+        blocks = (range(start, min(start + dimension, rows)) for start in range(0, rows, dimension))
+        pairs = [pair for block in blocks for pair in itertools.combinations(block, 2)]
+        scale = max((dimension - 1) * (dimension + 2), 1)
+        form = (2 / scale, -dimension / scale, 0.0)
+    else:
+        raise InvalidInput("directions", directions, '"independent", "antithetic" or "orthogonal"')
+    same = sum((r - s) % batch_size == 0 for r, s in pairs)
+    weights = {True: same, False: len(pairs) - same}
+    return [itself, *(PairMoment(*form, 2 * n * batch_size / rows**2, kind) for kind, n in weights.items() if n)]

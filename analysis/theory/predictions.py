@@ -304,6 +304,7 @@ def fdfa(
     site,
     joint,
     tangents,
+    directions,
     feedback_rule,
     feedback_lr,
     warmup,
@@ -324,7 +325,7 @@ def fdfa(
         )
     if feedback_law is None:
         rate = 1e-2 if feedback_lr is None else feedback_lr
-        feedback_law = law_of(population, batch_size, rate, joint, perturbation, tangents, warmup)
+        feedback_law = law_of(population, batch_size, rate, joint, perturbation, tangents, directions, warmup)
     law = feedback_law
     expected, forms = law.mean(steps), feedback_forms(law, population, steps)
 
@@ -401,6 +402,7 @@ FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
             "site": "post",
             "joint": True,
             "tangents": 1,
+            "directions": "independent",
             "feedback_rule": "momentum",
             "feedback_lr": None,
             "warmup": False,
