@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fdfa_core import data, provenance, schedules
-from fdfa_core.architectures import ARCHITECTURES, build
+from fdfa_core import data, materials, provenance, schedules
+from fdfa_core.architectures import ARCHITECTURES
 from fdfa_core.config import EstimatorConfig, RunConfig, located, require_known
 from fdfa_core.data import Dataset, Split, available_datasets
 from fdfa_core.errors import InvalidInput, RunError
@@ -34,7 +34,6 @@ from fdfa_core.seeds import derive, stream
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
-_SUBSETS = 0  # seed of what is held out and of the reference sets: the same samples in all runs, so that runs compare
 _one_at_a_time = threading.Lock()  # a run owns the process's global random stream and number of threads
 
 
@@ -129,19 +128,17 @@ class Session:
         self.config, self.device = config, device
         training = config.training
         with located(locate("data")):
-            train, test = _splits(config, dataset)
+            train, test = materials.splits(config, dataset)
         with located(locate("training")):
             self.steps_per_epoch = len(list(train.epoch(training.batch_size, drop_last=training.drop_last)))
         self.total = training.steps or training.epochs * self.steps_per_epoch
         with located(locate("network")):
-            options = config.network.options
-            seed = derive(config.seed, "network")
-            self.net = build(config.network.architecture, train.shape, len(dataset.classes), seed=seed, **options)
+            self.net = materials.network(config, train, dataset)
         self.net.to(device).train()
-        self._flatten = self.net.input_shape is not None and len(self.net.input_shape) == 1
+        self._flatten = materials.takes_vectors(self.net)
         _check_last_batch(self.net, len(train), training.batch_size, training.drop_last, locate)
         self.train, self.test = _on(device, train), _on(device, test)
-        self.reference = _on(device, _reference(train, config.evaluation.reference_size))
+        self.reference = _on(device, materials.reference(train, config.evaluation.reference_size))
 
         with located(locate("estimator")):
             seed = derive(config.seed, "estimator")
@@ -295,7 +292,7 @@ class Session:
         if not any(map(due, range(self.total))):
             accepted = f"a schedule with a step below {self.total}, the length of the run"
             raise InvalidInput(locate("probe.schedule"), probe.schedule.model_dump(), accepted)
-        reference, batch_size = _reference(train, probe.reference_size), self.config.training.batch_size
+        reference, batch_size = materials.reference(train, probe.reference_size), self.config.training.batch_size
         if len(reference) < 2 * batch_size:
             accepted = f"at least {2 * batch_size}, two batches, and as many training samples"
             raise InvalidInput(locate("probe.reference_size"), probe.reference_size, accepted)
@@ -353,19 +350,6 @@ def _run(
 def _dataset(name: str, directory: str | Path | None, download: bool) -> Dataset:
     """Load a data set once a process."""
     return data.load(name, directory, download)
-
-
-def _splits(config: RunConfig, dataset: Dataset) -> tuple[Split, Split]:
-    """What a run trains on, and what it is judged on."""
-    table = config.data
-    fraction = table.validation_fraction if table.evaluate_on == "validation" else 0.0
-    train, test = dataset.split(fraction, _SUBSETS, image_size=table.image_size, augment=table.augment)
-    return (train if table.train_size is None else train.subset(table.train_size, _SUBSETS)), test
-
-
-def _reference(train: Split, size: int) -> Split:
-    """Fixed training samples, as many as asked for or as there are; a smaller set is the beginning of a larger one."""
-    return train.without_augmentation().subset(min(size, len(train)), _SUBSETS)
 
 
 def _on(device: torch.device, split: Split) -> Split:
