@@ -185,13 +185,18 @@ class Estimator(ABC):
         """Return a state tensor as the draws at hand use it: all replicas (R, …), or the one that was asked for."""
         return state if self.replicas is None or self._replica is None else state[self._replica]
 
-    def one_by_one(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
-        """Return R draws made one after the other, for methods whose directions would fill the memory if held together."""
-        each = []
-        for r in range(lead[0]):
-            with self._using(r if self.replicated else self._replica):
-                each.append(self.gradients(trace, error, targets, ()))
-        return {name: torch.stack([draw[name] for draw in each]) for name in each[0]}
+    def in_chunks(self, trace: Trace, error: Tensor, targets: Tensor, draws: int, chunk: int) -> Gradients:
+        """Return R draws made a few at a time, for methods whose directions would fill the memory if held together."""
+        parts: list[Gradients] = []
+        for first in range(0, draws, chunk):
+            many = min(chunk, draws - first)
+            if self.replicated:
+                for r in range(first, first + many):
+                    with self._using(r):
+                        parts.append(self.gradients(trace, error, targets, (1,)))
+            else:
+                parts.append(self.gradients(trace, error, targets, (many,)))
+        return {name: torch.cat([dense(part[name]) for part in parts]) for name in parts[0]}
 
     def _ordered(self, gradients: Gradients) -> Gradients:
         return {name: gradients[name] for name, _ in self.net.named_parameters()}

@@ -209,8 +209,9 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return every hidden block's forward gradient of its own loss, and the readout's true gradient."""
-        if lead and self.tangents.count > 1:
-            return self.one_by_one(trace, error, targets, lead)
+        chunk = self.tangents.chunk(max(p.numel() for p in self.net.parameters()))
+        if self.tangents.count > 1 and lead and lead[0] > chunk:
+            return self.in_chunks(trace, error, targets, lead[0], chunk)
         return super().gradients(trace, error, targets, lead)
 
     def block_gradients(self, trace, i, block, error, targets, lead):

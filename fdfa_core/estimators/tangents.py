@@ -12,6 +12,7 @@ from fdfa_core.estimators.options import one_of, positive_integer
 from fdfa_core.perturbations import make_law
 
 COMBINATIONS = ("mean", "projection")
+CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
 
 
 class Tangents:
@@ -39,6 +40,10 @@ class Tangents:
     def sample(self, lead: tuple[int, ...], shape: tuple[int, ...], generator: torch.Generator, dtype) -> Tensor:
         """Return directions (*lead, K, *shape) whose last axis is one vector of the law."""
         return self.law.sample((*lead, self.count, *shape), generator=generator, dtype=dtype)
+
+    def chunk(self, dimension: int) -> int:
+        """Return how many draws of K directions in this many dimensions to hold at a time."""
+        return max(1, CHUNK_NUMBERS // (self.count * dimension))
 
     def check(self, dimension: int) -> None:
         """Raise `InvalidInput` if K directions cannot be independent in this many dimensions."""

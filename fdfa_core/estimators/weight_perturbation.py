@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,16 +16,15 @@ from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.functional import functional_call
 from fdfa_core.linearize import Trace
 
-CHUNK_NUMBERS = 2**26  # random numbers held at a time by `per_sample`
-
 
 @register("fg-w")
 class WeightPerturbation(Estimator):
     r"""FG-W: g = (∇ℓ · v) v with one random direction v over all parameters (Baydin et al. 2022; Silver et al. 2022).
 
     ∇ℓ · v is the directional derivative of the mean loss, from one forward pass with tangents. Unbiased for any law with
-    identity covariance. Given the batch, its total variance is (P + κ − 2)‖∇ℓ‖²/K for P parameters, kurtosis κ and K
-    directions averaged. Cost: one forward pass, K tangent passes, K P random numbers.
+    identity covariance. Given the batch, its total variance is (P + κ − 2)‖∇ℓ‖²/K for P parameters, K directions averaged and
+    independent entries of kurtosis κ ((P − 1)‖∇ℓ‖²/K on the sphere). Cost: one forward pass, K tangent passes, K P random
+    numbers.
 
     With `per_sample`, every sample p has a direction of its own and g is the mean of (∇ℓ_p · v_p) v_p: unbiased too, and its
     noise falls with the batch size N, where one shared direction leaves a floor. Cost: N K P random numbers (held in chunks of
@@ -45,14 +45,15 @@ class WeightPerturbation(Estimator):
         self.tangents = Tangents(perturbation, tangents, combine)
         self.per_sample = bool(per_sample)
         self.sizes = {name: p.numel() for name, p in net.named_parameters()}
-        self.tangents.check(sum(self.sizes.values()))
+        self.size = sum(self.sizes.values())
+        self.tangents.check(self.size)
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]):
         """Return the combination of slopes (e · J_θ v) and directions v."""
-        if lead and (self.per_sample or self.tangents.count > 1):
-            return self.one_by_one(trace, error, targets, lead)
         if self.per_sample:
-            return self._split(self._per_sample(trace.input, targets))
+            return self._split(self._per_sample(trace.input, targets, math.prod(lead)).view(*lead, -1))
+        if self.tangents.count > 1 and lead and lead[0] > (chunk := self.tangents.chunk(self.size)):
+            return self.in_chunks(trace, error, targets, lead[0], chunk)
         v = self._sample(lead)
         directions = self._split(v.flatten(0, -2) if self.tangents.axes(lead) else v.squeeze(0))
         tangent = None
@@ -64,7 +65,7 @@ class WeightPerturbation(Estimator):
         return self._split(self.tangents.combine(slopes, v))
 
     def _sample(self, lead: tuple[int, ...]) -> Tensor:
-        return self.tangents.sample(lead, (sum(self.sizes.values()),), self.generator, self.dtype)
+        return self.tangents.sample(lead, (self.size,), self.generator, self.dtype)
 
     def _split(self, v: Tensor) -> dict[str, Tensor]:
         """Cut vectors (…, P) over all parameters into the parameters."""
@@ -74,8 +75,8 @@ class WeightPerturbation(Estimator):
             for (name, p), part in zip(self.net.named_parameters(), parts, strict=True)
         }
 
-    def _per_sample(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over samples of each one's own estimate, (P,)."""
+    def _per_sample(self, x: Tensor, targets: Tensor, draws: int) -> Tensor:
+        """Return draws of the mean over samples of each one's own estimate, (R, P)."""
         for name, module in self.net.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
                 raise Unsupported(
@@ -93,12 +94,12 @@ class WeightPerturbation(Estimator):
 
         along_each = vmap(push, in_dims=(None, 0), randomness="same")  # K directions meet one dropout mask
         for_each = vmap(along_each, randomness="different")
-        total = torch.zeros(sum(self.sizes.values()), dtype=self.dtype, device=self.device)
-        chunk = max(1, CHUNK_NUMBERS // (self.tangents.count * len(total)))
-        for xs, ys in zip(x.split(chunk), targets.split(chunk), strict=True):
-            v = self._sample((len(xs),))
+        total = torch.zeros(draws, self.size, dtype=self.dtype, device=self.device)
+        for rows in torch.arange(draws * len(x), device=self.device).split(self.tangents.chunk(self.size)):
+            xs, ys = x[rows % len(x)], targets[rows % len(x)]
+            v = self._sample((len(rows),))
             outputs, tangents = for_each(xs, self._split(v))
-            error = self.loss.error(outputs[:, 0], ys)[1] * (len(xs) / len(x))  # of the mean over the whole batch
+            error = self.loss.error(outputs[:, 0], ys)[1] * (len(rows) / len(x))  # of the mean over one batch
             slopes = (tangents * error.unsqueeze(1)).sum(-1)
-            total += self.tangents.combine(slopes, v).sum(0)
+            total.index_add_(0, rows // len(x), self.tangents.combine(slopes, v))
         return total
