@@ -46,9 +46,13 @@ class Outer:
         """Return the inner product of each draw with one matrix (n_out, n_in), (R,) in float64."""
         return (self.left * (self.right @ other.T)).sum(dim=(1, 2), dtype=torch.float64)
 
-    def __add__(self, other: Outer) -> Outer:
-        """Return the draws' sums (a shared weight meets two inputs)."""
+    def __add__(self, other: Gradient) -> Gradient:
+        """Return the draws' sums (a shared weight meets two inputs); dense if one of them is."""
+        if isinstance(other, Tensor):
+            return self.dense() + other
         return Outer(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 0))
+
+    __radd__ = __add__
 
 
 Gradient = Tensor | Outer

@@ -14,14 +14,21 @@ products on the saved primal value; any other module goes through torch's forwar
 
 from __future__ import annotations
 
+import contextlib
+import math
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fdfa_core.checks import random_state, set_random_state
 from fdfa_core.draws import Gradient, Outer
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.functional import functional_call
@@ -29,6 +36,8 @@ from fdfa_core.network import Block, BlockNetwork, require_site
 
 Gradients = dict[str, Gradient]
 RULES: dict[type[nn.Module], type[Map]] = {}
+INPUT = "<input>"  # stands beside parameter names for a module's input
+aten = torch.ops.aten
 
 
 class Context:
@@ -38,17 +47,29 @@ class Context:
         names: parameter → its name in the network (the first one where a parameter is shared).
         update_buffers: let this pass move running statistics, as a training step does.
         need_pull: keep what `pull` needs.
+        where: the block at hand, for messages.
     """
 
     def __init__(self, net: nn.Module, update_buffers: bool = False, need_pull: bool = True):
         self.names = {p: name for name, p in net.named_parameters()}
-        self.update_buffers, self.need_pull = update_buffers, need_pull
+        self.update_buffers, self.need_pull, self.where = update_buffers, need_pull, type(net).__name__
 
 
 class Map(ABC):
-    """One module linearised at one input; `output` is its detached value."""
+    """One module linearised at one input.
+
+    Attributes:
+        output: the module's detached value. Whoever holds the map may drop it; the products do without.
+        parametric: whether the module has parameters.
+    """
 
     output: Tensor
+    parametric: bool = False
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        """Whether the rule covers the options of this module."""
+        return True
 
     @abstractmethod
     def __init__(self, module: nn.Module, x: Tensor, context: Context):
@@ -75,8 +96,13 @@ def rule(*types: type[nn.Module]):
 
 def linearize(module: nn.Module, x: Tensor, context: Context) -> Map:
     """Return the fast map of the module's type where there is one that is safe, and the general map otherwise."""
-    hooked = module._forward_hooks or module._forward_pre_hooks  # a hook may change the value: only a real call runs it
-    return (GeneralMap if hooked else RULES.get(type(module), GeneralMap))(module, x, context)
+    fast = RULES.get(type(module))
+    if fast is None or _hooked(module) or not fast.serves(module):
+        return GeneralMap(module, x, context)
+    return fast(module, x, context)
+
+
+# Layers without parameters -----------------------------------------------------------------------------------------------
 
 
 @rule(nn.Identity)
@@ -98,46 +124,14 @@ class FlattenMap(Map):
     """A change of shape."""
 
     def __init__(self, module, x, context):
-        self.output, self.shape = module(x), x.shape
+        self.output = module(x)
+        self.before, self.after = x.shape, self.output.shape
 
     def push(self, tangent, parameters):
-        return None if tangent is None else tangent.reshape(_lead(tangent, self.shape) + self.output.shape)
+        return None if tangent is None else tangent.reshape(_lead(tangent, self.before) + self.after)
 
     def pull(self, signal, need_input):
-        return {}, signal.reshape(_lead(signal, self.output.shape) + self.shape)
-
-
-@rule(nn.Linear)
-class LinearMap(Map):
-    """a = x Wᵀ + b; gradients Σ_p signal_p ⊗ x_p and Σ_p signal_p."""
-
-    def __init__(self, module, x, context):
-        self.x, self.weight, self.bias = x, module.weight.detach(), module.bias
-        self.weight_name = context.names[module.weight]
-        self.bias_name = None if module.bias is None else context.names[module.bias]
-        self.output = F.linear(x, self.weight, None if module.bias is None else module.bias.detach())
-
-    def push(self, tangent, parameters):
-        out = None if tangent is None else F.linear(tangent, self.weight)
-        if parameters is not None:
-            v = parameters[self.weight_name]  # (*lead, n_out, n_in)
-            # one matrix product for all directions: (n_in,) rows of every direction side by side
-            moved = self.x @ v.flatten(0, -2).T
-            if v.dim() == 3:
-                moved = moved.unflatten(-1, v.shape[:2]).movedim(-2, 0)
-            out = _add(out, moved)
-            if self.bias_name is not None:
-                vb = parameters[self.bias_name]
-                out = out + vb.reshape(vb.shape[:-1] + (1,) * (self.x.dim() - 1) + vb.shape[-1:])
-        return out
-
-    def pull(self, signal, need_input):
-        below = signal @ self.weight if need_input else None
-        rows, x = signal.reshape(_lead(signal, self.output.shape) + (-1, signal.shape[-1])), self.x.flatten(0, -2)
-        gradients: Gradients = {self.weight_name: rows.T @ x if rows.dim() == 2 else Outer(rows, x)}
-        if self.bias_name is not None:
-            gradients[self.bias_name] = rows.sum(-2)
-        return gradients, below
+        return {}, signal.reshape(_lead(signal, self.after) + self.before)
 
 
 @rule(nn.ReLU)
@@ -145,91 +139,320 @@ class ReLUMap(Map):
     """max(a, 0); the mask is read off the output, so nothing more is kept."""
 
     def __init__(self, module, x, context):
-        self.output = torch.relu(x)
+        self.output = self.value = torch.relu(x)
 
     def push(self, tangent, parameters):
-        return None if tangent is None else torch.ops.aten.threshold_backward(tangent, self.output, 0)
+        return None if tangent is None else aten.threshold_backward(tangent, self.value, 0)
 
     def pull(self, signal, need_input):
-        return {}, torch.ops.aten.threshold_backward(signal, self.output, 0)
+        return {}, aten.threshold_backward(signal, self.value, 0)
 
 
-@rule(nn.Tanh)
-class TanhMap(Map):
-    """tanh(a), derivative 1 − output²."""
+@rule(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign)
+@rule(nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh)
+class ElementwiseMap(Map):
+    """y = f(x) entry by entry: both products multiply by the slope f′(x), which autograd tells once and for all."""
+
+    slope: Tensor | None  # None stands for one
 
     def __init__(self, module, x, context):
-        self.output = torch.tanh(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value = module(leaf.clone() if getattr(module, "inplace", False) else leaf)
+            (self.slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
+        self.output = value.detach()
 
     def push(self, tangent, parameters):
-        return None if tangent is None else torch.ops.aten.tanh_backward(tangent, self.output)
+        return tangent if tangent is None or self.slope is None else tangent * self.slope
 
     def pull(self, signal, need_input):
-        return {}, torch.ops.aten.tanh_backward(signal, self.output)
+        return {}, signal if self.slope is None else signal * self.slope
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d)
-class BatchNormMap(Map):
-    """γ (x − μ)/σ + β per channel, with the batch's statistics in training mode and the running ones otherwise.
+@rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+class DropoutMap(ElementwiseMap):
+    """x times a random mask, drawn once: value, tangents and signals all see the same one.
 
-    In training mode the Jacobian of the normalisation couples samples, (I − 11ᵀ/M − x̂x̂ᵀ/M)/σ over the M values of a
-    channel. It is symmetric, so one function serves tangents and signals.
+    The mask is what the layer makes of ones, which takes the same random numbers as the layer itself would have.
     """
 
     def __init__(self, module, x, context):
-        self.axes = (0,) if x.dim() == 2 else (0, *range(2, x.dim()))  # batch and positions, counted without lead
-        self.channels = (1, -1) + (1,) * (x.dim() - 2)
-        self.batch_statistics = module.training or module.running_mean is None
-        mean, var = module.running_mean, module.running_var
-        momentum = module.momentum
-        if module.training and module.track_running_stats:
-            if context.update_buffers:
-                module.num_batches_tracked.add_(1)
-                momentum = 1 / module.num_batches_tracked.item() if momentum is None else momentum
-            else:
-                mean = var = None
-        if self.batch_statistics and x.numel() // x.shape[1] < 2:
-            raise InvalidInput("x: shape at batch normalisation", tuple(x.shape), "more than one value per channel in training mode")
-        gamma = None if module.weight is None else module.weight.detach()
-        beta = None if module.bias is None else module.bias.detach()
-        self.output, saved_mean, saved_scale = torch.native_batch_norm(
-            x, gamma, beta, mean, var, self.batch_statistics, momentum or 0.0, module.eps
-        )
-        if not self.batch_statistics:
-            saved_mean, saved_scale = mean, (var + module.eps).rsqrt()
-        self.x, self.mean = x, saved_mean.view(self.channels)
-        self.inverse = saved_scale.view(self.channels)
-        self.gamma = None if gamma is None else gamma.view(self.channels)
-        self.names = None if gamma is None else (context.names[module.weight], context.names[module.bias])
+        self.slope = module(torch.ones_like(x)) if module.training else None
+        self.output = x if self.slope is None else x * self.slope
 
-    @property
-    def normalised(self) -> Tensor:
-        return (self.x - self.mean) * self.inverse
 
-    def _jacobian(self, v: Tensor, scaled: bool) -> Tensor:
-        """Apply the symmetric Jacobian of x → γ x̂ (or of x → x̂) to tangents or signals."""
-        scale = self.inverse if self.gamma is None or not scaled else self.inverse * self.gamma
-        if not self.batch_statistics:
-            return v * scale
-        axes = [a + v.dim() - self.x.dim() for a in self.axes]
-        normalised = self.normalised
-        centred = v - v.mean(axes, keepdim=True)
-        return (centred - normalised * (v * normalised).mean(axes, keepdim=True)) * scale
+@rule(nn.MaxPool2d)
+class MaxPoolMap(Map):
+    """The greatest entry of each window; tangents and signals take its place."""
+
+    @staticmethod
+    def serves(module):
+        return not module.return_indices
+
+    def __init__(self, module, x, context):
+        self.window = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+        self.output, self.index = F.max_pool2d_with_indices(x, *self.window)
+        self.x = x
 
     def push(self, tangent, parameters):
-        out = None if tangent is None else self._jacobian(tangent, scaled=True)
-        if parameters is not None and self.names is not None:
-            gamma, beta = (parameters[name] for name in self.names)
-            shape = gamma.shape[:-1] + self.channels
-            out = _add(out, gamma.reshape(shape) * self.normalised + beta.reshape(shape))
+        if tangent is None:
+            return None
+        lead = _lead(tangent, self.x.shape)
+        index = self.index.flatten(-2).expand(*lead, -1, -1, -1)
+        return tangent.flatten(-2).gather(-1, index).view(lead + self.index.shape)
+
+    def pull(self, signal, need_input):
+        if signal.dim() == self.x.dim():
+            return {}, aten.max_pool2d_with_indices_backward(signal, self.x, *self.window, self.index)
+        lead = _lead(signal, self.index.shape)
+        below = signal.new_zeros(lead + self.x.shape[:-2] + (math.prod(self.x.shape[-2:]),))
+        below.scatter_add_(-1, self.index.flatten(-2).expand(*lead, -1, -1, -1), signal.flatten(-2))
+        return {}, below.view(lead + self.x.shape)
+
+
+@rule(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+@rule(nn.Unflatten, nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d)
+class LinearOperatorMap(Map):
+    """A linear map without parameters that takes every sample by itself: R directions pass as R N samples."""
+
+    def __init__(self, module, x, context):
+        self.module, self.output = module, module(x)
+        self.before, self.after = x.shape, self.output.shape
+
+    def push(self, tangent, parameters):
+        if tangent is None:
+            return None
+        return self.module(_fold(tangent, self.before)).view(_lead(tangent, self.before) + self.after)
+
+    def pull(self, signal, need_input):
+        rows = _fold(signal, self.after)
+        with torch.enable_grad():  # the transpose: the derivative at zero, as anywhere else
+            leaf = rows.new_zeros(rows.shape[:1] + self.before[1:], requires_grad=True)
+            (below,) = torch.autograd.grad(self.module(leaf), leaf, rows)
+        return {}, below.view(_lead(signal, self.after) + self.before)
+
+
+# Layers with parameters --------------------------------------------------------------------------------------------------
+
+
+@rule(nn.Linear)
+class LinearMap(Map):
+    """a = x Wᵀ + b; gradients Σ_p signal_p ⊗ x_p and Σ_p signal_p, over samples (and tokens) p."""
+
+    parametric = True
+
+    def __init__(self, module, x, context):
+        self.x, self.weight = x, module.weight.detach()
+        self.weight_name, self.bias_name = _names(module, context)
+        self.output = F.linear(x, self.weight, _detached(module.bias))
+
+    def push(self, tangent, parameters):
+        out = None if tangent is None else F.linear(tangent, self.weight)
+        if parameters is not None:
+            v = parameters[self.weight_name]  # (*lead, n_out, n_in)
+            # one matrix product for all directions: the rows of every direction side by side
+            moved = F.linear(self.x, v.flatten(0, -2))
+            if v.dim() == 3:
+                moved = moved.unflatten(-1, v.shape[:2]).movedim(-2, 0)
+            out = _add(out, moved)
+            if self.bias_name is not None:
+                out = out + _spread(parameters[self.bias_name], 1, (1,) * (self.x.dim() - 1) + (-1,))
         return out
 
     def pull(self, signal, need_input):
-        axes = [a + signal.dim() - self.x.dim() for a in self.axes]
-        gradients = {}
-        if self.names is not None:
-            gradients = dict(zip(self.names, ((signal * self.normalised).sum(axes), signal.sum(axes)), strict=True))
-        return gradients, self._jacobian(signal, scaled=True) if need_input else None
+        below = signal @ self.weight if need_input else None
+        lead, x = _lead(signal, self.x.shape), self.x.flatten(0, -2)
+        rows = signal.reshape(*lead, len(x), -1)
+        gradients: Gradients = {self.weight_name: Outer(rows, x) if lead else rows.T @ x}
+        if self.bias_name is not None:
+            gradients[self.bias_name] = rows.sum(-2)
+        return gradients, below
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class ConvolutionMap(Map):
+    """A convolution, in groups or not. In one call, R kernels stand for R times the output channels, and so do R signals.
+
+    Its weight gradient is dense: a sum over N × positions outer products, which outnumber a kernel's entries.
+    """
+
+    parametric = True
+
+    @staticmethod
+    def serves(module):
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+    def __init__(self, module, x, context):
+        self.x, self.weight = x, module.weight.detach()
+        self.weight_name, self.bias_name = _names(module, context)
+        self.geometry = (module.stride, module.padding, module.dilation, False, (0,) * (x.dim() - 2), module.groups)
+        self.output = torch.convolution(x, self.weight, _detached(module.bias), *self.geometry)
+        self.after = self.output.shape
+        self.channels = (module.groups, module.out_channels // module.groups)
+
+    def push(self, tangent, parameters):
+        out = None
+        if tangent is not None:
+            out = torch.convolution(_fold(tangent, self.x.shape), self.weight, None, *self.geometry)
+            out = out.view(_lead(tangent, self.x.shape) + self.after)
+        if parameters is not None:
+            v = parameters[self.weight_name]  # (*lead, out channels, in channels of a group, *kernel)
+            if v.dim() == self.weight.dim():
+                moved = torch.convolution(self.x, v, None, *self.geometry)
+            else:
+                grouped = v.unflatten(1, self.channels).transpose(0, 1)  # (groups, R, out channels of a group, …)
+                moved = torch.convolution(self.x, grouped.flatten(0, 2), None, *self.geometry)
+                moved = moved.unflatten(1, grouped.shape[:3]).movedim(2, 0).flatten(2, 3)
+            out = _add(out, moved)
+            if self.bias_name is not None:
+                out = out + _spread(parameters[self.bias_name], 1, (1, -1) + (1,) * (self.x.dim() - 2))
+        return out
+
+    def pull(self, signal, need_input):
+        with_bias = self.bias_name is not None
+        if signal.dim() == self.x.dim():
+            below, weight, bias = self._backward(signal, self.x, self.weight, (need_input, True, with_bias))
+        else:
+            below = self._inputs(signal) if need_input else None
+            weight = self._kernels(signal)
+            bias = signal.sum((1, *range(3, signal.dim()))) if with_bias else None
+        return {self.weight_name: weight} | ({self.bias_name: bias} if with_bias else {}), below
+
+    def _inputs(self, signal: Tensor) -> Tensor:
+        """Return the signals at the input for R signals, as R N samples."""
+        samples = self.x.new_empty(1).expand(len(signal) * len(self.x), *self.x.shape[1:])  # its shape alone matters
+        below, _, _ = self._backward(signal.flatten(0, 1), samples, self.weight, (True, False, False))
+        return below.view(signal.shape[:2] + self.x.shape[1:])
+
+    def _kernels(self, signal: Tensor) -> Tensor:
+        """Return the weight gradients for R signals, as R times the output channels."""
+        groups, channels = self.channels
+        grouped = signal.unflatten(2, self.channels).movedim(0, 2).flatten(1, 3)  # (N, groups R channels, …)
+        kernels = self.weight.new_empty(grouped.shape[1], *self.weight.shape[1:])  # its shape alone matters
+        _, found, _ = self._backward(grouped, self.x, kernels, (False, True, False))
+        found = found.view(groups, len(signal), channels, *self.weight.shape[1:])
+        return found.transpose(0, 1).reshape(len(signal), *self.weight.shape)
+
+    def _backward(self, signal, x, weight, wanted):
+        return aten.convolution_backward(signal, x, weight, [len(weight)], *self.geometry, wanted)
+
+
+class NormalisationMap(Map):
+    """y = γ x̂ + β with x̂ = (x − μ)/σ, where μ and σ² are mean and variance of x over some axes, or constants.
+
+    The Jacobian of x → x̂ is (I − 11ᵀ/M − x̂x̂ᵀ/M)/σ over the M values that share μ and σ, and 1/σ where they are constants.
+    It is symmetric, so one function serves tangents and signals. Axes count from the right: R directions may lead.
+
+    Attributes:
+        mean, inverse: μ and 1/σ, shaped to broadcast over x.
+        over: axes that share μ and σ; None where these are constants.
+        summed: axes over which γ and β are shared.
+        shape: γ and β broadcast over x in this shape.
+    """
+
+    def _keep(self, module, x, context, mean, inverse, over, summed, shape):
+        self.x, self.mean, self.inverse, self.over = x, mean, inverse, over
+        self.summed, self.shape = summed, shape
+        self.weight_name, self.bias_name = _names(module, context)
+        self.parametric = self.weight_name is not None
+        self.gamma = module.weight.detach().view(shape) if self.parametric else None
+        self.dims = module.weight.dim() if self.parametric else 0
+
+    @property
+    def normalised(self) -> Tensor:
+        """x̂, made when it is needed: cheaper than one more activation held."""
+        return (self.x - self.mean) * self.inverse
+
+    def _differentiate(self, v: Tensor) -> Tensor:
+        """Apply ∂x̂/∂x to tangents or signals."""
+        if self.over is None:
+            return v * self.inverse
+        normalised = self.normalised
+        slopes = (v * normalised).mean(self.over, keepdim=True)
+        return (v - v.mean(self.over, keepdim=True)).addcmul_(normalised, slopes, value=-1).mul_(self.inverse)
+
+    def push(self, tangent, parameters):
+        out = None
+        if tangent is not None:
+            out = self._differentiate(tangent)
+            out = out if self.gamma is None else out.mul_(self.gamma)
+        if parameters is not None and self.weight_name is not None:
+            out = _add(out, self.normalised * _spread(parameters[self.weight_name], self.dims, self.shape))
+        if parameters is not None and self.bias_name is not None:
+            out = out + _spread(parameters[self.bias_name], self.dims, self.shape)
+        return out
+
+    def pull(self, signal, need_input):
+        gradients: Gradients = {}
+        if self.weight_name is not None:
+            gradients[self.weight_name] = (signal * self.normalised).sum(self.summed)
+        if self.bias_name is not None:
+            gradients[self.bias_name] = signal.sum(self.summed)
+        if not need_input:
+            return gradients, None
+        return gradients, self._differentiate(signal if self.gamma is None else signal * self.gamma)
+
+
+@rule(nn.LayerNorm)
+class LayerNormMap(NormalisationMap):
+    """Every sample (or token) is normalised by itself, over its last axes."""
+
+    def __init__(self, module, x, context):
+        size = module.normalized_shape
+        self.output, mean, inverse = torch.native_layer_norm(
+            x, size, _detached(module.weight), _detached(module.bias), module.eps
+        )
+        axes = tuple(range(-x.dim(), 0))
+        over, summed = axes[-len(size) :], axes[: -len(size)]
+        self._keep(module, x, context, mean, inverse, over, summed, (1,) * len(summed) + tuple(size))
+
+
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+class BatchNormMap(NormalisationMap):
+    """Every channel is normalised, by the batch's statistics in training mode and the running ones otherwise.
+
+    In training mode samples are coupled: a tangent of one moves the outputs of all.
+    """
+
+    def __init__(self, module, x, context):
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        mean, var, momentum = module.running_mean, module.running_var, module.momentum
+        self.batch_statistics = module.training or mean is None
+        if self.batch_statistics and x.numel() // x.shape[1] < 2:
+            accepted = "more than one value per channel in training mode"
+            raise InvalidInput("x: shape at batch normalisation", tuple(x.shape), accepted)
+        if module.training and not (module.track_running_stats and context.update_buffers):
+            mean = var = None
+        elif module.training:
+            module.num_batches_tracked.add_(1)
+            momentum = 1 / module.num_batches_tracked.item() if momentum is None else momentum
+        self.output, *statistics = torch.native_batch_norm(
+            x, _detached(module.weight), _detached(module.bias), mean, var, self.batch_statistics, momentum or 0.0, module.eps
+        )
+        # γ, running and batch statistics, as torch's own backward takes them
+        self.held = (_detached(module.weight), mean, var, *statistics, self.batch_statistics, module.eps)
+        if not self.batch_statistics:
+            statistics = mean, (var + module.eps).rsqrt()
+        summed = (-x.dim(), *range(2 - x.dim(), 0))
+        over = summed if self.batch_statistics else None
+        self._keep(module, x, context, *(s.view(shape) for s in statistics), over, summed, shape)
+
+    def push(self, tangent, parameters):
+        if tangent is None or tangent.dim() > self.x.dim() or parameters is not None:
+            return super().push(tangent, parameters)
+        # γ is constant where samples mix, so the whole Jacobian is symmetric and torch's backward is its tangent map too
+        return aten.native_batch_norm_backward(tangent, self.x, *self.held, (True, False, False))[0]
+
+    def pull(self, signal, need_input):
+        if signal.dim() > self.x.dim():
+            return super().pull(signal, need_input)
+        names = (self.weight_name, self.bias_name)
+        wanted = (need_input, *(name is not None for name in names))
+        below, *found = aten.native_batch_norm_backward(signal, self.x, *self.held, wanted)
+        return {name: g for name, g in zip(names, found, strict=True) if name is not None}, below
+
+
+# Compositions ------------------------------------------------------------------------------------------------------------
 
 
 @rule(nn.Sequential)
@@ -239,21 +462,22 @@ class SequentialMap(Map):
     def __init__(self, module, x, context):
         self.maps = []
         for child in module:
-            self.maps.append(linearize(child, x, context))
-            x = self.maps[-1].output
-        # a signal is carried below a child only if something below it has parameters
-        self.has_parameters = [any(True for _ in child.parameters()) for child in module]
+            link = linearize(child, x, context)
+            x = link.output
+            del link.output  # lives on only where a product needs it
+            self.maps.append(link)
         self.output = x
+        self.parametric = any(link.parametric for link in self.maps)
 
     def push(self, tangent, parameters):
-        for each in self.maps:
-            tangent = each.push(tangent, parameters)
+        for link in self.maps:
+            tangent = link.push(tangent, parameters)
         return tangent
 
     def pull(self, signal, need_input):
         gradients: Gradients = {}
         for i in reversed(range(len(self.maps))):
-            below = need_input or any(self.has_parameters[:i])
+            below = need_input or any(link.parametric for link in self.maps[:i])
             found, signal = self.maps[i].pull(signal, below)
             merge(gradients, found)
             if not below:
@@ -262,98 +486,153 @@ class SequentialMap(Map):
 
 
 class GeneralMap(Map):
-    """Any module, by torch's forward-mode AD for tangents and reverse-mode AD inside the module for signals.
+    """Any module, by torch's forward-mode AD for tangents and by reverse-mode AD inside the module for signals.
 
-    Tangent products run the module again; they see the same random numbers (dropout masks) as the first pass.
+    A tangent pass runs the module again, on copies of its buffers, from the point of the random stream where the first pass
+    began: both see the same dropout masks. R directions pass together by `vmap` where it can follow and nothing is random (it
+    may fill a mask in another order), and one after the other elsewhere.
     """
 
     def __init__(self, module, x, context):
-        self.module, self.x = module, x.detach()
-        self.values = {name: p.detach() for name, p in module.named_parameters()}
+        self.module, self.where = module, context.where
+        values = {name: p.detach() for name, p in module.named_parameters()}
         self.names = {name: context.names[p] for name, p in module.named_parameters()}
+        self.parametric = bool(values)
+        self.primal = {INPUT: x.detach(), **values}
         self.buffers = {name: b.clone() for name, b in module.named_buffers()}
-        self.random_state = torch.random.get_rng_state()
-        buffers = dict(module.named_buffers()) if context.update_buffers else self._fresh_buffers()
-        with torch.set_grad_enabled(context.need_pull):
-            self.leaves = {name: p.clone().requires_grad_() for name, p in self.values.items()}
-            self.leaf = self.x.clone().requires_grad_()
-            self.graph = functional_call(module, {**self.leaves, **buffers}, (self.leaf,))
+        self.stream, version = random_state(x.device), x._version
+        self.leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in self.primal.items()}
+        with torch.set_grad_enabled(context.need_pull), self._followed("reverse-mode AD inside the block", "in-place"):
+            self.graph = self._call(self.leaves, {} if context.update_buffers else self._fresh_buffers())
+        self.random = any(not torch.equal(*both) for both in zip(self.stream, random_state(x.device), strict=True))
+        if not isinstance(self.graph, Tensor):
+            raise Unsupported(f"{self.where}: its result is a {type(self.graph).__name__}; a block returns one tensor")
+        if x._version != version:
+            raise Unsupported(f"{self.where} changes its input in place, which is the output of the block below")
         self.output = self.graph.detach()
+
+    def _call(self, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensor:
+        """Call the module on other inputs and parameters; those that are not given are as in the first pass."""
+        tensors = {**self.primal, **tensors}
+        x = tensors.pop(INPUT)
+        if any(getattr(part, "inplace", False) for part in self.module.modules()):
+            x = x.clone()  # it may be overwritten, and is also the output of the block below
+        return functional_call(self.module, {**tensors, **buffers}, (x,))
 
     def _fresh_buffers(self) -> dict[str, Tensor]:
         return {name: b.clone() for name, b in self.buffers.items()}
 
     def push(self, tangent, parameters):
-        if tangent is None and (parameters is None or not self.values):
+        moved = {} if tangent is None else {INPUT: tangent}
+        if parameters is not None:
+            moved |= {name: parameters[known] for name, known in self.names.items()}
+        if not moved:
             return None
-        directions = {name: parameters[self.names[name]] for name in self.values} if parameters is not None else None
-        state = torch.random.get_rng_state()
+        axes = {name: 0 if v.dim() > self.primal[name].dim() else None for name, v in moved.items()}
+        counts = [len(moved[name]) for name, axis in axes.items() if axis == 0]
+        with self._replayed(), self._followed("forward-mode AD"):
+            if not counts:
+                return self._dual(moved)
+            if not self.random:
+                with contextlib.suppress(RuntimeError):
+                    return vmap(self._tangent, (axes,))(moved)
+            each = ({name: v if axes[name] is None else v[r] for name, v in moved.items()} for r in range(counts[0]))
+            return torch.stack([self._dual(direction) for direction in each])
 
-        def one(t, v):
-            torch.random.set_rng_state(self.random_state)
-            x_and_p, moved = [self.x], [torch.zeros_like(self.x) if t is None else t]
-            if v is not None:
-                x_and_p.append(self.values)
-                moved.append(v)
+    def _dual(self, moved: Mapping[str, Tensor]) -> Tensor:
+        """Return the tangent of one direction by dual numbers: quicker than `jvp`, but `vmap` does not know them."""
+        set_random_state(self.stream, self.primal[INPUT].device)
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}
+            found = forward_ad.unpack_dual(self._call(duals, self._fresh_buffers())).tangent
+        return torch.zeros_like(self.graph) if found is None else found
 
-            def call(x, values=self.values):
-                return functional_call(self.module, {**values, **self._fresh_buffers()}, (x,))
+    def _tangent(self, moved: dict[str, Tensor]) -> Tensor:
+        """Return the tangent of one direction in a way that `vmap` can follow."""
+        at = {name: self.primal[name] for name in moved}
+        return jvp(lambda tensors: self._call(tensors, self._fresh_buffers()), (at,), (moved,))[1]
 
-            return jvp(call, tuple(x_and_p), tuple(moved))[1]
-
+    @contextlib.contextmanager
+    def _replayed(self) -> Iterator[None]:
+        """Around a second run: the random stream is put back, and fused attention, which has no tangents, is switched off."""
+        device = self.primal[INPUT].device
+        state, fused = random_state(device), torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.no_grad():
-                many_t = tangent is not None and tangent.dim() > self.x.dim()
-                many_v = directions is not None and any(
-                    v.dim() > self.values[name].dim() for name, v in directions.items()
-                )
-                if not (many_t or many_v):
-                    return one(tangent, directions)
-                in_dims = (0 if many_t else None, dict.fromkeys(directions, 0) if many_v else None)
-                return vmap(one, in_dims=in_dims, randomness="same")(tangent, directions)
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                yield
         finally:
-            torch.random.set_rng_state(state)
+            torch.backends.mha.set_fastpath_enabled(fused)
+            set_random_state(state, device)
 
     def pull(self, signal, need_input):
-        wanted = list(self.leaves.values()) + ([self.leaf] if need_input else [])
+        wanted = {name: self.leaves[name] for name in self.names} | ({INPUT: self.leaves[INPUT]} if need_input else {})
         if not wanted:
             return {}, None
-        found = torch.autograd.grad(
-            self.graph,
-            wanted,
-            signal,
-            retain_graph=True,
-            is_grads_batched=signal.dim() > self.output.dim(),
-            materialize_grads=True,
-            allow_unused=True,
-        )
-        below = found[-1] if need_input else None
+        if not self.graph.requires_grad:  # the module computes without gradients
+            lead = _lead(signal, self.graph.shape)
+            found = [leaf.new_zeros(lead + leaf.shape) for leaf in wanted.values()]
+        else:
+            with self._followed("reverse-mode AD inside the block"):
+                found = self._backward(signal, list(wanted.values()))
+        named = dict(zip(wanted, found, strict=True))
+        below = named.pop(INPUT, None)
         gradients: Gradients = {}
-        for name, gradient in zip(self.leaves, found, strict=False):
+        for name, gradient in named.items():
             merge(gradients, {self.names[name]: gradient})
         return gradients, below
 
+    def _backward(self, signal: Tensor, wanted: list[Tensor]) -> Sequence[Tensor]:
+        options = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
+        if signal.dim() == self.graph.dim():
+            return torch.autograd.grad(self.graph, wanted, signal, **options)
+        with contextlib.suppress(RuntimeError):
+            return torch.autograd.grad(self.graph, wanted, signal, is_grads_batched=True, **options)
+        each = [torch.autograd.grad(self.graph, wanted, s, **options) for s in signal]
+        return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
+
+    @contextlib.contextmanager
+    def _followed(self, by: str, about: str = "") -> Iterator[None]:
+        """Turn errors of automatic differentiation (whose text holds `about`) into `Unsupported`: block, operation, reason."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or about not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise Unsupported(f"{self.where}: {by} cannot follow {_operation(error)}: {reason}") from error
+
+
+# Blocks and networks -----------------------------------------------------------------------------------------------------
+
 
 class BlockMap:
-    """One block linearised at one input, with its sites."""
+    """One block linearised at one input, with its sites.
 
-    def __init__(self, block: nn.Module, x: Tensor, context: Context):
-        sited = isinstance(block, Block) and type(block).forward is Block.forward
-        hooked = block._forward_hooks or block._forward_pre_hooks
-        if sited and not hooked:
+    Attributes:
+        output: value at the post site (N, …).
+        shapes: of the values at both sites; where a block has no pre site it is the output's.
+    """
+
+    def __init__(self, block: nn.Module, x: Tensor, context: Context, site: str = "post"):
+        self.above: Map | None = None
+        if isinstance(block, Block) and type(block).forward is Block.forward and not _hooked(block):
             self.below = linearize(block.affine, x, context)
-            self.above: Map | None = linearize(block.activation, self.below.output, context)
+            self.above = linearize(block.activation, self.below.output, context)
+        elif site == "pre":
+            raise Unsupported(f'{context.where} has no "pre" site: a hook or a forward of its own joins its two parts')
         else:
-            self.below, self.above = linearize(block, x, context), None
-
-    @property
-    def output(self) -> Tensor:
-        """Value at the post site (N, …)."""
-        return (self.above or self.below).output
+            self.below = linearize(block, x, context)
+        self.output = (self.above or self.below).output
+        self.shapes = {"pre": self.below.output.shape, "post": self.output.shape}
+        self._values = {"post": self.output} | ({"pre": self.below.output} if site == "pre" else {})
+        for part in (self.below, self.above):
+            if part is not None:
+                del part.output  # lives on only where a product or a site needs it
 
     def site(self, site: str) -> Tensor:
-        """Value at a site (N, …)."""
-        return self.below.output if site == "pre" else self.output
+        """Value at a site (N, …): "post", or the one that the trace was made for."""
+        return self._values[site]
 
     def push(
         self,
@@ -400,6 +679,10 @@ class Trace:
     Attributes:
         blocks: a `BlockMap` per block, readout last.
         output: (N, O), detached.
+
+    Raises:
+        Unsupported: a block that lacks the site, changes the number of samples, returns no tensor, or (here, in `push` or in
+            `pull`) does what automatic differentiation cannot follow; the message names block and operation.
     """
 
     def __init__(
@@ -408,16 +691,18 @@ class Trace:
         context = Context(net, update_buffers, need_pull)
         self.input = x
         self.blocks: list[BlockMap] = []
+        last = len(net) - 1
         with torch.no_grad():
             for i, block in enumerate(net):
-                if i < len(net) - 1:
+                context.where = f"block {i} ({type(block).__name__})"
+                if i < last:
                     require_site(net, i, site)
-                self.blocks.append(BlockMap(block, x, context))
+                self.blocks.append(BlockMap(block, x, context, site if i < last else "post"))
                 previous, x = x, self.blocks[-1].output
                 if x.shape[:1] != previous.shape[:1]:
                     raise Unsupported(
-                        f"block {i} ({type(block).__name__}) changes the batch dimension from {previous.shape[0]} to "
-                        f"{tuple(x.shape)[:1]}; a block maps N samples to N samples"
+                        f"{context.where} changes the batch dimension from {len(previous)} to {tuple(x.shape)[:1]}; "
+                        "a block maps N samples to N samples"
                     )
         self.output = x
 
@@ -450,12 +735,51 @@ def merge(gradients: Gradients, more: Gradients) -> None:
         gradients[name] = gradients[name] + gradient if name in gradients else gradient
 
 
+# Small helpers -----------------------------------------------------------------------------------------------------------
+
+
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two tangents, of which None stands for zero."""
     if a is None or b is None:
         return a if b is None else b
     return a + b
 
 
-def _lead(value: Tensor, primal_shape: torch.Size) -> tuple[int, ...]:
-    """The extra leading dimensions of a tangent or signal over its primal value."""
-    return tuple(value.shape[: value.dim() - len(primal_shape)])
+def _lead(value: Tensor, primal: torch.Size) -> tuple[int, ...]:
+    """The extra leading dimensions of a tangent or signal over its primal value: () or (R,)."""
+    return tuple(value.shape[: value.dim() - len(primal)])
+
+
+def _fold(value: Tensor, primal: torch.Size) -> Tensor:
+    """R directions of N samples as R N samples."""
+    return value.flatten(0, 1) if value.dim() > len(primal) else value
+
+
+def _spread(value: Tensor, dims: int, shape: tuple[int, ...]) -> Tensor:
+    """Give a direction of a parameter with `dims` dimensions the shape in which that parameter broadcasts."""
+    return value.reshape(value.shape[: value.dim() - dims] + shape)
+
+
+def _detached(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.detach()
+
+
+def _names(module: nn.Module, context: Context) -> tuple[str | None, str | None]:
+    """The network's names of a layer's weight and bias, None for one that it does not have."""
+    return tuple(None if p is None else context.names[p] for p in (module.weight, module.bias))
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a hook may change the module's value, so that only a real call tells it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+_TORCH = Path(torch.__file__).parent
+
+
+def _operation(error: BaseException) -> str:
+    """The line of the block's own code where an error arose, or a name for it if it arose in torch's."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename != __file__ and _TORCH not in Path(frame.filename).parents:
+            return f"`{frame.line}` ({Path(frame.filename).name}, line {frame.lineno})"
+    return "an operation"

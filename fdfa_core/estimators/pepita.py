@@ -69,7 +69,7 @@ class Pepita(Estimator):
         second = Trace(self.net, moved)
         found: Gradients = {}
         for before, after in zip(trace.hidden, second.hidden, strict=True):
-            site = "pre" if after.site("pre").shape == after.output.shape else "post"
+            site = "pre" if after.shapes["pre"] == after.output.shape else "post"
             merge(found, after.pull((before.output - after.output) / samples, site))
         merge(found, second.readout.pull(self.loss.error(second.output, targets)[1]))
         return repeat(found, lead)
