@@ -50,6 +50,9 @@ def cut(
     if parts is not None and example is None:
         raise InvalidInput("example", None, "a batch of inputs: with parts=[…] the cut has to be compared to the module")
 
+    if example is not None:
+        parameter = next(module.parameters(), None)
+        example = example if parameter is None else example.to(parameter.device)
     sources = [module] if parts is None else [_part(module, part) for part in parts]
     layers = [layer for source in sources for layer in (_open(source) if at is None else _open_once(source))]
     reshaping = set() if example is None else _compare(module, layers, example)

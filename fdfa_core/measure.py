@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
+from fdfa_core.cutting import cut
 from fdfa_core.errors import InvalidInput, Unsupported
-from fdfa_core.estimators import Estimator, available_estimators, label, make_estimator
-from fdfa_core.gradients import Reference
+from fdfa_core.estimators import Estimator, available_estimators, estimator_options, label, make_estimator
+from fdfa_core.gradients import VANISHED, Reference
+from fdfa_core.memory import peak_memory
 from fdfa_core.moments import SAMPLINGS, probe
 from fdfa_core.network import BlockNetwork
+from fdfa_core.seeds import derive
 
 Request = str | tuple[str, Mapping[str, object]]
 
 
 def measure(
-    net: BlockNetwork,
+    net: nn.Module,
     x: Tensor,
     y: Tensor,
     estimators: Sequence[Request] | None = None,
@@ -30,17 +38,19 @@ def measure(
     sampling: str = "given_batch",
     batch_size: int | None = None,
     burn_in: int | None = None,
-) -> pd.DataFrame:
-    """Measure variance, bias, error and angle of gradient estimators on a network as it is.
+    progress: bool = False,
+) -> Measurements:
+    """Measure variance, bias, error, angle and cost of gradient estimators on a network as it is.
 
     Estimators whose state learns (FDFA) are measured over R independent replicas of the state, taken towards its stationary
     distribution at these weights. The network does not change.
 
     Args:
-        net: the network.
+        net: a `BlockNetwork`, or an `nn.Sequential`, which is cut at its activations (`fdfa_core.cut`).
         x: inputs (N, …).
         y: targets.
-        estimators: names or (name, options) pairs; None for all that can serve this network with their defaults.
+        estimators: names or (name, options) pairs; None for all that can serve this network with their defaults, or else
+            with ``site="post"``. Why others cannot is in ``frame.attrs["unsupported"]``, a dict name → reason.
         replicates: R ≥ 2 independent draws of each.
         loss: as in `make_estimator`.
         seed: of all random streams; equal seeds give equal numbers.
@@ -48,70 +58,206 @@ def measure(
             `batch_size` samples drawn with replacement from (x, y), compared to the gradient on (x, y).
         batch_size: of "fresh_batches".
         burn_in: steps of the states' own learning before the draws; None lets each estimator say how many it needs.
+        progress: show a progress bar.
 
     Returns:
-        A row per estimator × parameter, block and network, with the columns of probes.parquet (docs/architecture.md) and
-        `mse` (the mean squared error), `relative_bias2` (bias² over the target's squared norm), `norm_ratio` (root mean
-        square of an estimate's norm over the target's) and `seconds` (of one estimate, its state's update included).
+        A row per estimator × parameter, block, all hidden blocks and network, with the columns of probes.parquet
+        (docs/architecture.md) and `mse` (the mean squared error), `relative_variance`, `relative_bias2`, `relative_mse` (over
+        the target's squared norm), `norm_ratio` (root mean square of an estimate's norm over the target's), and of one
+        estimate with its state's update `seconds` and `peak_memory` (bytes of tensors made by it and alive together).
 
     Raises:
         UnknownName: an estimator or option that is not known.
-        InvalidInput: a batch, R or option that cannot be used.
+        InvalidInput: a network that cannot be cut, a batch, R or option that cannot be used, or R replicas of a state that do
+            not fit into memory.
         Unsupported: an estimator that was asked for by name cannot serve this network.
     """
-    if sampling not in SAMPLINGS:
-        raise InvalidInput("sampling", sampling, " or ".join(map(repr, SAMPLINGS)))
-    given = sampling == "given_batch"
-    if not given and (not isinstance(batch_size, int) or not 1 <= batch_size <= len(x)):
-        raise InvalidInput("batch_size", batch_size, f"an integer from 1 to {len(x)}, the number of samples")
-    stream = torch.Generator().manual_seed(seed)
+    if not isinstance(net, BlockNetwork):
+        net = cut(net, example=x)
+    _check(replicates, sampling, batch_size, burn_in, len(x))
+    requests = available_estimators() if estimators is None else list(estimators)
+    if not requests:
+        raise InvalidInput("estimators", [], "at least one name, or None for all")
 
-    def batch() -> tuple[Tensor, Tensor]:
-        if given:
-            return x, y
-        index = torch.randint(len(x), (batch_size,), generator=stream).to(x.device)
-        return x[index], y[index]
+    def rows_of(name: str, options: Mapping[str, object]) -> list[dict[str, object]]:
+        stream = torch.Generator().manual_seed(seed)  # the same batches for every estimator
+
+        def batch() -> tuple[Tensor, Tensor]:
+            if sampling == "given_batch":
+                return x, y
+            index = torch.randint(len(x), (batch_size,), generator=stream).to(x.device)
+            return x[index], y[index]
+
+        called = label(name, options)
+        own = dict(loss=loss, seed=derive(seed, called), **options)  # perturbations of its own, whatever else is measured
+        one = make_estimator(name, net, **own)
+        cost = _cost(one, *batch())
+        _check_memory(one, replicates)
+        estimator = make_estimator(name, net, replicas=replicates, **own)
+        steps = estimator.stationary_steps() if burn_in is None else burn_in
+        for _ in range(steps if estimator.stateful else 0):
+            estimator.advance(*batch())
+        given = dict(replicates=replicates, sampling=sampling, generator=stream, loss=loss)
+        rows = probe(net, *batch(), {called: estimator}, reference, options={called: options}, **given)
+        return [row | cost for row in rows]
 
     reference = Reference.on_batch(net, x, y, loss)
     rows: list[dict[str, object]] = []
-    for i, request in enumerate(available_estimators() if estimators is None else estimators):
+    unsupported: dict[str, str] = {}
+    for request in tqdm(requests, "measure", disable=not progress):
         name, options = (request, {}) if isinstance(request, str) else request
-        try:
-            estimator = make_estimator(name, net, loss=loss, seed=seed + i, replicas=replicates, **options)
-            steps = estimator.stationary_steps() if burn_in is None else burn_in
-            for _ in range(steps if estimator.stateful else 0):
-                estimator.advance(*batch())
-            one = make_estimator(name, net, loss=loss, seed=seed + i, **options)
-            seconds = _seconds(one, *batch())
-            found = probe(
-                net,
-                *batch(),
-                {label(name, options): estimator},
-                reference,
-                replicates=replicates,
-                sampling=sampling,
-                generator=stream,
-                loss=loss,
-                options={label(name, options): options},
-            )
-        except Unsupported:
-            if estimators is None:
-                continue
-            raise
-        rows += [row | {"seconds": seconds} for row in found]
-    frame = pd.DataFrame(rows)
+        choices = [options]
+        if estimators is None and estimator_options(name).get("site") == "pre":
+            choices.append({"site": "post"})
+        for options in choices:
+            try:
+                rows += rows_of(name, options)
+            except Unsupported as error:
+                if estimators is not None:
+                    raise
+                unsupported[name] = str(error)
+            else:
+                unsupported.pop(name, None)
+                break
+    frame = Measurements(rows)
+    target2 = frame["target_norm"] ** 2
     frame["mse"] = frame["error_mean"]
-    frame["relative_bias2"] = frame["bias2"] / frame["target_norm"] ** 2
+    frame["relative_variance"] = frame["variance"] / target2
+    frame["relative_bias2"] = frame["bias2"] / target2
+    frame["relative_mse"] = frame["mse"] / target2
     frame["norm_ratio"] = frame["norm2_mean"] ** 0.5 / frame["target_norm"]
+    frame.attrs["unsupported"] = unsupported
     return frame
 
 
-def _seconds(estimator: Estimator, x: Tensor, y: Tensor, repetitions: int = 5) -> float:
-    """Median time of one estimate with its state's update; the first, which may set things up, does not count."""
+class Measurements(pd.DataFrame):
+    """The frame that `measure` returns: a `pandas.DataFrame` that prints as a table of what matters.
+
+    ``frame.to_string()`` prints all columns.
+    """
+
+    @property
+    def _constructor(self):
+        return Measurements
+
+    def summary(self, level: str = "block") -> str:
+        """Return a table for people: variance, bias² and MSE over ‖τ‖², cosine, norms, cost.
+
+        Args:
+            level: "parameter", "block" or "network".
+
+        Raises:
+            InvalidInput: another level.
+        """
+        parts = {"parameter": "parameter", "block": "block", "network": None}
+        if level not in parts:
+            raise InvalidInput("level", level, " or ".join(map(repr, parts)))
+        chosen = self[self["level"].isin(["network", parts[level]])]
+        lines = []
+        for estimator, rows in chosen.groupby("estimator", sort=False):
+            whole = rows[rows["level"] == "network"].to_dict("records")
+            lines += [[estimator, *_cells(row), *_cost_cells(row)] for row in whole] or [[estimator]]
+            for row in rows[rows["level"] != "network"].to_dict("records"):
+                lines.append([f"  {row['parameter'] or 'block ' + str(row['block'])}", *_cells(row)])
+        notes = ["τ: the true gradient, ± one standard error, ms and MB: time and peak memory of one estimate."]
+        if not chosen["valid"].all():
+            notes.append(f"–: ‖τ‖ is below {VANISHED:g}, so that angles and ratios mean nothing.")
+        notes += [f"Not measured: {name}: {why}" for name, why in self.attrs.get("unsupported", {}).items()]
+        return "\n".join([*_aligned(lines), *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
+
+    def __repr__(self) -> str:
+        return self.summary() if set(_PRINTED) <= set(self.columns) else super().__repr__()
+
+
+_HEADERS = (
+    ("", "variance", "bias²", "MSE", "cosine", "‖g‖", "‖τ‖", "ms", "MB"),
+    ("", "÷ ‖τ‖²", "÷ ‖τ‖²", "÷ ‖τ‖²", "", "÷ ‖τ‖"),
+)
+_PRINTED = (
+    "estimator", "level", "block", "parameter", "valid", "relative_variance", "variance_se", "relative_bias2", "bias2_se",
+    "relative_mse", "cosine_mean", "norm_ratio", "target_norm", "seconds", "peak_memory",
+)  # fmt: skip
+
+
+def _cells(row: Mapping[str, object]) -> list[str]:
+    """The numbers of one row of the printed table, cost apart."""
+    size = f"{row['target_norm']:.2g}"
+    if not row["valid"]:
+        return ["–"] * 5 + [size]
+    target2 = row["target_norm"] ** 2
+    return [
+        _number(row["relative_variance"], row["variance_se"] / target2),
+        _number(row["relative_bias2"], row["bias2_se"] / target2),
+        _number(row["relative_mse"]),
+        "–" if math.isnan(row["cosine_mean"]) else f"{row['cosine_mean']:.3f}",
+        _number(row["norm_ratio"]),
+        size,
+    ]
+
+
+def _cost_cells(row: Mapping[str, object]) -> list[str]:
+    megabytes = row["peak_memory"] / 1e6
+    return [f"{row['seconds'] * 1e3:.2g}", f"{megabytes:.2g}" if megabytes >= 0.01 else "<0.01"]
+
+
+def _number(value: float, error: float = 0.0) -> str:
+    """Three digits of a value, or as many as its standard error lets stand; what is below rounding is zero."""
+    if abs(value) < 1e-12:
+        value = 0.0
+    if not error > 1e-12:
+        return f"{value:.3g}"
+    error = float(f"{error:.1g}")
+    if not 1e-3 <= error < 1e5:
+        return f"{value:.2g} ± {error:.0e}"
+    decimals = -math.floor(math.log10(error))
+    return f"{round(value, decimals) + 0.0:.{max(0, decimals)}f} ± {error:g}"
+
+
+def _aligned(lines: list[list[str]]) -> list[str]:
+    """Lines of text with the first column flush left and the others flush right, below their headers."""
+    rows = [[*row, *[""] * (len(_HEADERS[0]) - len(row))] for row in (*_HEADERS, *lines)]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    texts = [name.ljust(first) + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True)) for name, *cells in rows]
+    return [text.rstrip() for text in texts]
+
+
+def _check(replicates: int, sampling: str, batch_size: int | None, burn_in: int | None, samples: int) -> None:
+    if sampling not in SAMPLINGS:
+        raise InvalidInput("sampling", sampling, " or ".join(map(repr, SAMPLINGS)))
+    if sampling == "fresh_batches" and (not isinstance(batch_size, int) or not 1 <= batch_size <= samples):
+        raise InvalidInput("batch_size", batch_size, f"an integer from 1 to {samples}, the number of samples")
+    if sampling == "given_batch" and batch_size is not None:
+        raise InvalidInput("batch_size", batch_size, 'None with sampling="given_batch", which draws on all of (x, y)')
+    if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 2:
+        raise InvalidInput("replicates", replicates, "an integer of at least 2: a variance needs two draws")
+    if burn_in is not None and (not isinstance(burn_in, int) or burn_in < 0):
+        raise InvalidInput("burn_in", burn_in, "a number of steps, or None for what each estimator needs")
+
+
+def _check_memory(estimator: Estimator, replicates: int) -> None:
+    """Raise if R replicas of a state that learns would not fit into what memory is free."""
+    if not estimator.stateful:
+        return
+    size = sum(held.nbytes for held in tree_leaves(estimator.own_state()) if isinstance(held, Tensor))
+    on_gpu = estimator.device.type == "cuda"
+    free = torch.cuda.mem_get_info(estimator.device)[0] if on_gpu else psutil.virtual_memory().available
+    if replicates * size > free:
+        given = f"{replicates}, which is {replicates * size / 1e9:.3g} GB of states of {estimator.name}"
+        raise InvalidInput("replicates", given, f"at most {free // size}, what {free / 1e9:.3g} GB of free memory hold")
+
+
+def _cost(estimator: Estimator, x: Tensor, y: Tensor, repetitions: int = 5) -> dict[str, float]:
+    """Median seconds and peak bytes of one estimate with its state's update; the first, which sets up, does not count."""
+
+    def once() -> None:
+        estimator.estimate(x, y)
+        estimator.advance(x, y)
+        if estimator.device.type == "cuda":
+            torch.cuda.synchronize(estimator.device)
+
     times = []
     for _ in range(repetitions + 1):
         start = time.perf_counter()
-        estimator.estimate(x, y)
-        estimator.advance(x, y)
+        once()
         times.append(time.perf_counter() - start)
-    return sorted(times[1:])[repetitions // 2]
+    return {"seconds": sorted(times[1:])[repetitions // 2], "peak_memory": peak_memory(once)}
