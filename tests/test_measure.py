@@ -10,6 +10,7 @@ from torch import nn
 
 from fdfa_core import Block, BlockNetwork, available_estimators, fully_connected, measure, true_gradient
 from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.estimators import label
 from fdfa_core.memory import peak_memory
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -69,6 +70,13 @@ def test_parameter_without_gradient_is_marked_invalid(frame):
 def test_state_is_taken_towards_its_stationary_distribution():
     before, after = (at(measure(net(), X, Y, ["fdfa"], 8, burn_in=steps), "fdfa", "block") for steps in (0, 20))
     assert before["norm_ratio"] == 0 < after["norm_ratio"]
+
+
+@pytest.mark.parametrize("options", [{"feedback_lr": 0.5}, {"feedback_lr": 0.2, "warmup": True}, {"feedback_lr": 1.0}], ids=str)
+def test_feedback_that_learns_is_unbiased_in_a_linear_network_without_further_ado(options):
+    network = fully_connected([4, 5, 5, 3], activation="identity", seed=0)
+    row = at(measure(network, X, Y, [("fdfa", options)], 256), label("fdfa", options))
+    assert abs(row["bias2"]) < 4 * row["bias2_se"]
 
 
 def test_equal_seeds_give_equal_numbers():

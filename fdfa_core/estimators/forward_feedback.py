@@ -152,6 +152,21 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             self._adam.step()
             self._adam.zero_grad()
 
+    def stationary_steps(self) -> int:
+        """Return the steps after which less than 1e-3 of the start's bias is left.
+
+        From zero (1−α)^t of it is left after t updates. A plain mean has none, but twice the stationary variance; that excess
+        falls as (1−α)^2t. Adam moves an entry by about its rate a step, so that the time depends on the Jacobian's scale: here
+        enough steps for entries up to 0.1.
+        """
+        turns = len(self.net) - 1 if self.responses.joint == "cyclic" else 1  # steps from one update of a block to the next
+        if self.feedback_rule == "adam":
+            return turns * math.ceil(0.1 / self.feedback_lr)
+        if self.feedback_lr == 1:
+            return turns
+        forget = math.log(1e-3) / math.log1p(-self.feedback_lr)
+        return turns * math.ceil(1 / self.feedback_lr + forget / 2 if self.warmup else forget)
+
     def own_state(self):
         """Return feedback, step count and Adam's moments."""
         adam = None if self._adam is None else self._adam.state_dict()
