@@ -164,7 +164,8 @@ class EvaluationConfig(Table):
 class ProbeConfig(Table):
     """When and how estimators are measured against the true gradient, while training goes on undisturbed.
 
-    `replicates` is the number R of draws and, for a shadow with state, of its replicas that follow the trajectory.
+    `replicates` is the number R of draws and, for a shadow with state, of its replicas that follow the trajectory. With
+    `feedback` the feedback of FDFA's shadows is compared with the exact mean Jacobian (``feedback.parquet``).
     """
 
     schedule: Schedule
@@ -173,6 +174,7 @@ class ProbeConfig(Table):
     replicates: int = Field(default=32, ge=2)
     reference_size: PositiveInt = 512
     raw_gradients: bool = False
+    feedback: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> ProbeConfig:
@@ -231,10 +233,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named set of runs, as one TOML file describes them."""
+    """A named set of runs, as one TOML file describes them.
+
+    `role` is what figures know it by: a profile may have several experiments of one role (a data set each, say).
+    """
 
     name: str
     description: str
+    role: str
     path: Path
     _runs: dict[str, tuple[RunConfig, Origin]] = field(repr=False)
 
@@ -271,9 +277,10 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     path = _shown(Path(path))
     tables = _read_toml(path)
-    description = tables.pop("description", "")
-    if not isinstance(description, str):
-        raise InvalidInput(f"{path}: description", description, "a string")
+    about = {"description": tables.pop("description", ""), "role": tables.pop("role", path.stem)}
+    for key, text in about.items():
+        if not isinstance(text, str):
+            raise InvalidInput(f"{path}: {key}", text, "a string")
     cases = tables.pop("cases", None)
     if cases is not None and not (cases and isinstance(cases, list) and all(isinstance(c, dict) for c in cases)):
         raise InvalidInput(f"{path}: cases", cases, "a list of one or more tables, each written [[cases]]")
@@ -294,7 +301,7 @@ def load_experiment(path: str | Path) -> Experiment:
                 where = f"{path}: " + ("grid" if index is None else f"cases[{index}]")
                 raise InvalidInput(where, point or case, "runs that differ; this one is there already")
             runs[config.id] = (config, origin)
-    return Experiment(path.stem, description, path, runs)
+    return Experiment(path.stem, **about, path=path, _runs=runs)
 
 
 def load_profile(profile: str, directory: str | Path = EXPERIMENTS) -> dict[str, Experiment]:
@@ -389,7 +396,7 @@ def _validate(table: dict[str, Any], origin: Origin) -> RunConfig:
     context = first.get("ctx", {})
     match first["type"]:
         case "unknown_key":
-            known = context["known"] + (["description", "cases", "grid"] if not key else [])
+            known = context["known"] + (["description", "role", "cases", "grid"] if not key else [])
             unknown = f"{key}.{context['key']}" if key else context["key"]
             hint = _suggest(context["key"], known)
             raise UnknownName(f"{origin.locate(unknown)} (unknown key)", value[context["key"]], known, hint)

@@ -88,7 +88,7 @@ class GradientAverage(Estimator):
 class AveragedActivityPerturbation(GradientAverage, ActivityPerturbation):
     """FG-A with momentum on its gradient: the fair opponent of FDFA, whose momentum is on the feedback.
 
-    Unbiased at frozen weights; its per-step variance is gradient_lr/(2−gradient_lr) of FG-A's, and its lag behind moving weights
+    Unbiased at frozen weights; its per-step variance is gradient_lr/(2−gradient_lr) of FG-A's. Its lag behind moving weights
     concerns the whole gradient, error and inputs included. Options: those of "fg-a" and `gradient_lr`. Cost: as FG-A, and one
     copy of the gradient.
     """
