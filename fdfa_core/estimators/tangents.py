@@ -55,7 +55,8 @@ class Tangents:
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
         """Return estimates (…, d) from slopes (…, K) along directions (…, K, d)."""
         if self.how == "mean":
-            return (slopes.unsqueeze(-1) * directions).mean(-2)
+            scaled = slopes.unsqueeze(-1) * directions
+            return scaled.squeeze(-2) if self.count == 1 else scaled.mean(-2)
         # Least-norm solution of V g = s. Solving with V rather than with its Gram matrix keeps the digits where K is near d.
         driver = "gelsd" if directions.device.type == "cpu" else "gels"  # CUDA has only the one for full rank
         tolerance = self.count * torch.finfo(directions.dtype).eps
