@@ -57,7 +57,7 @@ def time_to(
     """Return the median time until a threshold is reached (accuracy at or above it, loss at or below it).
 
     A run that does not get there is right-censored at the end of its group's longest run: a lower bound, not a time; a
-    diverged run counts as one that never gets there. The median and its interval are those of the Kaplan–Meier curve
+    diverged run that had not got there never does. The median and its interval are those of the Kaplan–Meier curve
     (statsmodels). Times are those of evaluations, so they are late by up to the distance between two.
 
     Returns:
@@ -91,16 +91,28 @@ def area(
     x: str = "epoch",
     level: float = statistics.LEVEL,
 ) -> pd.DataFrame:
-    """Return the area under the curve divided by its length in x: the mean height, with a t-interval over finished seeds."""
-    _is_loss(quantity)
-    rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x)
-    heights = [
-        (*key, np.trapezoid(run[quantity], run[x]) / np.ptp(run[x]))
-        for key, run in rows.groupby([*by, "seed", "run"], sort=False, dropna=False)
-        if run[x].nunique() > 1
-    ]
-    frame = pd.DataFrame(heights, columns=[*by, "seed", "run", "height"])
-    return statistics.over_seeds(frame, "height", by, level=level)
+    """Return the area under the curve divided by its length in x: the mean height, with an interval over finished seeds.
+
+    A loss is averaged on the logarithmic scale, along the curve and over seeds.
+    """
+    loss = _is_loss(quantity)
+    return statistics.over_seeds(heights(metrics, quantity, x), "height", by, log=loss, level=level)
+
+
+def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFrame:
+    """Return the finished runs' last rows with `height`, the mean height of the run's curve (geometric for a loss)."""
+    loss = _is_loss(quantity)
+    rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x, kind="stable")
+    value = np.log(rows[quantity]) if loss else rows[quantity]
+    found = {
+        run: np.trapezoid(value[curve.index], curve[x]) / np.ptp(curve[x])
+        for run, curve in rows.groupby("run", sort=False)
+        if curve[x].nunique() > 1
+    }
+    last = rows.groupby("run", sort=False).tail(1)
+    last = last[last["run"].isin(found)]
+    height = last["run"].map(found).astype(float)
+    return last.assign(height=np.exp(height) if loss else height)
 
 
 def _is_loss(quantity: str) -> bool:

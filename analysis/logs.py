@@ -7,7 +7,8 @@ Runs that diverged are kept and say so in `status`; which statistic leaves them 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ RUN_COLUMNS = (
     "learning_rate",
     "status",
 )
+TABLES = ("metrics", "probes", "timing", "feedback")
 QUANTITIES = ("deviation", "norm2", "error", "slope", "cosine", "cosine_reference")
 MOMENTS = tuple(f"{quantity}_{moment}" for quantity in QUANTITIES for moment in ("mean", "m2", "m3", "m4"))
 VANISHED = 1e-7  # a gradient of a smaller norm is rounding error: nothing can be aligned with it, or measured against it
@@ -61,18 +63,20 @@ class Logs:
 
     Attributes:
         runs: a row a run: `RUN_COLUMNS`, `diverged_step` (−1 where it did not), `steps`, `method`, `options` (of the
-            estimator that trained, as in the probes).
+            estimator that trained, as in the probes), `config` (the run's configuration as canonical JSON).
         metrics: `metrics.parquet` of all runs (`learning_rate` there is the optimiser's at that step).
         probes: `probes.parquet` of all runs that have one; empty, without columns, if none has. `source` is "self" for the
             estimator that trains, with its one state, and "shadow" for any other, with R replicas of its state;
             `estimator` is the label in both cases.
         timing: `timing.parquet` of all runs.
+        feedback: `feedback.parquet` of the runs that watched FDFA's feedback; empty, without columns, if none did.
     """
 
     runs: pd.DataFrame
     metrics: pd.DataFrame
     probes: pd.DataFrame
     timing: pd.DataFrame
+    feedback: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def load(root: str | Path, experiment: str, *, profile: str = "quick", experiments: str | Path = EXPERIMENTS) -> Logs:
@@ -91,6 +95,11 @@ def load(root: str | Path, experiment: str, *, profile: str = "quick", experimen
     return read(root, find(experiment, profile, experiments), profile)
 
 
+def profile(name: str, experiments: str | Path = EXPERIMENTS) -> dict[str, config.Experiment]:
+    """Load all experiments of a profile, by name; raises `UnknownName` where there is no such profile."""
+    return config.load_profile(name, experiments)
+
+
 def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> config.Experiment:
     """Load one experiment file of a profile; raises `UnknownName` where there is no such profile or experiment."""
     config.require_known("profile", profile, config.profiles(experiments))
@@ -99,42 +108,57 @@ def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> conf
     return config.load_experiment(Path(experiments) / profile / f"{name}.toml")
 
 
-def read(root: str | Path, experiment: config.Experiment, profile: str) -> Logs:
-    """Read all runs of an experiment that is loaded already; raises `RunError` as `load`."""
+def read(root: str | Path, experiment: config.Experiment, profile: str, *, partial: bool = False) -> Logs:
+    """Read all runs of an experiment that is loaded already, or with `partial` those that are there (one at least).
+
+    Raises:
+        RunError: as `load`.
+    """
     root, configs = Path(root), experiment.runs()
-    if missing := [c for c in configs if not runs.is_complete(root, c.id)]:
+    missing = [c for c in configs if not runs.is_complete(root, c.id)]
+    if missing and not (partial and len(missing) < len(configs)):
         raise RunError(
             f"{root / missing[0].id}: is missing or unfinished ({len(missing)} of {len(configs)} runs of experiment "
             f"{experiment.name!r}); make them with: fdfa sweep --profile {profile}"
         )
-    frames: dict[str, list[pd.DataFrame]] = {"runs": [], "metrics": [], "probes": [], "timing": []}
+    configs = [c for c in configs if c not in missing]
+    frames: dict[str, list[pd.DataFrame]] = {"runs": [], **{name: [] for name in TABLES}}
     for run in configs:
         directory = root / run.id
-        summary = runs.read_summary(directory)
-        columns = _run_columns(run, experiment.name, summary)
-        options = run.estimator.options
-        outcome = {
-            "diverged_step": -1 if summary.get("diverged_step") is None else summary["diverged_step"],
-            "steps": summary["steps"],
-            "method": run.estimator.name,
-            "options": json.dumps(options, sort_keys=True),
-        }
+        columns, outcome = _run_columns(run, experiment.name, runs.read_summary(directory))
         frames["runs"].append(pd.DataFrame([columns | outcome]))
-        for name in ("metrics", "probes", "timing"):
-            if name != "probes" or run.probe is not None:
-                table = runs.read_table(directory, name, PROBE_COLUMNS if name == "probes" else ())
-                if name == "probes":
-                    trained = table["estimator"] == "self"
-                    table["source"] = np.where(trained, "self", "shadow")
-                    table["estimator"] = table["estimator"].mask(trained, columns["trained_with"])
-                frames[name].append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
+        for name in _tables_of(run):
+            table = runs.read_table(directory, name, PROBE_COLUMNS if name == "probes" else ())
+            if name == "probes":
+                trained = table["estimator"] == "self"
+                table["source"] = np.where(trained, "self", "shadow")
+                table["estimator"] = table["estimator"].mask(trained, columns["trained_with"])
+            frames[name].append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
     return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
+
+
+def pooled(parts: Sequence[Logs]) -> Logs:
+    """Return the logs of several experiments as one; the column `experiment` tells them apart."""
+    if len(parts) == 1:
+        return parts[0]
+    frames = {name: [vars(part)[name] for part in parts if len(vars(part)[name])] for name in vars(parts[0])}
+    return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
+
+
+def coverage(root: str | Path, experiment: config.Experiment) -> pd.DataFrame:
+    """Return how many runs of each training estimator are there (`runs`) and how many there are to be (`planned`)."""
+    rows = [(label(c.estimator.name, c.estimator.options), runs.is_complete(root, c.id)) for c in experiment.runs()]
+    frame = pd.DataFrame(rows, columns=["trained_with", "runs"])
+    return frame.groupby("trained_with", sort=False)["runs"].agg(runs="sum", planned="size").reset_index()
 
 
 def files(root: str | Path, experiment: config.Experiment) -> list[Path]:
     """Return the files that `read` reads, whether they exist or not."""
-    names = ("config.json", "summary.json", *(f"{table}.parquet" for table in runs.TABLES))
-    return [Path(root) / run.id / name for run in experiment.runs() for name in names]
+    return [
+        Path(root) / run.id / name
+        for run in experiment.runs()
+        for name in ("config.json", "summary.json", *(f"{table}.parquet" for table in _tables_of(run)))
+    ]
 
 
 def gradients(root: str | Path, run: str, step: int) -> dict[str, np.ndarray]:
@@ -187,7 +211,14 @@ def keys(probes: pd.DataFrame) -> pd.DataFrame:
     return probes[[c for c in probes.columns if c not in _MEASURED]]
 
 
-def _run_columns(run: config.RunConfig, experiment: str, summary: dict) -> dict[str, object]:
+def _tables_of(run: config.RunConfig) -> list[str]:
+    """Which tables a run writes."""
+    asked = {"probes": run.probe is not None, "feedback": run.probe is not None and run.probe.feedback}
+    return [name for name in TABLES if asked.get(name, True)]
+
+
+def _run_columns(run: config.RunConfig, experiment: str, summary: dict) -> tuple[dict[str, object], dict[str, object]]:
+    """Return what every row of a run carries, and what the frame of runs has beyond it."""
     hidden = run.network.options.get("hidden")
     values = (
         run.id,
@@ -202,4 +233,11 @@ def _run_columns(run: config.RunConfig, experiment: str, summary: dict) -> dict[
         run.training.learning_rate,
         summary["status"],
     )
-    return dict(zip(RUN_COLUMNS, values, strict=True))
+    outcome = {
+        "diverged_step": -1 if summary["diverged_step"] is None else summary["diverged_step"],
+        "steps": summary["steps"],
+        "method": run.estimator.name,
+        "options": json.dumps(run.estimator.options, sort_keys=True),
+        "config": run.canonical(),
+    }
+    return dict(zip(RUN_COLUMNS, values, strict=True)), outcome

@@ -31,7 +31,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     blocks = sorted(frame["block"].unique())
     labels = style.ordered(frame["estimator"])[::-1]
     cells = [(path, block) for path in style.ordered(frame["trained_with"]) for block in blocks]
-    titles = [f"{style.block_title(b, len(blocks))}, weights trained with {style.look(p).name}" for p, b in cells]
+    titles = [style.block_title(block, len(blocks), path) for path, block in cells]
     fig, axes = style.panels(titles, len(blocks), height=0.5 + 0.27 * len(labels), sharey=True, sharex=True)
     floor = frame["estimate"].where(frame["detected"], frame["high"]).pipe(lambda v: v[v > 0]).min() / 4
     for ax, (path, block) in zip(axes, cells, strict=True):

@@ -40,8 +40,9 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.plot(bound["alpha"], bound["high"], "v", color=color, markerfacecolor="white")
             if "theory" in rows:
                 ax.plot(rows["alpha"], rows["theory"], color=color, linewidth=0.7)
-        ax.set(xscale="log", yscale="log", xlabel="α (rate of the feedback)")
+        ax.set(xscale="log", xlabel="α (rate of the feedback)")
         style.ticks(ax, frame["alpha"])
+    style.log_limits(axes, frame[frame["detected"]])
     axes[0].set_ylabel("÷ ‖BP's gradient‖²")
     handles = [style.mark(name, marker, color, line) for name, color, marker, line in looks.values()]
     if (~frame["detected"]).any():

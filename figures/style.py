@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
+NOISE = " (data noise)"
 WIDTH = 7.2  # inches: a text column of two
 INK, GREY, PALE, ALARM = "#222222", "#767676", "#dddddd", "#c00000"
 
@@ -69,7 +70,7 @@ _METHODS = {
     "frozen": ("frozen hidden blocks", "#888888", "x", ":"),
 }
 _SPARE = ("#6A51A3", "#B15928", "#1B7837", "#8C2D04", "#01665E", "#7A0177")  # for methods that are registered elsewhere
-_ALPHA_SHADES = matplotlib.colors.LinearSegmentedColormap.from_list("alpha", ["#74bdf0", "#0072B2", "#00406b", "#001a33"])
+_ALPHA_SHADES = matplotlib.colors.LinearSegmentedColormap.from_list("alpha", ["#56B4E9", "#0072B2", "#00406b", "#001a33"])
 
 
 @dataclass(frozen=True)
@@ -247,19 +248,32 @@ def plain_log(axis) -> None:
 
 
 def steps_axis(ax: Axes, steps: Iterable[float]) -> None:
-    """Make x an axis of training steps: logarithmic, with room for step 0."""
-    last = max(steps)
-    ax.set_xscale("symlog", linthresh=1)
-    ax.set_xlim(-0.3, max(last, 1) * 1.3)
-    ax.xaxis.set_major_locator(FixedLocator([0, *(10**k for k in range(8) if 10**k <= 1.3 * last)]))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
+    """Make x a logarithmic axis of training steps, with room for step 0 where it was measured."""
+    first, last = min(steps), max(steps)
+    powers = [10**k for k in range(8) if max(first, 1) / 1.3 <= 10**k <= 1.3 * last]
+    if first == 0:
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(-0.3, max(last, 1) * 1.3)
+        powers = [0, *powers]
+    else:
+        ax.set_xscale("log")
+    ticks(ax, powers)
     ax.set_xlabel("training step")
 
 
-def block_title(block: int, blocks: int) -> str:
-    """Name a hidden block, counted from one at the input."""
-    return f"hidden block {block + 1} of {blocks}"
+def log_limits(axes: Sequence[Axes], frame: pd.DataFrame, decades: float = 1.0) -> None:
+    """Make y logarithmic with room for all estimates; a very wide interval (two seeds, say) runs off the panel."""
+    shown = frame.loc[frame["estimate"] > 0]
+    low = max(shown["estimate"].min() / 10**decades, shown.loc[shown["low"] > 0, "low"].min() / 1.5)
+    high = min(shown["estimate"].max() * 10**decades, shown["high"].max() * 1.5)
+    for ax in axes:
+        ax.set(yscale="log", ylim=(low, high))
+
+
+def block_title(block: int, blocks: int, trained_with: str | None = None) -> str:
+    """Name a hidden block, counted from one at the input, and whose weights it has."""
+    weights = f", weights of {look(trained_with).name}" if trained_with else ""
+    return f"hidden block {block + 1} of {blocks}{weights}"
 
 
 def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:

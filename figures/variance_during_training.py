@@ -34,17 +34,17 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Draw a row of panels for each trajectory and a panel for each hidden block."""
     blocks = sorted(frame["block"].unique())
     cells = [(path, block) for path in style.ordered(frame["trained_with"]) for block in blocks]
-    titles = [f"{style.block_title(b, len(blocks))}, weights trained with {style.look(p).name}" for p, b in cells]
+    titles = [style.block_title(block, len(blocks), path) for path, block in cells]
     fig, axes = style.panels(titles, columns=len(blocks), sharey=True)
     for ax, (path, block) in zip(axes, cells, strict=True):
         rows = frame[(frame["trained_with"] == path) & (frame["block"] == block)]
         for label in style.ordered(rows["estimator"]):
             style.band(ax, rows[rows["estimator"] == label], "step", label)
-        ax.set_yscale("log")
         style.steps_axis(ax, frame["step"])
         if block == blocks[0]:
             ax.set_ylabel("variance ÷ ‖∇ of the block‖²")
+    style.log_limits(axes, frame)
     labels = style.ordered(frame["estimator"])
-    handles = [style.handle(label, label=style.look(label).name + (" (data noise)" * (label == "bp"))) for label in labels]
+    handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]
     style.legend(fig, handles, style.seeds_text(frame))
     return fig

@@ -36,7 +36,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     fig, axes = style.panels([style.block_title(b, len(blocks)) for b in blocks], columns=2, height=3)
     for ax, block in zip(axes, blocks, strict=True):
         rows = frame[frame["block"] == block]
-        ax.set(xscale="log", yscale="log", xlabel="width of the hidden layers")
+        ax.set(xscale="log", xlabel="width of the hidden layers")
+        style.log_limits([ax], rows)
         for label in labels:
             curve = rows[rows["estimator"] == label]
             style.bars(ax, curve, "width", label)
@@ -44,14 +45,15 @@ def draw(frame: pd.DataFrame) -> Figure:
                 ax.plot(curve["width"], curve["theory"], color=style.INK, linewidth=0.7, zorder=4)
         style.ticks(ax, rows["width"])
         ends = rows[rows["width"] == rows.groupby("estimator")["width"].transform("max")]
-        style.end_labels(ax, [(r.estimate, _slope(r), style.look(r.estimator).color) for r in ends.itertuples()], "slope")
+        style.end_labels(
+            ax, [(r.estimate, _slope(r), style.look(r.estimator).color) for r in ends.itertuples()], "slope [95 %]"
+        )
     axes[0].set_ylabel("total variance ÷ ‖∇ of the block‖²")
-    handles = [style.handle(label, label=style.look(label).name + (" (data noise)" * (label == "bp"))) for label in labels]
+    handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]
     style.legend(fig, handles, style.seeds_text(frame, "bars and slopes"))
     return fig
 
 
 def _slope(row) -> str:
-    if row.slope_interval == "none":
-        return f"{row.slope:.2f}"
-    return f"{row.slope:.2f} [{row.slope_low:.2f}, {row.slope_high:.2f}]"
+    interval = f" [{row.slope_low:.2f}, {row.slope_high:.2f}]" if row.slope_interval != "none" else ""
+    return f"{row.slope:.2f}{interval}".replace("-", "−")

@@ -1,0 +1,20 @@
+"""Table: every component of every claim, the evidence behind `claims`."""
+
+import pandas as pd
+
+from analysis import claims, logs
+
+EXPERIMENTS = ("width", "trajectory", "convergence")
+TABLE = True
+CAPTION = "Components of the claims: estimate with its 95 % t-interval over seeds, and one-sided p (uncorrected)."
+
+
+def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
+    """Return a row a component."""
+    return claims.components(logs_of)
+
+
+def show(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as texts."""
+    numbers = {c: frame[c].map("{:.3g}".format) for c in ("estimate", "low", "high", "p", "p_opposite")}
+    return frame.assign(**numbers, seeds=frame["seeds"].astype(str)).rename(columns={"p_opposite": "p (opposite)"})
