@@ -2,6 +2,10 @@
 
 A figure is a module of this package with `EXPERIMENTS`, `compute(logs) -> DataFrame` and `draw(frame) -> Figure`; a table has
 ``TABLE = True`` and, in place of `draw`, `show(frame) -> DataFrame` of texts for reading. Nothing is registered anywhere.
+
+`EXPERIMENTS` are roles: an experiment's file name, or the `role` that its file states. Where a profile has several experiments
+of a role, the module is rendered once for each, as ``<module>-<experiment>``, or, with ``POOLED = True``, once for all of them
+together. Roles in `OPTIONAL` are those that `compute` can do without.
 """
 
 from __future__ import annotations
@@ -9,12 +13,11 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib
 import io
 import json
 import os
-import pkgutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +30,7 @@ import figures
 from analysis import logs as log_frames
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from figures import style
+from figures.plan import Job, discover, gaps, plan
 
 MARKER = ".fdfa-figures"
 PREVIEWS = ("variance_vs_width", "alignment_angles", "convergence")
@@ -43,6 +47,7 @@ def render(
     *,
     experiments: str | Path = log_frames.EXPERIMENTS,
     report: Callable[[str, bool], None] | None = None,
+    skip: Callable[[str, str], None] | None = None,
 ) -> list[Path]:
     """Write ``<name>.{png,pdf,csv}`` for every figure and ``<name>.{csv,md,tex}`` for every table.
 
@@ -53,9 +58,11 @@ def render(
         profile: folder of `experiments` whose runs are shown.
         root: directory of runs.
         out: directory to write to: new, empty, or one that this function wrote before.
-        only: names of figures and tables; None for all.
+        only: names of figures and tables (of modules, or of what they render); None for all.
         experiments: directory of experiment files.
         report: called with name and whether it was drawn (False: up to date), after each.
+        skip: show what the runs that are there allow (a figure says how many are missing), and call this with name and reason
+            for what they do not. Without it a missing run or experiment is an error.
 
     Returns:
         All files of the figures asked for, drawn now or up to date.
@@ -64,39 +71,41 @@ def render(
         UnknownName: no such figure or profile.
         RunError: an experiment or run is missing, a log cannot be read, or `out` cannot be used.
     """
-    modules = _chosen(discover(), only)
-    needed = _experiments(modules, profile, experiments)
+    jobs, missing = plan(profile, root, only, experiments=experiments, partial=skip is not None)
+    for name, reason in missing.items():
+        skip(name, reason)
     out = _open(Path(out))
+    by_path = {experiment.path: experiment for job in jobs for experiment in job.all_experiments}
 
     @functools.cache
-    def load(name: str) -> log_frames.Logs:
-        return log_frames.read(root, needed[name], profile)
+    def load(path: Path) -> log_frames.Logs:
+        return log_frames.read(root, by_path[path], profile, partial=skip is not None)
 
     @functools.cache
-    def fingerprint(name: str) -> str:
-        return _hash_files(log_frames.files(root, needed[name]))
+    def fingerprint(path: Path) -> str:
+        return _hash_files(log_frames.files(root, by_path[path]))
 
     written: list[Path] = []
-    for name, module in modules.items():
-        stamp = _hash(_sources(module), *(fingerprint(e) for e in module.EXPERIMENTS))
-        files = [out / f"{name}.{ending}" for ending in _endings(module)]
-        drawn = not _is_current(out, name, stamp, files)
+    for job in jobs:
+        paths = {role: [experiment.path for experiment in group] for role, group in job.experiments.items()}
+        note = gaps(job, root)
+        stamp = _hash(_sources(job.module), note, *(f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]))
+        files = [out / f"{job.name}.{ending}" for ending in job.endings]
+        drawn = not _is_current(out, job.name, stamp, files)
         if drawn:
-            frame = module.compute({e: load(e) for e in module.EXPERIMENTS})
-            _write(out, name, stamp, _contents(name, module, frame))
+            logs_of = {role: log_frames.pooled([load(p) for p in group]) for role, group in paths.items()}
+            try:
+                contents = _contents(job, job.module.compute(logs_of), note)
+            except FdfaError as error:
+                if skip is None or not note:
+                    raise
+                skip(job.name, f"the runs that are there do not allow it: {error}")
+                continue
+            _write(out, job.name, stamp, contents)
         written += files
         if report:
-            report(name, drawn)
+            report(job.name, drawn)
     return written
-
-
-def discover() -> dict[str, ModuleType]:
-    """Return the modules of this package that are figures or tables, by name."""
-    found = {}
-    for info in pkgutil.iter_modules(figures.__path__):
-        if info.name not in {"style", "render"} and not info.name.startswith("_"):
-            found[info.name] = importlib.import_module(f"figures.{info.name}")
-    return found
 
 
 def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEWS) -> list[Path]:
@@ -106,58 +115,36 @@ def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEW
         RunError: a figure has not been rendered, or `images` cannot be written to.
     """
     images, written = Path(images), []
-    for name, module in _chosen(discover(), names).items():
+    modules = discover()
+    for name in sorted(names):
+        if name not in modules:
+            raise UnknownName("figure", name, modules)
         source = Path(out) / f"{name}.csv"
         if not source.exists():
             raise RunError(f"{source}: is missing; render the figures first")
-        figure = module.draw(pd.read_csv(source, keep_default_na=False, na_values=["nan"]))
+        figure = modules[name].draw(pd.read_csv(source, keep_default_na=False, na_values=["nan"]))
         _make_directory(images)
         _write_atomically(images / f"{name}.png", _png(figure, PREVIEW_DPI))
         written.append(images / f"{name}.png")
     return written
 
 
-def _chosen(modules: dict[str, ModuleType], only: Iterable[str] | None) -> dict[str, ModuleType]:
-    """Return the modules asked for, in their own order."""
-    if only is None:
-        return modules
-    only = list(only)
-    for name in only:
-        if name not in modules:
-            raise UnknownName("figure", name, modules)
-    return {name: module for name, module in modules.items() if name in only}
-
-
-def _experiments(modules: dict[str, ModuleType], profile: str, directory: str | Path) -> dict[str, object]:
-    """Load the experiments that the figures need; an error names the figure that needs a missing one."""
-    found: dict[str, object] = {}
-    for name, module in modules.items():
-        for experiment in module.EXPERIMENTS:
-            if experiment not in found:
-                try:
-                    found[experiment] = log_frames.find(experiment, profile, directory)
-                except UnknownName as error:
-                    if error.name == "profile":
-                        raise
-                    raise RunError(f"figure {name!r} needs experiment {experiment!r}: {error}") from error
-    return found
-
-
-def _endings(module: ModuleType) -> tuple[str, ...]:
-    return ("csv", "md", "tex") if getattr(module, "TABLE", False) else ("png", "pdf", "csv")
-
-
-def _contents(name: str, module: ModuleType, frame: pd.DataFrame) -> dict[str, bytes]:
+def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
     """Return the content of every file of a figure or table, all made before any is written."""
     if frame.empty:
-        raise FdfaError(f"figure {name!r}: nothing to show; the logs of {', '.join(module.EXPERIMENTS)} hold no row for it")
+        raise FdfaError(f"figure {job.name!r}: nothing to show; the logs of {', '.join(job.experiments)} hold no row for it")
     contents = {"csv": frame.to_csv(index=False, lineterminator="\n").encode()}
-    if getattr(module, "TABLE", False):
-        shown = module.show(frame)
-        contents["md"] = (shown.to_markdown(index=False, disable_numparse=True) + "\n").encode()
-        contents["tex"] = _latex(shown, getattr(module, "CAPTION", ""), name).encode()
+    if job.is_table:
+        shown, caption = job.module.show(frame), getattr(job.module, "CAPTION", "")
+        text = shown.to_markdown(index=False, disable_numparse=True) + "\n"
+        contents["md"] = (text + (f"\n{note}.\n" if note else "")).encode()
+        contents["tex"] = _latex(shown, f"{caption} {note}.".strip() if note else caption, job.name).encode()
         return contents
-    figure = module.draw(frame)
+    figure = job.module.draw(frame)
+    if note:
+        lines = textwrap.wrap(note, 125)
+        figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=7, color=style.ALARM)
     png = _png(figure)
     figure.set_layout_engine("none")  # the layout just found serves both files
     anonymous = {"Creator": None, "Producer": None, "CreationDate": None}

@@ -1,0 +1,148 @@
+"""Which figures and tables a profile has, and which of them the runs that are there allow."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import figures
+from analysis import logs as log_frames
+from fdfa_core.errors import RunError, UnknownName
+from figures import style
+
+NOT_FIGURES = {"plan", "render", "report", "style"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One figure or table to render: a module on certain experiments.
+
+    Attributes:
+        name: of its files: that of the module, with the experiment's where there is a choice of experiments.
+        module: a module of this package.
+        experiments: role → experiments whose logs the module gets, pooled, under that role.
+        absent: experiments that belong here and are left out, since no run of them is there.
+    """
+
+    name: str
+    module: ModuleType
+    experiments: dict[str, list]
+    absent: tuple = ()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is shown as text."""
+        return getattr(self.module, "TABLE", False)
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What the names of its files end in."""
+        return ("csv", "md", "tex") if self.is_table else ("png", "pdf", "csv")
+
+    @property
+    def all_experiments(self) -> list:
+        """The experiments of all roles."""
+        return [experiment for group in self.experiments.values() for experiment in group]
+
+
+def discover() -> dict[str, ModuleType]:
+    """Return the modules of this package that are figures or tables, by name."""
+    names = [info.name for info in pkgutil.iter_modules(figures.__path__)]
+    names = [name for name in names if name not in NOT_FIGURES and not name.startswith("_")]
+    return {name: importlib.import_module(f"figures.{name}") for name in names}
+
+
+def plan(
+    profile: str,
+    root: str | Path,
+    only: Iterable[str] | None = None,
+    *,
+    experiments: str | Path = log_frames.EXPERIMENTS,
+    partial: bool = False,
+) -> tuple[list[Job], dict[str, str]]:
+    """Return what there is to render, and with `partial` also what cannot be, by name with the reason.
+
+    Args:
+        profile: folder of `experiments`.
+        root: directory of runs.
+        only: names of modules, or of what they render; None for all.
+        experiments: directory of experiment files.
+        partial: leave out experiments without any run, and figures that lack one; otherwise nothing looks at the runs.
+
+    Raises:
+        UnknownName: no such figure or profile.
+        RunError: a figure needs an experiment that the profile does not have (not with `partial`).
+    """
+    by_role: dict[str, list] = {}
+    for experiment in log_frames.profile(profile, experiments).values():
+        by_role.setdefault(experiment.role, []).append(experiment)
+    possible: list[Job] = []
+    missing: dict[str, str] = {}
+    for name, module in discover().items():
+        lacking = [role for role in module.EXPERIMENTS if role not in by_role and role not in optional(module)]
+        if lacking:
+            known = ", ".join(sorted(by_role))
+            missing[name] = f"needs experiment {lacking[0]!r}, and profile {profile!r} has none (it has {known})"
+        else:
+            possible += _jobs(name, module, {role: by_role[role] for role in module.EXPERIMENTS if role in by_role})
+    if only is not None:
+        only = set(only)
+        for name in only - missing.keys() - {n for job in possible for n in (job.name, _module(job))}:
+            raise UnknownName("figure", name, sorted({*discover(), *(job.name for job in possible)}))
+        possible = [job for job in possible if {job.name, _module(job)} & only]
+        missing = {name: reason for name, reason in missing.items() if name in only}
+    if not partial:
+        for name, reason in missing.items():
+            raise RunError(f"figure {name!r} {reason}")
+        return possible, missing
+    jobs = []
+    for job in possible:
+        absent = [e for e in job.all_experiments if not log_frames.coverage(root, e)["runs"].any()]
+        left = {role: [e for e in group if e not in absent] for role, group in job.experiments.items()}
+        left = {role: group for role, group in left.items() if group}
+        if left and set(job.module.EXPERIMENTS) - set(optional(job.module)) <= left.keys():
+            jobs.append(Job(job.name, job.module, left, tuple(absent)))
+        else:
+            files = " ".join(str(experiment.path) for experiment in absent)
+            missing[job.name] = f"no run of {files} is there; make them with: fdfa sweep {files}"
+    return jobs, missing
+
+
+def gaps(job: Job, root: str | Path) -> str:
+    """Say how many runs of a job's experiments are missing, and of which estimators; empty if none is."""
+    lines = []
+    for experiment in job.all_experiments:
+        found = log_frames.coverage(root, experiment)
+        short = found[found["runs"] < found["planned"]]
+        if len(short):
+            line = f"Partial record of {experiment.name}: {found['runs'].sum()} of {found['planned'].sum()} runs"
+            parts = [f"{style.look(row.trained_with).name} {row.runs} of {row.planned}" for row in short.itertuples()]
+            lines.append(line + (f" ({', '.join(parts)})" if len(found) > 1 else ""))
+    if job.absent:
+        lines.append("No run yet of " + ", ".join(experiment.name for experiment in job.absent))
+    return "; ".join(lines)
+
+
+def optional(module: ModuleType) -> tuple[str, ...]:
+    """Return the roles that a module can do without."""
+    return getattr(module, "OPTIONAL", ())
+
+
+def _jobs(name: str, module: ModuleType, by_role: dict[str, list]) -> list[Job]:
+    """Return one job for each choice of experiments, one for each role, or a single one with all of them."""
+    if getattr(module, "POOLED", False):
+        return [Job(name, module, by_role)]
+    jobs = []
+    for choice in itertools.product(*by_role.values()):
+        suffix = "".join(f"-{e.name}" for e, group in zip(choice, by_role.values(), strict=True) if len(group) > 1)
+        jobs.append(Job(name + suffix, module, {role: [e] for role, e in zip(by_role, choice, strict=True)}))
+    return jobs
+
+
+def _module(job: Job) -> str:
+    return job.module.__name__.rpartition(".")[2]
