@@ -2,6 +2,7 @@
 
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from toys import COUPLED, make_batch, make_toy
 
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators import available_estimators, estimator_class, make_estimator
+from fdfa_core.estimators import available_estimators, estimator_class, estimator_options, make_estimator
 from fdfa_core.network import BlockNetwork
 from fdfa_core.perturbations import Gaussian
 
@@ -69,6 +70,14 @@ def same_bits(found, expected):
 def test_every_registered_estimator_is_tested():
     ours = {name for name in available_estimators() if estimator_class(name).__module__.startswith("fdfa_core.")}
     assert {method for method, _ in METHODS} == ours
+
+
+def test_the_documentation_names_every_estimator_and_option():
+    page = (Path(__file__).parents[1] / "docs" / "estimators.md").read_text(encoding="utf-8")
+    for method in {method for method, _ in METHODS}:
+        assert f"`{method}`" in page or method.endswith("-averaged") and "`…-averaged`" in page
+        for option in estimator_options(method):
+            assert f"`{option}`" in page, f"{option} of {method}"
 
 
 # Nothing else is touched ----------------------------------------------------------------------------------------------

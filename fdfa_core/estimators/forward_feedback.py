@@ -86,11 +86,11 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             cross-talk in D_l), or one block a step in turn ("cyclic": no cross-talk for one pass, but each B_l learns every
             (L−1)th step only).
         tangents: directions per sample and step, whose D_l are averaged.
-        directions: "independent" over the samples of a batch; "orthogonal": isotropic directions in orthogonal blocks, which
-            lowers the error of D_l by about the factor 1 − N/n for n perturbed units (joint or not), to zero at n = N for a
-            Jacobian that all samples share; "antithetic": half of the samples get the negatives of the other half's directions.
-            D_l is even in u, so that antithetic pairs repeat one another and *raise* its error; it stays unbiased, as with all
-            three each sample's direction has identity covariance.
+        directions: "independent"; "orthogonal": a step's K N isotropic directions stand in orthogonal blocks, which lowers the
+            noise of D_l by about the factor 1 − K N/n for n units perturbed together, to zero at K N = n for a Jacobian that
+            all samples share; "antithetic": half of the samples get the negatives of the other half's directions. D_l is even
+            in u, so that antithetic pairs repeat one another and about double its noise. D_l stays unbiased with all three,
+            as each sample's direction has identity covariance.
         feedback_rule: "momentum": B ← (1−α) B + α D. "adam": the difference B − D is handed to Adam as B's gradient, as
             in the authors' released code.
         feedback_lr: α in (0, 1] for "momentum" (default 1e-2); Adam's learning rate for "adam" (default 1e-4).
