@@ -207,7 +207,7 @@ def _number(value: float, error: float = 0.0) -> str:
     if not error > 1e-12:
         return f"{value:.3g}"
     error = float(f"{error:.1g}")
-    if not 1e-3 <= error < 1e5:
+    if not 1e-4 <= error < 1e5:
         return f"{value:.2g} ± {error:.0e}"
     decimals = -math.floor(math.log10(error))
     return f"{round(value, decimals) + 0.0:.{max(0, decimals)}f} ± {error:g}"
