@@ -101,12 +101,11 @@ def train(file: Path, chosen: tuple[str, ...], device: str, threads: int, root: 
 
 @main.command()
 @experiment_files
+@click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=20.0, help="Work that a kill may cost.")
 @options("profile", "runs", "jobs", "cluster", "data_dir")
-def sweep(
-    files: tuple[Path, ...], profile: str, root: Path, jobs: int | None, cluster: str | None, data_dir: Path | None
-) -> None:
+def sweep(files: tuple[Path, ...], profile: str, root: Path, data_dir: Path | None, **how) -> None:
     """Carry out all runs of a profile, or of the experiment FILEs, that are not there yet."""
-    _sweep(_experiments(files, profile), root, jobs, cluster, data_dir)
+    _sweep(_experiments(files, profile), root, data_dir, **how)
 
 
 @main.command()
@@ -149,9 +148,8 @@ def figures(
     may_train: bool,
     root: Path | None,
     profile: str,
-    jobs: int | None,
-    cluster: str | None,
     data_dir: Path | None,
+    **how,
 ) -> None:
     """Carry out the runs of a profile that are missing, analyse the logs, and draw all figures and tables.
 
@@ -161,7 +159,7 @@ def figures(
     if root is None:
         root, may_train = (recorded, False) if recorded.is_dir() else (RUNS, may_train)
     if may_train:
-        _sweep(_experiments((), profile), root, jobs, cluster, data_dir)
+        _sweep(_experiments((), profile), root, data_dir, **how)
 
     from figures import render
 
@@ -227,7 +225,7 @@ def _experiments(files: Iterable[Path], profile: str) -> list:
     return [load_experiment(file) for file in files] or list(load_profile(profile).values())
 
 
-def _sweep(experiments: list, root: Path, jobs: int | None, cluster: str | None, data_dir: Path | None) -> None:
+def _sweep(experiments: list, root: Path, data_dir: Path | None, jobs: int | None, cluster: str | None, **how) -> None:
     """Check all runs to come, carry them out, and exit with code 1 if one failed."""
     from fdfa_core.runs import is_complete, open_root
     from fdfa_core.sweep import sweep
@@ -238,7 +236,7 @@ def _sweep(experiments: list, root: Path, jobs: int | None, cluster: str | None,
         experiment.check(skip=done, data_directory=data_dir)
     runs = [run for experiment in experiments for run in experiment.runs()]
     try:
-        summary = sweep(runs, root, processes=jobs, cluster=cluster, data_directory=data_dir)
+        summary = sweep(runs, root, processes=jobs, cluster=cluster, data_directory=data_dir, **how)
     except KeyboardInterrupt:
         click.echo("Interrupted. The same command takes the sweep up where it stopped.", err=True)
         raise

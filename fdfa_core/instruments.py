@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fdfa_core.config import EstimatorConfig, RunConfig, located
 from fdfa_core.estimators import Estimator, label, make_estimator
+from fdfa_core.feedback_watch import FeedbackWatch
 from fdfa_core.gradients import Reference
 from fdfa_core.moments import probe
 from fdfa_core.network import BlockNetwork
+from fdfa_core.runs import Rows
 from fdfa_core.schedules import Schedule
 from fdfa_core.seeds import derive, stream
 
@@ -37,6 +38,7 @@ class Instruments:
 
     Attributes:
         rows: rows of `probes.parquet` so far.
+        feedback: keeps the rows of `feedback.parquet`, where the run asks for them.
     """
 
     def __init__(
@@ -59,7 +61,12 @@ class Instruments:
                 self.probed[name] = trained_by if shadow.name == SELF else self._shadow(shadow, name)
             self.options[name] = (config.estimator if shadow.name == SELF else shadow).options
         self.shadows = {name: estimator for name, estimator in self.probed.items() if name != SELF}
-        self.rows: list[dict[str, Any]] = []
+        self.rows = Rows()
+        self.feedback: FeedbackWatch | None = None
+        if self.config.feedback:
+            frozen = config.training.optimizer == "none"
+            with located(locate("probe.feedback")):
+                self.feedback = FeedbackWatch(net, self.shadows, self.options, reference, self.loss, frozen)
 
     def observe(self, step: int, epoch: float, x: Tensor, y: Tensor) -> dict[str, Tensor] | None:
         """Probe if this step is due: the network as it is, before the step's update, on the step's batch.
@@ -75,39 +82,48 @@ class Instruments:
         # A stream of its own for each probe: draws that began where training's stream stands would recur one step later.
         self.trained_by.generator.manual_seed(derive(self.seed, SELF, step))
         try:
-            with torch.random.fork_rng():
-                rows = probe(
-                    self.net,
-                    x,
-                    y,
-                    self.probed,
-                    Reference.compute(self.net, *self.reference, self.batch_size, self.loss),
-                    replicates=config.replicates,
-                    sampling=config.sampling,
-                    generator=stream(self.seed, "probe", step),
-                    loss=self.loss,
-                    options=self.options,
-                    raw=raw,
-                )
+            rows = probe(
+                self.net,
+                x,
+                y,
+                self.probed,
+                Reference.compute(self.net, *self.reference, self.batch_size, self.loss),
+                replicates=config.replicates,
+                sampling=config.sampling,
+                generator=stream(self.seed, "probe", step),
+                loss=self.loss,
+                options=self.options,
+                raw=raw,
+            )
         finally:
             self.trained_by.generator.set_state(own_stream)
-        self.rows += [{"step": step, "epoch": epoch, **row} for row in rows]
+        self.rows.add([{"step": step, "epoch": epoch, **row} for row in rows])
+        if self.feedback:
+            self.feedback.observe(step, epoch)
         return raw
 
     def follow(self, x: Tensor, y: Tensor) -> None:
         """Let every shadow's state move on, at the weights as they are before this step's update."""
+        if self.feedback:
+            self.feedback.follow(x)
         for shadow in self.shadows.values():
             shadow.advance(x, y)
 
     def state_dict(self) -> dict[str, Any]:
         """Return rows and shadows' states."""
-        return {"rows": self.rows, "shadows": {name: shadow.state_dict() for name, shadow in self.shadows.items()}}
+        return {
+            "rows": self.rows.state_dict(),
+            "shadows": {name: shadow.state_dict() for name, shadow in self.shadows.items()},
+            "feedback": self.feedback.state_dict() if self.feedback else None,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.rows = list(state["rows"])
+        self.rows.load_state_dict(state["rows"])
         for name, shadow in self.shadows.items():
             shadow.load_state_dict(state["shadows"][name])
+        if self.feedback:
+            self.feedback.load_state_dict(state["feedback"])
 
     def _shadow(self, config: EstimatorConfig, name: str) -> Estimator:
         return make_estimator(

@@ -25,8 +25,9 @@ _LOCKS = ".locks"
 METRICS = ("step", "epoch", "batch_loss", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "learning_rate")
 TIMING = ("step", "training_seconds", "instrument_seconds", "evaluation_seconds")
 PROBES = ("step", "epoch", "estimator", "method", "options", "sampling", "draws", "level", "block", "role", "parameter")
-TABLES = {"metrics": METRICS, "probes": PROBES, "timing": TIMING}
-_TYPES = dict.fromkeys(("step", "draws", "block"), "int64") | dict.fromkeys(
+FEEDBACK = ("step", "epoch", "estimator", "method", "options", "block", "replicates")
+TABLES = {"metrics": METRICS, "probes": PROBES, "timing": TIMING, "feedback": FEEDBACK}
+_TYPES = dict.fromkeys(("step", "draws", "block", "replicates"), "int64") | dict.fromkeys(
     ("estimator", "method", "options", "sampling", "level", "role", "parameter"), "string"
 )
 
@@ -79,6 +80,46 @@ def claim(root: Path, run_id: str, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
+class Rows:
+    """The rows of a table that grows, held as Arrow: a checkpoint of it copies bytes where a list would be pickled anew."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]] = ()):
+        self._parts: list[Any] = []
+        if rows:
+            self.add(rows)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, all with the same keys and types as those before."""
+        import pyarrow as pa
+
+        self._parts.append(pa.Table.from_pylist(list(rows)))
+
+    def table(self):
+        """Return all rows as one Arrow table, or None without any."""
+        import pyarrow as pa
+
+        # one chunk, whatever the parts were: so the same rows give the same bytes of Parquet
+        return pa.concat_tables(self._parts).combine_chunks() if self._parts else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows as a tensor of bytes."""
+        import pyarrow as pa
+        import torch
+
+        if (table := self.table()) is None:
+            return {}
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return {"arrow": torch.frombuffer(bytearray(sink.getvalue()), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        import pyarrow as pa
+
+        self._parts = [pa.ipc.open_stream(state["arrow"].numpy()).read_all()] if state else []
+
+
 class PartialRun:
     """The directory of a run that is not finished.
 
@@ -108,13 +149,13 @@ class PartialRun:
         """Write a JSON file, readable by eye."""
         write_atomically(self.path / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
-    def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows, all with the same keys, as ``<name>.parquet``; a table without rows keeps its columns."""
+    def write_table(self, name: str, rows: Rows | Sequence[Mapping[str, Any]]) -> None:
+        """Write rows as ``<name>.parquet``; a table without rows keeps its columns."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        empty = pa.schema([(column, _TYPES.get(column, "float64")) for column in TABLES[name]])
-        table = pa.Table.from_pylist(list(rows)) if rows else empty.empty_table()
+        empty = pa.schema([(column, _TYPES.get(column, "float64")) for column in TABLES[name]]).empty_table()
+        table = (rows if isinstance(rows, Rows) else Rows(rows)).table() or empty
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
@@ -195,7 +236,7 @@ def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
 
     Args:
         directory: of the run.
-        name: "metrics", "probes" or "timing".
+        name: "metrics", "probes", "timing" or "feedback".
         columns: columns that must be there beyond those that every such table has.
 
     Raises:

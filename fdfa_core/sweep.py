@@ -162,7 +162,7 @@ def _processes(processes: int | None, root: Path, options: dict) -> Iterator[tup
                 suspects += [waiting.pop(config.id) for config in started if config.id in waiting]
         for config in suspects:  # one at a time: only a run whose own process dies has failed
             try:
-                yield from parallel([config], wait, 1)
+                yield from parallel([config], wait, 2)  # with one, joblib would run it in this very process
             except TerminatedWorkerError:
                 yield Outcome(config.id, "failed", "its process was killed twice, perhaps for lack of memory")
 

@@ -29,11 +29,12 @@ from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.estimators import available_estimators, estimator_options, make_estimator
 from fdfa_core.instruments import SELF, Instruments
 from fdfa_core.losses import LOSSES, make_loss
-from fdfa_core.runs import PartialRun, claim, is_complete, open_root, read_config
+from fdfa_core.runs import PartialRun, Rows, claim, is_complete, open_root, read_config
 from fdfa_core.seeds import derive, stream
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
+_CHECKPOINT = 2  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
 _one_at_a_time = threading.Lock()  # a run owns the process's global random stream and number of threads
 
 
@@ -151,8 +152,8 @@ class Session:
 
         self.step = 0
         self.diverged_step: int | None = None
-        self.metrics: list[dict[str, Any]] = []
-        self.timing: list[dict[str, Any]] = []
+        self.metrics, self.timing = Rows(), Rows()
+        self.final: dict[str, Any] = {}  # the last row of metrics
         self._losses: list[float] = []  # since the last row of metrics
         self._seconds: Counter[str] = Counter()
         self._order_of = -1  # the epoch whose batches self._order holds
@@ -195,21 +196,20 @@ class Session:
         if not (math.isfinite(train_loss) and math.isfinite(test_loss)):
             self.diverged_step = self.step
             return
-        self.metrics.append(
-            {
-                "step": self.step,
-                "epoch": self.epoch,
-                "batch_loss": math.fsum(self._losses) / len(self._losses) if self._losses else math.nan,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-                "learning_rate": self.learning_rate,
-            }
-        )
+        self.final = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch_loss": math.fsum(self._losses) / len(self._losses) if self._losses else math.nan,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+            "learning_rate": self.learning_rate,
+        }
+        self.metrics.add([self.final])
         self._losses = []
         kinds = ("training", "instrument", "evaluation")
-        self.timing.append({"step": self.step} | {f"{kind}_seconds": float(self._seconds[kind]) for kind in kinds})
+        self.timing.add([{"step": self.step} | {f"{kind}_seconds": float(self._seconds[kind]) for kind in kinds}])
 
     @property
     def epoch(self) -> float:
@@ -228,15 +228,16 @@ class Session:
             "diverged_step": self.diverged_step,
             "steps": self.step,
             "parameters": sum(p.numel() for p in self.net.parameters()),
-            "final": self.metrics[-1] if self.metrics else {},
+            "final": self.final,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the coming steps depend on, and the tables so far."""
         return {
             "step": self.step,
-            "metrics": self.metrics,
-            "timing": self.timing,
+            "metrics": self.metrics.state_dict(),
+            "timing": self.timing.state_dict(),
+            "final": self.final,
             "losses": self._losses,
             "seconds": dict(self._seconds),
             "network": self.net.state_dict(),
@@ -251,7 +252,9 @@ class Session:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the coming steps then give the same bits."""
         self.step, self._losses, self._seconds = state["step"], list(state["losses"]), Counter(state["seconds"])
-        self.metrics, self.timing = list(state["metrics"]), list(state["timing"])
+        self.final = dict(state["final"])
+        self.metrics.load_state_dict(state["metrics"])
+        self.timing.load_state_dict(state["timing"])
         self.net.load_state_dict(state["network"])
         self.estimator.load_state_dict(state["estimator"])
         if self.optimizer:
@@ -317,7 +320,8 @@ def _run(
     torch.manual_seed(derive(config.seed, "global"))
     session = Session(config, dataset, device)
     origin = provenance.describe(device, config.seed, dataset)
-    if checkpoint := partial.read_checkpoint():
+    checkpoint = partial.read_checkpoint()
+    if checkpoint and checkpoint.get("format") == _CHECKPOINT:
         session.load_state_dict(checkpoint["session"])
         resumed = {"step": session.step, "time": origin["started"], "code": origin["code"]}
         origin = checkpoint["origin"] | {"resumed": [*checkpoint["origin"].get("resumed", []), resumed]}
@@ -334,13 +338,15 @@ def _run(
         if progress:
             progress(session.step, session.total)
         if not session.done and time.monotonic() - saved >= checkpoint_seconds:
-            partial.write_checkpoint({"session": session.state_dict(), "origin": origin})
+            partial.write_checkpoint({"format": _CHECKPOINT, "session": session.state_dict(), "origin": origin})
             saved = time.monotonic()
 
     partial.write_table("metrics", session.metrics)
     partial.write_table("timing", session.timing)
     if session.instruments:
         partial.write_table("probes", session.instruments.rows)
+        if session.instruments.feedback:
+            partial.write_table("feedback", session.instruments.feedback.rows)
     partial.write_json("provenance.json", origin | {"finished": provenance.now()})
     partial.write_json("summary.json", session.summary())
     return partial.publish()

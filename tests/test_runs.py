@@ -8,9 +8,16 @@ from tiny import Child, tiny
 
 from fdfa_core import runs
 from fdfa_core.errors import RunError
-from fdfa_core.runs import PartialRun, claim, open_root, read_config, read_table
+from fdfa_core.runs import PartialRun, Rows, claim, open_root, read_config, read_table
 
 METRICS = [{name: float(i) for name in runs.METRICS} for i in range(3)]
+
+
+def rows(content):
+    table = Rows()
+    for row in content:
+        table.add([row])
+    return table
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def partial(root):
 @pytest.fixture
 def directory(partial):
     """A complete run."""
-    partial.write_table("metrics", METRICS)
+    partial.write_table("metrics", rows(METRICS))
     partial.write_json("summary.json", {"status": "finished"})
     return partial.publish()
 
@@ -59,7 +66,7 @@ def test_a_directory_without_permission_to_write_is_refused(root, monkeypatch):
 
 
 def test_an_unfinished_run_is_not_complete(partial, root):
-    partial.write_table("metrics", METRICS)
+    partial.write_table("metrics", rows(METRICS))
     partial.write_json("summary.json", {})
     assert not runs.is_complete(root, tiny().id)
 
@@ -102,9 +109,19 @@ def test_a_table_is_read_back(directory):
 
 
 def test_a_table_without_rows_keeps_its_columns_and_types(partial):
-    partial.write_table("probes", [])
+    partial.write_table("probes", Rows())
     table = read_table(partial.path, "probes")
     assert list(table.columns) == list(runs.PROBES) and table["step"].dtype == np.int64
+
+
+def test_rows_taken_from_a_checkpoint_give_the_same_bytes(partial):
+    partial.write_table("metrics", rows(METRICS))
+    whole = (partial.path / "metrics.parquet").read_bytes()
+    resumed = Rows()
+    resumed.load_state_dict(rows(METRICS[:2]).state_dict())
+    resumed.add(METRICS[2:])
+    partial.write_table("metrics", resumed)
+    assert (partial.path / "metrics.parquet").read_bytes() == whole
 
 
 def test_a_checkpoint_is_read_back(partial):

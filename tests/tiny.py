@@ -62,14 +62,15 @@ class Child:
     def kill(self) -> bool:
         """Send SIGKILL; whether that is what ended the process."""
         os.kill(self.pid, signal.SIGKILL)
-        return self._end() == -signal.SIGKILL
+        return self.ended() == -signal.SIGKILL
 
     def result(self):
         """Wait, and return what the function returned or raised."""
         content = self._pipe.read()
-        self._end()
+        self.ended()
         return pickle.loads(content)
 
-    def _end(self) -> int:
+    def ended(self) -> int:
+        """Wait, and return the exit code, which for a process ended by a signal is minus the signal."""
         self._pipe.close()
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
