@@ -74,14 +74,13 @@ experiment_files = click.argument("files", nargs=-1, type=click.Path(path_type=P
 def train(file: Path, chosen: tuple[str, ...], device: str, threads: int, root: Path, data_dir: Path | None) -> None:
     """Carry out the runs of an experiment FILE one after another, or take up what was interrupted."""
     from fdfa_core.config import load_experiment, require_known
-    from fdfa_core.runs import is_complete, open_root, read_summary
+    from fdfa_core.runs import is_complete, read_summary
     from fdfa_core.training import train as carry_out
 
     experiment = load_experiment(file)
     runs = [r for r in experiment.runs() if not chosen or r.id.startswith(chosen)]
     if not runs:
         require_known("run", " ".join(chosen), [r.id for r in experiment.runs()])
-    open_root(root)
     skip = [r.id for r in experiment.runs() if r not in runs or is_complete(root, r.id)]
     experiment.check(skip, data_directory=data_dir)
     for number, run in enumerate(runs, 1):
@@ -227,10 +226,9 @@ def _experiments(files: Iterable[Path], profile: str) -> list:
 
 def _sweep(experiments: list, root: Path, data_dir: Path | None, jobs: int | None, cluster: str | None, **how) -> None:
     """Check all runs to come, carry them out, and exit with code 1 if one failed."""
-    from fdfa_core.runs import is_complete, open_root
+    from fdfa_core.runs import is_complete
     from fdfa_core.sweep import sweep
 
-    open_root(root)
     for experiment in experiments:
         done = [run.id for run in experiment.runs() if is_complete(root, run.id)]
         experiment.check(skip=done, data_directory=data_dir)
