@@ -18,6 +18,10 @@ class _Allocations(TorchDispatchMode):
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes seconds and is of no use here
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         self._meet((args, kwargs), new=False)  # what is met as an input first was there before
