@@ -25,13 +25,20 @@ def check_batch(net: BlockNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
     if x.is_floating_point():
         if x.dtype != parameter.dtype:
             raise InvalidInput("x: dtype", x.dtype, f"{parameter.dtype}, the dtype of the network's parameters")
-        # the sum is finite unless an entry is not (or it overflows): one cheap pass, and a careful look only then
-        if not torch.isfinite(x.sum()) and not bool(x.isfinite().all()):
-            bad = (~x.isfinite()).flatten(1).any(1).nonzero()[0].item()
-            raise InvalidInput("x", f"NaN or infinity in sample {bad}", "finite values")
+        require_finite("x", x)
+    if y.is_floating_point():
+        require_finite("y", y)
     if net.input_shape is not None and tuple(x.shape[1:]) != net.input_shape:
         raise InvalidInput("x: shape of a sample", tuple(x.shape[1:]), f"{net.input_shape}, the network's input_shape")
     return x, y
+
+
+def require_finite(name: str, value: Tensor) -> None:
+    """Raise `InvalidInput` that names the first sample with a NaN or an infinity."""
+    # the sum is finite unless an entry is not (or it overflows): one cheap pass, and a careful look only then
+    if not torch.isfinite(value.sum()) and not bool(value.isfinite().all()):
+        bad = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0].item()
+        raise InvalidInput(name, f"NaN or infinity in sample {bad}", "finite values")
 
 
 def random_state(device: torch.device) -> list[Tensor]:

@@ -105,6 +105,12 @@ class TestBatch:
         x[1, 0] = -torch.inf
         self.refuses(method, x, y, "x: got 'NaN or infinity in sample 1'")
 
+    def test_nan_in_targets(self, method):
+        x, y = make_batch(make_toy("fc"))
+        probabilities = torch.nn.functional.one_hot(y, 3).to(x.dtype)
+        probabilities[3, 1] = torch.nan
+        self.refuses(method, x, probabilities, "y: got 'NaN or infinity in sample 3'")
+
     @pytest.mark.parametrize("label", [-1, 3])
     def test_label_out_of_range(self, method, label):
         x, y = make_batch(make_toy("fc"))
