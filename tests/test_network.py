@@ -195,6 +195,15 @@ def test_gradient_of_a_module_in_two_blocks_is_the_sum_over_its_uses(name):
     torch.testing.assert_close(found[0]["1.affine.weight"], found[1]["1.affine.weight"] + found[1]["2.affine.weight"])
 
 
+@pytest.mark.parametrize("name", ["bp", "fg-a", "fa", "dfa", "drtp", "dkp", "pepita", "fdfa", "grape"])
+def test_gradient_of_a_layer_in_a_hidden_block_and_in_the_readout_is_the_sum_over_its_uses(name):
+    layer, (x, y) = nn.Linear(4, 4), batch(4, outputs=4)
+    tied = BlockNetwork(Block(layer, nn.Tanh()), layer)
+    apart = BlockNetwork(Block(layer, nn.Tanh()), copy.deepcopy(layer))
+    one, two = (make_estimator(name, net, seed=3).estimate(x, y) for net in (tied, apart))
+    torch.testing.assert_close(one["0.affine.weight"], two["0.affine.weight"] + two["1.weight"])
+
+
 def test_weight_perturbation_moves_both_uses_of_a_module_together():
     cell = Block(nn.Linear(4, 4), nn.Tanh())
     net, (x, y) = BlockNetwork(cell, cell, nn.Linear(4, 3)), batch(4)
