@@ -18,8 +18,9 @@ import contextlib
 import math
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from fdfa_core.checks import random_state, set_random_state
 from fdfa_core.draws import Gradient, Outer
@@ -47,12 +49,23 @@ class Context:
         names: parameter → its name in the network (the first one where a parameter is shared).
         update_buffers: let this pass move running statistics, as a training step does.
         need_pull: keep what `pull` needs.
+        need_input: whether `pull` may be asked for the signal at the input of the map to be made.
         where: the block at hand, for messages.
     """
 
     def __init__(self, net: nn.Module, update_buffers: bool = False, need_pull: bool = True):
         self.names = {p: name for name, p in net.named_parameters()}
-        self.update_buffers, self.need_pull, self.where = update_buffers, need_pull, type(net).__name__
+        self.update_buffers, self.need_pull = update_buffers, need_pull
+        self.need_input, self.where = True, type(net).__name__
+
+    @contextlib.contextmanager
+    def above(self, parametric: bool) -> Iterator[None]:
+        """While maps are made above others, of which some may have parameters: these need the signal at their output."""
+        before, self.need_input = self.need_input, self.need_input or parametric
+        try:
+            yield
+        finally:
+            self.need_input = before
 
 
 class Map(ABC):
@@ -61,10 +74,12 @@ class Map(ABC):
     Attributes:
         output: the module's detached value. Whoever holds the map may drop it; the products do without.
         parametric: whether the module has parameters.
+        stands_in: whether the map may stand for its layer inside a module that has no rule.
     """
 
     output: Tensor
     parametric: bool = False
+    stands_in: ClassVar[bool] = False
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
@@ -138,6 +153,8 @@ class FlattenMap(Map):
 class ReLUMap(Map):
     """max(a, 0); the mask is read off the output, so nothing more is kept."""
 
+    stands_in = True
+
     def __init__(self, module, x, context):
         self.output = self.value = torch.relu(x)
 
@@ -153,12 +170,13 @@ class ReLUMap(Map):
 class ElementwiseMap(Map):
     """y = f(x) entry by entry: both products multiply by the slope f′(x), which autograd tells once and for all."""
 
+    stands_in = True
     slope: Tensor | None  # None stands for one
 
     def __init__(self, module, x, context):
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            value = module(leaf.clone() if getattr(module, "inplace", False) else leaf)
+            value = type(module).forward(module, leaf.clone() if _inplace(module) else leaf)  # the layer alone, without hooks
             (self.slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
         self.output = value.detach()
 
@@ -176,6 +194,8 @@ class DropoutMap(ElementwiseMap):
     The mask is what the layer makes of ones, which takes the same random numbers as the layer itself would have.
     """
 
+    stands_in = False  # inside a module every pass must draw the mask anew, to keep the random stream in step
+
     def __init__(self, module, x, context):
         self.slope = module(torch.ones_like(x)) if module.training else None
         self.output = x if self.slope is None else x * self.slope
@@ -184,6 +204,8 @@ class DropoutMap(ElementwiseMap):
 @rule(nn.MaxPool2d)
 class MaxPoolMap(Map):
     """The greatest entry of each window; tangents and signals take its place."""
+
+    stands_in = True
 
     @staticmethod
     def serves(module):
@@ -239,7 +261,7 @@ class LinearOperatorMap(Map):
 class LinearMap(Map):
     """a = x Wᵀ + b; gradients Σ_p signal_p ⊗ x_p and Σ_p signal_p, over samples (and tokens) p."""
 
-    parametric = True
+    parametric = stands_in = True
 
     def __init__(self, module, x, context):
         self.x, self.weight = x, module.weight.detach()
@@ -276,7 +298,7 @@ class ConvolutionMap(Map):
     Its weight gradient is dense: a sum over N × positions outer products, which outnumber a kernel's entries.
     """
 
-    parametric = True
+    parametric = stands_in = True
 
     @staticmethod
     def serves(module):
@@ -350,6 +372,8 @@ class NormalisationMap(Map):
         shape: γ and β broadcast over x in this shape.
     """
 
+    stands_in = True
+
     def _keep(self, module, x, context, mean, inverse, over, summed, shape):
         self.x, self.mean, self.inverse, self.over = x, mean, inverse, over
         self.summed, self.shape = summed, shape
@@ -383,14 +407,17 @@ class NormalisationMap(Map):
         return out
 
     def pull(self, signal, need_input):
-        gradients: Gradients = {}
-        if self.weight_name is not None:
-            gradients[self.weight_name] = (signal * self.normalised).sum(self.summed)
-        if self.bias_name is not None:
-            gradients[self.bias_name] = signal.sum(self.summed)
+        weight = None if self.weight_name is None else (signal * self.normalised).sum(self.summed)
+        bias = None if self.bias_name is None else signal.sum(self.summed)
+        gradients = self._named((weight, bias))
         if not need_input:
             return gradients, None
         return gradients, self._differentiate(signal if self.gamma is None else signal * self.gamma)
+
+    def _named(self, found: Sequence[Tensor | None]) -> Gradients:
+        """Name the gradients of weight and bias, where there are such."""
+        names = (self.weight_name, self.bias_name)
+        return {name: gradient for name, gradient in zip(names, found, strict=True) if name is not None}
 
 
 @rule(nn.LayerNorm)
@@ -398,13 +425,25 @@ class LayerNormMap(NormalisationMap):
     """Every sample (or token) is normalised by itself, over its last axes."""
 
     def __init__(self, module, x, context):
-        size = module.normalized_shape
-        self.output, mean, inverse = torch.native_layer_norm(
-            x, size, _detached(module.weight), _detached(module.bias), module.eps
-        )
+        self.size, self.affine = module.normalized_shape, (_detached(module.weight), _detached(module.bias))
+        self.output, *self.statistics = torch.native_layer_norm(x, self.size, *self.affine, module.eps)
         axes = tuple(range(-x.dim(), 0))
-        over, summed = axes[-len(size) :], axes[: -len(size)]
-        self._keep(module, x, context, mean, inverse, over, summed, (1,) * len(summed) + tuple(size))
+        over, summed = axes[-len(self.size) :], axes[: -len(self.size)]
+        self._keep(module, x, context, *self.statistics, over, summed, (1,) * len(summed) + tuple(self.size))
+
+    def _differentiate(self, v):
+        if v.dim() > self.x.dim():
+            return super()._differentiate(v)
+        return aten.native_layer_norm_backward(
+            v, self.x, self.size, *self.statistics, None, None, (True, False, False)
+        )[0]
+
+    def pull(self, signal, need_input):
+        if signal.dim() > self.x.dim():
+            return super().pull(signal, need_input)
+        wanted = (need_input, self.weight_name is not None, self.bias_name is not None)
+        below, *found = aten.native_layer_norm_backward(signal, self.x, self.size, *self.statistics, *self.affine, wanted)
+        return self._named(found), below
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -446,10 +485,9 @@ class BatchNormMap(NormalisationMap):
     def pull(self, signal, need_input):
         if signal.dim() > self.x.dim():
             return super().pull(signal, need_input)
-        names = (self.weight_name, self.bias_name)
-        wanted = (need_input, *(name is not None for name in names))
+        wanted = (need_input, self.weight_name is not None, self.bias_name is not None)
         below, *found = aten.native_batch_norm_backward(signal, self.x, *self.held, wanted)
-        return {name: g for name, g in zip(names, found, strict=True) if name is not None}, below
+        return self._named(found), below
 
 
 # Compositions ------------------------------------------------------------------------------------------------------------
@@ -462,12 +500,13 @@ class SequentialMap(Map):
     def __init__(self, module, x, context):
         self.maps = []
         for child in module:
-            link = linearize(child, x, context)
+            with context.above(self.parametric):
+                link = linearize(child, x, context)
             x = link.output
             del link.output  # lives on only where a product needs it
             self.maps.append(link)
+            self.parametric = self.parametric or link.parametric
         self.output = x
-        self.parametric = any(link.parametric for link in self.maps)
 
     def push(self, tangent, parameters):
         for link in self.maps:
@@ -488,22 +527,29 @@ class SequentialMap(Map):
 class GeneralMap(Map):
     """Any module, by torch's forward-mode AD for tangents and by reverse-mode AD inside the module for signals.
 
-    A tangent pass runs the module again, on copies of its buffers, from the point of the random stream where the first pass
-    began: both see the same dropout masks. R directions pass together by `vmap` where it can follow and nothing is random (it
-    may fill a mask in another order), and one after the other elsewhere.
+    Inner layers that have a rule take part with it. A tangent pass calls the module again, with the layers' values of the first
+    pass, on copies of its buffers, and from the point of the random stream where the first pass began: both see the same
+    dropout masks. R directions pass together by `vmap` where it can follow and nothing is random (it may fill a mask in another
+    order), and one after the other elsewhere.
     """
 
     def __init__(self, module, x, context):
         self.module, self.where = module, context.where
-        values = {name: p.detach() for name, p in module.named_parameters()}
-        self.names = {name: context.names[p] for name, p in module.named_parameters()}
-        self.parametric = bool(values)
-        self.primal = {INPUT: x.detach(), **values}
-        self.buffers = {name: b.clone() for name, b in module.named_buffers()}
+        parameters = dict(module.named_parameters())
+        self.names = {name: context.names[p] for name, p in parameters.items()}
+        self.parametric = bool(parameters)
+        self.primal = {INPUT: x.detach(), **{name: p.detach() for name, p in parameters.items()}}
+        # inner layers with a rule: their maps, in the order of the calls
+        self.layers: dict[nn.Module, list[Map]] = {part: [] for part in module.modules() if _stands_in(part)}
+        self.overwrites = any(map(_inplace, module.modules()))
+        self.buffers = {name: b.clone() for name, b in _buffers(module, but=self.layers).items()}
         self.stream, version = random_state(x.device), x._version
-        self.leaves = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in self.primal.items()}
+        # the graph ends at the module's own parameters, or at stand-ins for those that do not train
+        frozen = {name: p.detach().requires_grad_() for name, p in parameters.items() if not p.requires_grad}
+        self.leaves = {**parameters, **frozen, INPUT: x.detach().requires_grad_(context.need_input and x.is_floating_point())}
+        given = frozen | {INPUT: self.leaves[INPUT]} | ({} if context.update_buffers else self._fresh_buffers())
         with torch.set_grad_enabled(context.need_pull), self._followed("reverse-mode AD inside the block", "in-place"):
-            self.graph = self._call(self.leaves, {} if context.update_buffers else self._fresh_buffers())
+            self.graph = self._call(given, lambda layer: self._linearized(layer, context.update_buffers))
         self.random = any(not torch.equal(*both) for both in zip(self.stream, random_state(x.device), strict=True))
         if not isinstance(self.graph, Tensor):
             raise Unsupported(f"{self.where}: its result is a {type(self.graph).__name__}; a block returns one tensor")
@@ -511,13 +557,44 @@ class GeneralMap(Map):
             raise Unsupported(f"{self.where} changes its input in place, which is the output of the block below")
         self.output = self.graph.detach()
 
-    def _call(self, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensor:
-        """Call the module on other inputs and parameters; those that are not given are as in the first pass."""
-        tensors = {**self.primal, **tensors}
-        x = tensors.pop(INPUT)
-        if any(getattr(part, "inplace", False) for part in self.module.modules()):
-            x = x.clone()  # it may be overwritten, and is also the output of the block below
-        return functional_call(self.module, {**tensors, **buffers}, (x,))
+    def _call(
+        self, tensors: dict[str, Tensor], replace: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = None
+    ) -> Tensor:
+        """Call the module on other tensors: its input, parameters and buffers, of which those not given are its own.
+
+        `replace` gives inner layers with a rule another `forward` for this call.
+        """
+        tensors = dict(tensors)
+        x = tensors.pop(INPUT, self.primal[INPUT])
+        if self.overwrites:
+            x = x.clone()  # it is also the output of the block below
+        replaced = [] if replace is None else list(self.layers)
+        try:
+            for layer in replaced:
+                layer.forward = replace(layer)
+            return functional_call(self.module, tensors, (x,)) if tensors else self.module(x)
+        finally:
+            for layer in replaced:
+                del layer.forward
+
+    def _linearized(self, layer: nn.Module, update_buffers: bool) -> Callable[[Tensor], Tensor]:
+        """Return the forward of an inner layer in the first pass: it leaves its map in `self.layers`."""
+        return lambda input: _Layer.apply(input, layer, update_buffers, self.layers[layer], *layer.parameters())
+
+    def _pushed(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Return the forward of an inner layer in a tangent pass: dual numbers go through its map."""
+        maps = iter(self.layers[layer])
+
+        def forward(input: Tensor) -> Tensor:
+            mapped = next(maps)
+            x, tangent = forward_ad.unpack_dual(input)
+            tangent = mapped.push(tangent, _tangents(dict(layer.named_parameters())))
+            value, version = mapped.result
+            if value._version != version:  # what came after the layer has worked on its value in place
+                value = forward_ad.unpack_dual(type(layer).forward(layer, x)).primal
+            return value if tangent is None else forward_ad.make_dual(value, tangent)
+
+        return forward
 
     def _fresh_buffers(self) -> dict[str, Tensor]:
         return {name: b.clone() for name, b in self.buffers.items()}
@@ -542,15 +619,16 @@ class GeneralMap(Map):
     def _dual(self, moved: Mapping[str, Tensor]) -> Tensor:
         """Return the tangent of one direction by dual numbers: quicker than `jvp`, but `vmap` does not know them."""
         set_random_state(self.stream, self.primal[INPUT].device)
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), _Shortcuts():
             duals = {name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}
-            found = forward_ad.unpack_dual(self._call(duals, self._fresh_buffers())).tangent
+            found = forward_ad.unpack_dual(self._call(duals | self._fresh_buffers(), self._pushed)).tangent
         return torch.zeros_like(self.graph) if found is None else found
 
     def _tangent(self, moved: dict[str, Tensor]) -> Tensor:
         """Return the tangent of one direction in a way that `vmap` can follow."""
         at = {name: self.primal[name] for name in moved}
-        return jvp(lambda tensors: self._call(tensors, self._fresh_buffers()), (at,), (moved,))[1]
+        layers = {name: b.clone() for name, b in _buffers(self.module).items()}
+        return jvp(lambda tensors: self._call(tensors | layers | self._fresh_buffers()), (at,), (moved,))[1]
 
     @contextlib.contextmanager
     def _replayed(self) -> Iterator[None]:
@@ -603,6 +681,65 @@ class GeneralMap(Map):
             raise Unsupported(f"{self.where}: {by} cannot follow {_operation(error)}: {reason}") from error
 
 
+class _Shortcuts(TorchFunctionMode):
+    """In a tangent pass, tangents by hand of common functions that torch's forward mode puts together slowly, out of many."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _ARITHMETIC and not kwargs:
+            found = self._arithmetic(function, *args)
+        elif function in _SOFTMAX:
+            found = self._softmax(*args, **kwargs)
+        else:
+            found = None
+        return function(*args, **kwargs) if found is None else found
+
+    @staticmethod
+    def _arithmetic(function, a, b):
+        """Sums, products and quotients a / b where only one of the two moves, and not the divisor."""
+        (a, s), (b, t) = (forward_ad.unpack_dual(v) if isinstance(v, Tensor) else (v, None) for v in (a, b))
+        if (s is None) == (t is None) or (t is not None and function in _DIVISION):
+            return None
+        value = function(a, b)
+        if function in _ADDITION:
+            return forward_ad.make_dual(value, (t if s is None else s).to(value.dtype).expand_as(value))
+        return forward_ad.make_dual(value, function(a, t) if s is None else function(s, b))
+
+    @staticmethod
+    def _softmax(x, dim=None, _stacklevel=3, dtype=None):
+        """The Jacobian is symmetric, so that torch's backward is the tangent map too."""
+        x, tangent = forward_ad.unpack_dual(x)
+        if tangent is None or dim is None or dtype is not None:
+            return None
+        value = x.softmax(dim)
+        return forward_ad.make_dual(value, aten._softmax_backward_data(tangent, value, dim, value.dtype))
+
+
+_ADDITION = (Tensor.add, torch.add)
+_DIVISION = (Tensor.div, torch.div)
+_ARITHMETIC = (*_ADDITION, *_DIVISION, Tensor.mul, torch.mul)
+_SOFTMAX = (Tensor.softmax, torch.softmax, F.softmax)
+
+
+class _Layer(torch.autograd.Function):
+    """An inner layer with a rule, as one operation of the graph of a module without one."""
+
+    @staticmethod
+    def forward(ctx, x, layer, update_buffers, maps, *parameters):
+        context = Context(layer, update_buffers)
+        ctx.map, ctx.names = RULES[type(layer)](layer, x.detach(), context), list(context.names.values())
+        output = ctx.map.output
+        ctx.map.result = output.detach(), output._version  # without the graph that autograd will hang on the output
+        del ctx.map.output
+        maps.append(ctx.map)
+        return output
+
+    @staticmethod
+    def backward(ctx, signal):
+        gradients, below = ctx.map.pull(signal, ctx.needs_input_grad[0])
+        return below, None, None, None, *(gradients[name] for name in ctx.names)
+
+
 # Blocks and networks -----------------------------------------------------------------------------------------------------
 
 
@@ -618,7 +755,8 @@ class BlockMap:
         self.above: Map | None = None
         if isinstance(block, Block) and type(block).forward is Block.forward and not _hooked(block):
             self.below = linearize(block.affine, x, context)
-            self.above = linearize(block.activation, self.below.output, context)
+            with context.above(self.below.parametric):
+                self.above = linearize(block.activation, self.below.output, context)
         elif site == "pre":
             raise Unsupported(f'{context.where} has no "pre" site: a hook or a forward of its own joins its two parts')
         else:
@@ -660,9 +798,10 @@ class BlockMap:
         """Return the gradients of the block's parameters for a signal (N, …) or (R, N, …) at a site."""
         gradients: Gradients = {}
         if self.above is not None and site == "post":
-            found, signal = self.above.pull(signal, True)
+            found, signal = self.above.pull(signal, self.below.parametric)
             merge(gradients, found)
-        merge(gradients, self.below.pull(signal, False)[0])
+        if self.below.parametric:
+            merge(gradients, self.below.pull(signal, False)[0])
         return gradients
 
 
@@ -692,6 +831,7 @@ class Trace:
         self.input = x
         self.blocks: list[BlockMap] = []
         last = len(net) - 1
+        context.need_input = False  # of a block: its signals come from elsewhere
         with torch.no_grad():
             for i, block in enumerate(net):
                 context.where = f"block {i} ({type(block).__name__})"
@@ -769,9 +909,35 @@ def _names(module: nn.Module, context: Context) -> tuple[str | None, str | None]
     return tuple(None if p is None else context.names[p] for p in (module.weight, module.bias))
 
 
+def _tangents(parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tangents of dual numbers, zero for those without; None if none has one."""
+    found = {name: forward_ad.unpack_dual(p).tangent for name, p in parameters.items()}
+    if all(v is None for v in found.values()):
+        return None
+    return {name: torch.zeros_like(parameters[name]) if v is None else v for name, v in found.items()}
+
+
 def _hooked(module: nn.Module) -> bool:
-    """Whether a hook may change the module's value, so that only a real call tells it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a hook, or a forward of the instance's own, may change the module's value, so that only a real call tells it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _buffers(module: nn.Module, but: Collection[nn.Module] = ()) -> dict[str, Tensor]:
+    """Buffers by name, but those of some inner modules."""
+    parts = {path: part for path, part in module.named_modules() if part not in but}
+    return {f"{path}.{name}".lstrip("."): b for path, part in parts.items() for name, b in part.named_buffers(recurse=False)}
+
+
+def _inplace(module: nn.Module) -> bool:
+    return getattr(module, "inplace", False)
+
+
+def _stands_in(module: nn.Module) -> bool:
+    """Whether the rule of an inner layer may stand for it. Hooks go on around it; a layer that works in place has to do so."""
+    fast = RULES.get(type(module))
+    if fast is None or _inplace(module) or "forward" in vars(module):
+        return False
+    return fast.stands_in and fast.serves(module)
 
 
 _TORCH = Path(torch.__file__).parent

@@ -40,6 +40,33 @@ class InplaceFirst(nn.Module):
         return self.linear(self.act(x)) + x
 
 
+class InplaceAfter(nn.Module):
+    """Works in place on what a normalisation returned, as residual networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.act = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.norm(self.linear(x))
+        y += x
+        return self.act(y)
+
+
+class Functional(nn.Module):
+    """No layers, only functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x):
+        y = 1 + 2 * x / 3 + self.shift
+        y = torch.add(y, x.detach(), alpha=2) * self.weight[0] + self.weight[1] / (x.detach().square() + 1)
+        y = F.softmax(y, -1) + y.softmax(0) + torch.softmax(y, 1, dtype=torch.float64)
+        return (y @ self.weight) / (1 + y.square()) - x.float() * 0.5
+
+
 def shared_twice():
     layer = nn.Linear(4, 4)
     return nn.Sequential(layer, nn.Tanh(), layer, nn.ReLU(), layer)
@@ -141,7 +168,9 @@ GENERAL = {  # modules that need the general path, in whole or in part
     "residual": (lambda: Residual(), (3, 2, 4, 4)),
     "residual-eval": (lambda: Residual().eval(), (3, 2, 4, 4)),
     "inplace-first": (InplaceFirst, FLAT),
+    "inplace-after": (InplaceAfter, FLAT),
     "tied-across-paths": (tied_across_paths, FLAT),
+    "functional": (Functional, FLAT),
     "parametrised": (parametrised, FLAT),
     "conv-same": (lambda: nn.Conv2d(4, 3, 2, padding="same"), IMAGE),
     "conv-circular": (lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"), IMAGE),
@@ -160,19 +189,26 @@ def problem(name):
     torch.manual_seed(0)
     make, shape = MODULES[name]
     module = make().double()
+    twin = copy.deepcopy(module)  # torch.func.functional_call does not always give shared parameters back
     x = torch.randn(shape, dtype=torch.float64)
 
     def call(x, parameters):
-        buffers = {key: b.clone() for key, b in module.named_buffers()}
+        buffers = {key: b.clone() for key, b in twin.named_buffers()}
         with sdpa_kernel(SDPBackend.MATH), no_fast_encoder():  # the attention that has forward-mode derivatives
-            return functional_call(module, {**parameters, **buffers}, (x.clone(),))
+            return functional_call(twin, {**parameters, **buffers}, (x.clone(),))
 
     return module, x, call, {key: p.detach() for key, p in module.named_parameters()}
 
 
-def linearized(module, x, path):
-    context = Context(module)
-    return GeneralMap(module, x, context) if path == "general" else linearize(module, x, context)
+def linearized(module, x, path, **options):
+    """The module's map: by its rule, by the general path, or by the general path with no help from rules of inner layers."""
+    context = Context(module, **options)
+    if path == "fast":
+        return linearize(module, x, context)
+    with pytest.MonkeyPatch.context() as patch:
+        if path == "bare":
+            patch.setattr("fdfa_core.linearize._stands_in", lambda part: False)
+        return GeneralMap(module, x, context)
 
 
 @contextlib.contextmanager
@@ -196,18 +232,18 @@ def close(found, expected):
 
 
 every_module = pytest.mark.parametrize("name", MODULES)
-both_paths = pytest.mark.parametrize("path", ["fast", "general"])
+every_path = pytest.mark.parametrize("path", ["fast", "general", "bare"])
 
 
 @every_module
-@both_paths
+@every_path
 def test_value_is_the_modules_own(name, path):
     module, x, call, parameters = problem(name)
     close(linearized(module, x.clone(), path).output, call(x, parameters))
 
 
 @every_module
-@both_paths
+@every_path
 def test_tangent_of_the_input_equals_forward_mode(name, path):
     module, x, call, parameters = problem(name)
     t = torch.randn_like(x)
@@ -215,7 +251,7 @@ def test_tangent_of_the_input_equals_forward_mode(name, path):
 
 
 @every_module
-@both_paths
+@every_path
 def test_tangent_of_input_and_parameters_equals_forward_mode(name, path):
     module, x, call, parameters = problem(name)
     t, v = torch.randn_like(x), randn_like(parameters, ())
@@ -223,7 +259,7 @@ def test_tangent_of_input_and_parameters_equals_forward_mode(name, path):
 
 
 @every_module
-@both_paths
+@every_path
 def test_signal_equals_reverse_mode(name, path):
     module, x, call, parameters = problem(name)
     value, backward = vjp(call, x, parameters)
@@ -235,7 +271,7 @@ def test_signal_equals_reverse_mode(name, path):
 
 
 @every_module
-@both_paths
+@every_path
 def test_many_tangents_are_each_direction_by_itself(name, path):
     module, x, call, parameters = problem(name)
     t, v = torch.randn(R, *x.shape, dtype=x.dtype), randn_like(parameters, (R,))
@@ -244,7 +280,7 @@ def test_many_tangents_are_each_direction_by_itself(name, path):
 
 
 @pytest.mark.parametrize("name", [name for name, (make, _) in MODULES.items() if any(True for _ in make().parameters())])
-@both_paths
+@every_path
 def test_many_parameter_tangents_from_an_input_that_stands_still(name, path):
     module, x, call, parameters = problem(name)
     v = randn_like(parameters, (R,))
@@ -253,7 +289,7 @@ def test_many_parameter_tangents_from_an_input_that_stands_still(name, path):
 
 
 @every_module
-@both_paths
+@every_path
 def test_many_signals_are_each_signal_by_itself(name, path):
     module, x, call, parameters = problem(name)
     value, backward = vjp(call, x, parameters)
@@ -328,7 +364,7 @@ STATISTICS = {
 }
 
 
-@pytest.mark.parametrize("path", ["fast", "general"])
+@every_path
 @pytest.mark.parametrize("options", STATISTICS.values(), ids=STATISTICS.keys())
 @pytest.mark.parametrize("cls, shape", [(nn.BatchNorm1d, FLAT), (nn.BatchNorm2d, IMAGE)])
 @pytest.mark.parametrize("training", [True, False])
@@ -337,19 +373,18 @@ def test_running_statistics_move_as_torch_moves_them(cls, shape, options, path, 
     twin = copy.deepcopy(module)
     for _ in range(3):
         x = torch.randn(shape)
-        context = Context(module, update_buffers=True)
-        mapped = linearize(module, x, context) if path == "fast" else GeneralMap(module, x, context)
+        mapped = linearized(module, x, path, update_buffers=True)
         mapped.push(x, None)
         mapped.pull(x, True)
         twin(x)
     assert all(torch.equal(b, twin.get_buffer(key)) for key, b in module.named_buffers())
 
 
-@pytest.mark.parametrize("path", ["fast", "general"])
+@every_path
 def test_running_statistics_stand_still_unless_a_step_is_taken(path):
     module, x = batch_norm(), torch.randn(FLAT)
     before = copy.deepcopy(module.state_dict())
-    mapped = linearize(module, x, Context(module)) if path == "fast" else GeneralMap(module, x, Context(module))
+    mapped = linearized(module, x, path)
     mapped.push(x, None)
     mapped.pull(x, True)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
@@ -365,7 +400,7 @@ def test_batch_normalisation_of_one_value_is_refused():
 
 
 @pytest.mark.parametrize("cls, shape", [(nn.Dropout, FLAT), (nn.Dropout1d, TOKENS), (nn.Dropout2d, IMAGE)])
-@pytest.mark.parametrize("path", ["fast", "general"])
+@every_path
 @pytest.mark.parametrize("lead", [(), (R,)])
 def test_dropout_has_one_mask_for_values_tangents_and_signals(cls, shape, path, lead):
     module, x = cls(0.5), torch.randn(shape)
@@ -376,7 +411,7 @@ def test_dropout_has_one_mask_for_values_tangents_and_signals(cls, shape, path, 
     close(mapped.pull(t, True)[1], t * mask)
 
 
-@pytest.mark.parametrize("path", ["fast", "general"])
+@every_path
 def test_dropout_takes_the_random_numbers_that_the_layer_takes(path):
     module, x = nn.Dropout(0.3), torch.randn(FLAT)
     torch.manual_seed(1)
