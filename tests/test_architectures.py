@@ -1,14 +1,18 @@
 """The architectures: published sizes, reproducible initialisation, refused options."""
 
+import json
 import math
 
 import pytest
 import torch
+from tiny import BASE, PROBE
 from torch import nn
 
 from fdfa_core import alexnet, available_estimators, convolutional, fully_connected, make_estimator, residual, transformer
 from fdfa_core.architectures import ARCHITECTURES, architecture_options, build
+from fdfa_core.config import RunConfig
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
+from fdfa_core.training import train
 
 # Every architecture at a size that takes no time, for images of 1 × 8 × 8 and three outputs
 TINY = {
@@ -158,6 +162,24 @@ def test_every_estimator_serves_ordinary_modules_or_says_why_not(architecture):
             assert "block" in str(error), f"{name}: {error}"
         else:
             assert loss.isfinite(), name
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_architecture_trains_from_a_configuration(architecture, tmp_path):
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in TINY[architecture].items()}
+    network = {"architecture": architecture, **options}
+    table = {**BASE, "network": network, "estimator": {"name": "fdfa"}, "training": {"steps": 2, "batch_size": 32}}
+    summary = json.loads((train(RunConfig.model_validate(table), tmp_path) / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("estimator", available_estimators())
+def test_every_estimator_trains_and_is_probed_on_a_gpu(estimator, tmp_path):
+    probe = {**PROBE, "schedule": {"kind": "first_and_last"}}
+    table = {**BASE, "estimator": {"name": estimator}, "training": {"steps": 2, "batch_size": 32}, "probe": probe}
+    directory = train(RunConfig.model_validate(table), tmp_path, device="cuda")
+    assert json.loads((directory / "summary.json").read_text())["status"] == "finished"
 
 
 @pytest.mark.cuda

@@ -11,7 +11,7 @@ from fdfa_core.estimators import registry
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-DOCUMENTS = ["README.md", "docs/adding-an-estimator.md"]
+DOCUMENTS = ["README.md", "docs/adding-an-estimator.md", "docs/own-network.md"]
 
 
 @pytest.fixture(autouse=True)
