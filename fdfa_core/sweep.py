@@ -136,6 +136,7 @@ def carry_out_one(config: RunConfig, root: Path, wait: bool, threads: int | None
 def _processes(processes: int | None, root: Path, options: dict) -> Iterator[tuple[int, CarryOut]]:
     """Carry runs out in processes of this machine."""
     import joblib
+    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     cores = joblib.cpu_count()
@@ -166,7 +167,11 @@ def _processes(processes: int | None, root: Path, options: dict) -> Iterator[tup
             except TerminatedWorkerError:
                 yield Outcome(config.id, "failed", "its process was killed twice, perhaps for lack of memory")
 
-    yield processes, carry_out
+    try:
+        yield processes, carry_out
+    finally:
+        if processes > 1:
+            get_reusable_executor().shutdown()  # idle workers would hold half a gigabyte each
 
 
 @contextmanager

@@ -62,7 +62,8 @@ def train(
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" …; not part of the run's identity.
         threads: of torch; None leaves them as they are. A run that is taken up again keeps those that it began with.
         data_directory, download: as in `fdfa_core.data.load`.
-        checkpoint_seconds: time between two checkpoints.
+        checkpoint_seconds: time between two checkpoints, longer where a checkpoint takes more than a twentieth of it; 0
+            writes one after every step.
         wait: wait for a run that another process holds; otherwise return None at once.
 
     Raises:
@@ -328,7 +329,7 @@ def _run(
     else:
         session.evaluate_if_due()
 
-    saved = time.monotonic()
+    due = time.monotonic() + checkpoint_seconds
     while not session.done:
         step, raw = session.step, session.advance()
         if raw is not None:
@@ -337,9 +338,10 @@ def _run(
             session.evaluate_if_due()
         if progress:
             progress(session.step, session.total)
-        if not session.done and time.monotonic() - saved >= checkpoint_seconds:
+        if not session.done and (start := time.monotonic()) >= due:
             partial.write_checkpoint({"format": _CHECKPOINT, "session": session.state_dict(), "origin": origin})
-            saved = time.monotonic()
+            now = time.monotonic()
+            due = now + (max(checkpoint_seconds, 20 * (now - start)) if checkpoint_seconds else 0)
 
     partial.write_table("metrics", session.metrics)
     partial.write_table("timing", session.timing)
