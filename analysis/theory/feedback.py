@@ -230,9 +230,7 @@ def lag_bias(
     """
     population = Population(net, x, y, loss, site)
     lag = [-v.double().flatten(1) / feedback_lr for v in drift]
-    (mean,) = population.mean(
-        lambda chunk: [gather(m.mean(chunk.error @ b) for m, b in zip(chunk.maps, lag, strict=False))]
-    )
+    (mean,) = population.mean(lambda chunk: [gather(m.mean(chunk.error @ b) for m, b in zip(chunk.maps, lag, strict=False))])
     return mean
 
 
