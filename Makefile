@@ -13,11 +13,14 @@ STAMP     := $(VENV)/.installed
 VENV_PY   := "$(VENV)/bin/python"
 FDFA      := "$(VENV)/bin/fdfa"
 JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
+# In order of worth, so that what an interrupted `make reproduce` leaves is what matters most.
+PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_fc width depth trajectory momentum cifar_fc \
+             mnist_cnn cifar_cnn fashion_cnn mnist_fc_long))
 
 .DEFAULT_GOAL := help
 # Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.
 .NOTPARALLEL:
-.PHONY: help setup figures test bench paper reproduce report verify previews lint clean distclean
+.PHONY: help setup figures test bench paper reproduce readme report verify previews lint clean distclean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [PIP_ARGS=...] [PROFILE=smoke|quick|paper] [JOBS=processes]"
@@ -45,10 +48,14 @@ bench: $(STAMP) ## measure speed and memory: table and CSV
 	$(FDFA) bench
 
 paper: $(STAMP) ## draw the paper-scale figures and tables from the recorded results
-	$(FDFA) figures --profile paper $(JOBS_FLAG)
+	$(FDFA) figures --profile paper --runs results/paper
 
-reproduce: $(STAMP) ## recompute the paper-scale results from scratch (hours)
-	$(FDFA) sweep --profile paper $(JOBS_FLAG)
+reproduce: $(STAMP) ## recompute the paper-scale results from scratch (it says first how many hours that takes)
+	$(FDFA) cost --profile paper $(PAPER)
+	$(FDFA) sweep $(PAPER) $(JOBS_FLAG)
+
+readme: $(STAMP) ## write the recorded results into the README
+	$(FDFA) readme
 
 report: $(STAMP) ## write the report: one HTML page with figures, tables and verdicts
 	$(FDFA) report --profile $(PROFILE)

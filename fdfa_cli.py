@@ -14,6 +14,7 @@ import click
 from tqdm import tqdm
 
 RUNS = Path("runs")
+RESULTS = Path("results")  # recorded runs, a folder a profile
 
 
 class Commands(click.Group):
@@ -152,12 +153,11 @@ def figures(
 ) -> None:
     """Carry out the runs of a profile that are missing, analyse the logs, and draw all figures and tables.
 
-    Results that were recorded in results/PROFILE are drawn as they are, without training.
+    Results that were recorded in results/PROFILE are drawn as far as they go, without training; what they lack is named.
     """
-    recorded = Path("results") / profile
-    if root is None:
-        root, may_train = (recorded, False) if recorded.is_dir() else (RUNS, may_train)
-    if may_train:
+    recorded = RESULTS / profile
+    root = root or (recorded if recorded.is_dir() else RUNS)
+    if may_train and root != recorded:
         _sweep(_experiments((), profile), root, data_dir, **how)
 
     from figures import render
@@ -170,7 +170,7 @@ def figures(
             bar.update()
             drawn.append(name) if new else None
 
-        files = render.render(profile, root, out, only=only or None, report=show)
+        files = render.render(profile, root, out, only=only or None, report=show, skip=_skip if root == recorded else None)
     click.echo(f"{len(files)} files in {out}; drawn now: {', '.join(drawn) or 'nothing, all were up to date'}")
 
 
@@ -197,6 +197,94 @@ def data(names: tuple[str, ...], listing: bool, download: bool, data_dir: Path |
         )
 
 
+@main.command()
+@experiment_files
+@click.option("--out", type=click.Path(path_type=Path), help="Where the record is.  [default: results/PROFILE]")
+@click.option("--allow-dirty", is_flag=True, help="Also take runs that were made with uncommitted code.")
+@options("profile", "runs")
+def record(files: tuple[Path, ...], out: Path | None, allow_dirty: bool, profile: str, root: Path) -> None:
+    """Copy the finished runs of a profile, or of the experiment FILEs, into the record that goes with the code.
+
+    Raw gradients stay out. What is recorded already stays as it is.
+    """
+    from fdfa_core import recording
+
+    out, refused = out or RESULTS / profile, 0
+    for experiment in _experiments(files, profile):
+        outcome = recording.record(experiment.runs(), root, out, allow_dirty=allow_dirty)
+        refused += len(outcome.refused)
+        click.echo(f"{experiment.name}: {outcome}")
+    click.echo(f"{out} holds {recording.size(out) / 1e6:.1f} MB")
+    if refused:
+        click.echo("Make the refused runs again with the code committed, or take them with --allow-dirty.", err=True)
+        click.get_current_context().exit(1)
+
+
+@main.command()
+@experiment_files
+@click.option("--runs", "root", type=click.Path(path_type=Path), help="Directory of runs.  [default: results/PROFILE]")
+@options("profile")
+def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
+    """Show how long the runs of a profile, or of the experiment FILEs, take, judged by those that are recorded."""
+    from analysis import inventory
+
+    table = inventory.cost(inventory.inventory(root or RESULTS / profile, _experiments(files, profile)))
+    for row in table.itertuples():
+        hours = f"{row.hours_all:7.2f} h" if row.hours_all == row.hours_all else "unknown"
+        click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {hours:>9}")
+    known = table["hours_all"].notna()
+    total = f"{table['hours_all'].sum():.1f} h" + ("" if known.all() else f" and what {(~known).sum()} experiments take")
+    click.echo(f"Together {total} of one process, on the machine of the record and as busy as it was.")
+
+
+@main.command()
+@experiment_files
+@options("runs")
+def tuned(files: tuple[Path, ...], root: Path) -> None:
+    """Show the best learning rate of each estimator in the grids of the experiment FILEs."""
+    from analysis import logs, tuning
+
+    for experiment in _experiments(files, "tuning"):
+        found = logs.read(root, experiment, "tuning")
+        rates = found.metrics["run"].map(found.runs.set_index("run")["learning_rate"])
+        click.echo(f"{experiment.name}: {experiment.description}")
+        for row in tuning.chosen(found.metrics.assign(learning_rate=rates)).itertuples():
+            edge = "  (at the edge of the grid)" if row.edge else ""
+            click.echo(f"  {row.trained_with:48}{row.learning_rate:8g}  accuracy {row.accuracy:.4f}{edge}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Where the figures are.  [default: figures/out/PROFILE]")
+@click.option(
+    "--runs",
+    "root",
+    type=click.Path(path_type=Path),
+    help="Directory of runs.  [default: results/PROFILE if it exists, else runs]",
+)
+@options("profile")
+def report(out: Path | None, root: Path | None, profile: str) -> None:
+    """Draw what is not drawn yet, and write it all into one HTML page that needs no network: OUT/report.html."""
+    from figures import report as page
+
+    recorded = RESULTS / profile
+    root = root or (recorded if recorded.is_dir() else RUNS)
+    out = out or Path("figures") / "out" / profile
+    path = page.write(profile, root, out, skip=_skip if root == recorded else None)
+    click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+@main.command()
+@click.option("--file", type=click.Path(path_type=Path), default=Path("README.md"), help="File with the marked region.")
+def readme(file: Path) -> None:
+    """Write the recorded results of the paper profile into the marked region of the README."""
+    from fdfa_core.runs import write_atomically
+    from figures import report as page
+
+    text = page.with_results(file.read_text(encoding="utf-8"), "paper", RESULTS / "paper")
+    write_atomically(file, text.encode())
+    click.echo(f"{file}: up to date with {RESULTS / 'paper'}")
+
+
 @main.command("list")
 def list_() -> None:
     """List estimators with their options, architectures, data sets, and experiments."""
@@ -217,6 +305,11 @@ def list_() -> None:
             click.echo(f"  {name:20}{len(experiment.runs()):4} runs  {experiment.description}")
 
 
+def _skip(name: str, reason: str) -> None:
+    """Say what is not drawn, and why."""
+    click.echo(f"not drawn: {name}: {reason}", err=True)
+
+
 def _experiments(files: Iterable[Path], profile: str) -> list:
     """Load the files, or the whole profile where there are none."""
     from fdfa_core.config import load_experiment, load_profile
@@ -229,10 +322,11 @@ def _sweep(experiments: list, root: Path, data_dir: Path | None, jobs: int | Non
     from fdfa_core.runs import is_complete
     from fdfa_core.sweep import sweep
 
-    for experiment in experiments:
+    for experiment in tqdm(experiments, desc="check", unit="experiment", leave=False, disable=not sys.stderr.isatty()):
         done = [run.id for run in experiment.runs() if is_complete(root, run.id)]
         experiment.check(skip=done, data_directory=data_dir)
-    runs = [run for experiment in experiments for run in experiment.runs()]
+    # All estimators get a first seed before any gets a second, so that what an interrupted sweep leaves can be compared.
+    runs = [run for experiment in experiments for run in sorted(experiment.runs(), key=lambda run: run.seed)]
     try:
         summary = sweep(runs, root, processes=jobs, cluster=cluster, data_directory=data_dir, **how)
     except KeyboardInterrupt:

@@ -24,6 +24,11 @@ def final(metrics: pd.DataFrame) -> pd.DataFrame:
     return last.join(best).reset_index()
 
 
+def with_epochs(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the metrics with `epochs`, the length of their experiment's longest run: only equal lengths compare."""
+    return metrics.assign(epochs=metrics.groupby("experiment", sort=False)["epoch"].transform("max").round().astype(int))
+
+
 def table(
     metrics: pd.DataFrame, setting: Sequence[str] = SETTING, against: str | None = None, level: float = statistics.LEVEL
 ) -> pd.DataFrame:

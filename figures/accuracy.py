@@ -6,17 +6,22 @@ from analysis import accuracy, logs
 from figures import style
 
 EXPERIMENTS = ("convergence",)
+POOLED = True
 TABLE = True
-CAPTION = "Test accuracy (%) after the last epoch: mean ± half the 95 % t-interval over seeds."
+SETTING = [*accuracy.SETTING, "epochs"]
+CAPTION = (
+    "Test accuracy (%) after the last epoch: mean ± half the 95 % t-interval over seeds; differences are paired by seed, p is "
+    "corrected over the estimators of a setting (Holm)."
+)
 
 
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return a row an estimator and setting, compared with FDFA where it is there."""
     (log,) = logs_of.values()
     fdfa = style.ordered(log.runs.loc[log.runs["method"] == "fdfa", "trained_with"])
-    table = accuracy.table(log.metrics, against=fdfa[0] if fdfa else None)
+    table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=fdfa[0] if fdfa else None)
     rank = {label: i for i, label in enumerate(style.ordered(table["trained_with"]))}
-    return table.sort_values([*accuracy.SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
+    return table.sort_values([*SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
 
 
 def show(frame: pd.DataFrame) -> pd.DataFrame:
@@ -25,6 +30,7 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
         {
             "data": frame["dataset"],
             "network": frame["architecture"].str.replace("_", " "),
+            "epochs": frame["epochs"].astype(str),
             "estimator": [style.look(label).name for label in frame["trained_with"]],
             "accuracy (%)": [_accuracy(row) for row in frame.itertuples()],
             "best epoch (%)": [f"{100 * v:.2f}" if v == v else "–" for v in frame["best_accuracy"]],

@@ -74,6 +74,8 @@ def render(
     jobs, missing = plan(profile, root, only, experiments=experiments, partial=skip is not None)
     for name, reason in missing.items():
         skip(name, reason)
+    if skip is not None and not jobs:
+        raise RunError(f"{root}: holds no run that any of the figures asked for could show")
     out = _open(Path(out))
     by_path = {experiment.path: experiment for job in jobs for experiment in job.all_experiments}
 
@@ -124,7 +126,7 @@ def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEW
             raise RunError(f"{source}: is missing; render the figures first")
         figure = modules[name].draw(pd.read_csv(source, keep_default_na=False, na_values=["nan"]))
         _make_directory(images)
-        _write_atomically(images / f"{name}.png", _png(figure, PREVIEW_DPI))
+        write_atomically(images / f"{name}.png", _png(figure, PREVIEW_DPI))
         written.append(images / f"{name}.png")
     return written
 
@@ -189,10 +191,10 @@ def _is_current(out: Path, name: str, stamp: str, files: list[Path]) -> bool:
 
 def _write(out: Path, name: str, stamp: str, contents: dict[str, bytes]) -> None:
     for ending, content in contents.items():
-        _write_atomically(out / f"{name}.{ending}", content)
+        write_atomically(out / f"{name}.{ending}", content)
     known = {"inputs": stamp, "files": {f"{name}.{ending}": _hash(content) for ending, content in contents.items()}}
     _make_directory(out / ".stamps")
-    _write_atomically(out / ".stamps" / f"{name}.json", json.dumps(known, indent=1).encode())
+    write_atomically(out / ".stamps" / f"{name}.json", json.dumps(known, indent=1).encode())
 
 
 def _sources(module: ModuleType) -> str:
@@ -253,11 +255,11 @@ def _open(out: Path) -> Path:
                 f"{out}: holds files that are no figures of this project (such as {others[0]!r}); accepted: a new or an empty "
                 "directory, or one that holds its figures already"
             )
-        _write_atomically(out / MARKER, b"Figures and tables, written by fdfa; they can be made again at any time.\n")
+        write_atomically(out / MARKER, b"Figures and tables, written by fdfa; they can be made again at any time.\n")
     return out
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the place and move there, so that a file is whole or absent."""
     temporary = None
     try:

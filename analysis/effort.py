@@ -1,0 +1,34 @@
+"""Convergence against what it took: seconds of training, and floating-point operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis import convergence, flops, logs, statistics
+
+EFFORTS = ("epoch", "seconds", "flops")
+
+
+def curves(
+    log: logs.Logs, quantity: str, by: Sequence[str] = ("trained_with",), level: float = statistics.LEVEL
+) -> pd.DataFrame:
+    """Return the mean curves of the finished runs (`convergence.curves`) with what each of their points took.
+
+    Seconds are those of training steps alone (no instruments, no evaluation), averaged over the seeds; runs that shared a
+    processor with other work took more of them than their method needs. Operations are those of `analysis.flops`.
+
+    Returns:
+        Columns of `convergence.curves`, `seconds` and `flops`, both since the start of training.
+    """
+    by = list(by)
+    keys = ["run", "step"]
+    done = log.metrics[log.metrics["status"] == "finished"]
+    took = done.merge(log.timing[[*keys, "training_seconds"]], on=keys, how="left", validate="one_to_one")
+    per_step = {run: flops.per_step(text) for run, text in log.runs[["run", "config"]].itertuples(index=False)}
+    took["flops"] = took["step"] * took["run"].map(per_step)
+    effort = took.groupby([*by, "epoch"], sort=False, dropna=False).agg(
+        seconds=("training_seconds", "mean"), flops=("flops", "mean")
+    )
+    return convergence.curves(log.metrics, quantity, by, level=level).merge(effort.reset_index(), on=[*by, "epoch"])

@@ -1,0 +1,78 @@
+"""What a directory of runs holds of the experiments that are planned: provenance and cost, a row a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fdfa_core import runs
+from fdfa_core.config import Experiment
+from fdfa_core.estimators.registry import label
+
+
+def inventory(root: str | Path, experiments: Iterable[Experiment]) -> pd.DataFrame:
+    """Return one row for each planned run, whether it is there or not.
+
+    Returns:
+        Columns `experiment`, `run`, `trained_with`, `seed`, `there`; and for the runs that are there `status`, `steps`,
+        `seconds` (training, instruments and evaluation), `commit`, `dirty`, `resumed` (how often it was taken up again),
+        `python`, `torch`, `processor`, `cores`, `device`, `threads`, `data`, `data_sha256`, `data_notes`, `started`,
+        `finished`.
+
+    Raises:
+        RunError: a run's files cannot be read.
+    """
+    rows = []
+    for experiment in experiments:
+        for config in experiment.runs():
+            row = {"experiment": experiment.name, "run": config.id, "seed": config.seed}
+            row["trained_with"] = label(config.estimator.name, config.estimator.options)
+            row["there"] = runs.is_complete(root, config.id)
+            rows.append(row | (_outcome(Path(root) / config.id) if row["there"] else {}))
+    return pd.DataFrame(rows)
+
+
+def cost(found: pd.DataFrame) -> pd.DataFrame:
+    """Return what the runs of each experiment take, from those that are there.
+
+    Returns:
+        Columns `experiment`, `runs` (there), `planned`, `hours` (of those that are there) and `hours_all`: the same with every
+        missing run taken for an average one of its estimator, or of its experiment where its estimator has none; NaN where
+        nothing is there. Hours are of one process with the threads it had, on the machine of the record, however busy it was.
+    """
+    found = found if "seconds" in found else found.assign(seconds=np.nan)
+    mean_of = found.groupby(["experiment", "trained_with"], sort=False)["seconds"].transform("mean")
+    guess = mean_of.fillna(found.groupby("experiment", sort=False)["seconds"].transform("mean"))
+    hours = found.assign(hours=found["seconds"] / 3600, hours_all=found["seconds"].fillna(guess) / 3600)
+    table = hours.groupby("experiment", sort=False).agg(
+        runs=("there", "sum"),
+        planned=("there", "size"),
+        hours=("hours", "sum"),
+        hours_all=("hours_all", lambda h: h.sum(skipna=False)),
+    )
+    return table.reset_index()
+
+
+def _outcome(directory: Path) -> dict[str, object]:
+    summary, origin = runs.read_summary(directory), runs.read_provenance(directory)
+    seconds = runs.read_table(directory, "timing").iloc[-1].filter(like="_seconds").sum()
+    code, hardware, data = origin["code"], origin["hardware"], origin["data"]
+    return {
+        "status": summary["status"],
+        "steps": summary["steps"],
+        "seconds": float(seconds),
+        "commit": code["commit"],
+        "dirty": code["dirty"],
+        "resumed": len(origin.get("resumed", [])),
+        "python": origin["versions"]["python"],
+        "torch": origin["versions"]["torch"],
+        **{key: hardware[key] for key in ("processor", "cores", "device", "threads")},
+        "data": data["name"],
+        "data_sha256": data["sha256"],
+        "data_notes": "; ".join(data["notes"]),
+        "started": origin["started"],
+        "finished": origin["finished"],
+    }

@@ -1,0 +1,41 @@
+"""Train loss and test accuracy against what they cost: floating-point operations, and seconds."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from analysis import effort, logs
+from figures import style
+
+EXPERIMENTS = ("convergence",)
+PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy"}
+AXES = {"flops": "operations (FLOP), products and convolutions", "seconds": "seconds of training steps, as logged"}
+
+
+def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
+    """Return curves of the finished runs over seeds, each point with the operations and seconds it took."""
+    (log,) = logs_of.values()
+    return pd.concat([effort.curves(log, quantity).assign(quantity=quantity) for quantity in PANELS], ignore_index=True)
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """Draw a row of panels a quantity, a column a cost."""
+    titles = [title if effort == "flops" else "" for title in PANELS.values() for effort in AXES]
+    fig, axes = style.panels(titles, columns=2, height=2.5, sharey="row")
+    labels = style.ordered(frame["trained_with"])
+    for ax, (quantity, cost) in zip(axes, [(q, c) for q in PANELS for c in AXES], strict=True):
+        rows = frame[(frame["quantity"] == quantity) & (frame[cost] > 0)]
+        for label in labels:
+            style.band(ax, rows[rows["trained_with"] == label], cost, label, markersize=3.5)
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if quantity == "train_loss":
+            ax.set_yscale("log")
+            style.plain_log(ax.yaxis)
+        else:
+            ax.set_xlabel(AXES[cost])
+    handles = [style.handle(label) for label in labels]
+    note = style.seeds_text(frame) + "; seconds depend on what else the machine did, operations do not"
+    style.legend(fig, handles, note)
+    return fig

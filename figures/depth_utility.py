@@ -1,0 +1,53 @@
+"""What training the hidden layers is worth: test accuracy beyond that of frozen hidden layers, for every estimator."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import accuracy, logs
+from figures import style
+
+EXPERIMENTS = ("convergence",)
+POOLED = True
+BASELINE, BEST = "frozen", "bp"
+SETTING = ["dataset", "architecture", "epochs"]
+
+
+def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
+    """Return the accuracy of every estimator beyond that of frozen hidden layers, in each setting, over paired seeds."""
+    (log,) = logs_of.values()
+    table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=BASELINE).dropna(subset="difference")
+    several = table["difference_low"] < table["difference_high"]
+    shown = table[[*SETTING, "trained_with", "seeds", "p_holm"]]
+    bounds = {"estimate": "difference", "low": "difference_low", "high": "difference_high"}
+    return shown.assign(
+        **{name: table[column] for name, column in bounds.items()}, interval=several.map({True: "seeds", False: "none"})
+    )
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """Draw a panel a setting, a line an estimator; the readout alone is at 0, and BP is the dashed line."""
+    settings = frame[SETTING].drop_duplicates().sort_values(SETTING).itertuples(index=False, name=None)
+    cells = [(key, frame[(frame[SETTING] == list(key)).all(axis=1)]) for key in settings]
+    labels = [label for label in style.ordered(frame["trained_with"])[::-1] if label != BASELINE]
+    titles = [f"{dataset}, {architecture.replace('_', ' ')}, {epochs} epochs" for (dataset, architecture, epochs), _ in cells]
+    fig, axes = style.panels(titles, columns=min(2, len(titles)), height=0.6 + 0.2 * len(labels), sharey=True)
+    for ax, (_, rows) in zip(axes, cells, strict=True):
+        ax.set(
+            yticks=range(len(labels)),
+            ylim=(-0.6, len(labels) - 0.4),
+            xlabel="test accuracy beyond frozen hidden layers (points)",
+        )
+        ax.set_yticklabels([style.look(label).name for label in labels])
+        ax.axvline(0, color=style.INK, linewidth=0.8)
+        for best in rows.loc[rows["trained_with"] == BEST, "estimate"]:
+            ax.axvline(100 * best, color=style.GREY, linewidth=0.9, linestyle="--")
+        for row in rows[rows["trained_with"] != BASELINE].itertuples():
+            y, look = labels.index(row.trained_with), style.look(row.trained_with)
+            ax.plot([100 * row.low, 100 * row.high], [y, y], color=look.color, linewidth=1.1)
+            ax.plot(100 * row.estimate, y, **look.line(linestyle="none", markersize=5))
+        span = 100 * (rows["estimate"].max() - rows["estimate"].min()) + 1  # wide intervals of few seeds run off the panel
+        ax.set_xlim(100 * rows["estimate"].min() - span / 4, 100 * rows["estimate"].max() + span / 4)
+    handles = [style.mark("BP", "none", style.GREY, "--"), style.mark("frozen hidden layers", "none", style.INK, "-")]
+    style.legend(fig, handles, style.seeds_text(frame, "lines"))
+    return fig
