@@ -67,6 +67,8 @@ _METHODS = {
     "pepita": ("PEPITA", "#661100", "X", (0, (1, 1))),
     "fdfa": ("FDFA", "#0072B2", "H", "-"),
     "grape": ("GrAPE", "#332288", "*", (0, (8, 1))),
+    "fg-a-averaged": ("FG-A averaged", "#7A5200", "8", (0, (4, 1, 1, 1))),
+    "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
     "frozen": ("frozen hidden blocks", "#888888", "x", ":"),
 }
 _SPARE = ("#6A51A3", "#B15928", "#1B7837", "#8C2D04", "#01665E", "#7A0177")  # for methods that are registered elsewhere
@@ -118,9 +120,17 @@ def look(label: str) -> Look:
     site = rest.pop("site", None)
     if site == "post":
         linestyle = (0, (1, 1))
-    shown = [*([site] if site else []), *(f"{key.replace('_', ' ')} {value}" for key, value in rest.items())]
+    shown = [*([site] if site else []), *(_option_text(key, value) for key, value in rest.items())]
     name += f" ({', '.join(shown)})" if shown else ""
     return Look(name, color, marker, linestyle, hollow=bool(rest) or site == "post")
+
+
+def _option_text(key: str, value: str) -> str:
+    """Say an option in a legend."""
+    known = {"joint": "one block at a time", "per_sample": "a direction per sample", "combine": value}
+    if key == "tangents":
+        return f"{value} directions"
+    return known.get(key, f"{key.replace('_', ' ')} {value}")
 
 
 def parse(label: str) -> tuple[str, dict[str, str]]:

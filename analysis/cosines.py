@@ -1,0 +1,42 @@
+"""Cosines of forward gradients to the gradient of their batch, against the law of a random direction's cosine."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import logs, statistics
+from analysis.theory import laws
+
+
+def against_dimension(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean cosine over seeds against the dimension that is perturbed, with the closed form.
+
+    The dimension is the number of parameters for FG-W, and for FG-A, with one hidden block and one sample a batch, that of the
+    block's units. The law is the same: cos² of the mean of K directions in n dimensions is Beta(K/2, (n−1)/2), that of the
+    projection on them Beta(K/2, (n−K)/2).
+
+    Args:
+        probes: rows of `probes.parquet` with ``sampling = "given_batch"``, batches of one sample and one hidden block.
+
+    Returns:
+        Columns of `statistics.over_seeds`, `method`, `tangents`, `combine`, `dimension`, `theory` (E cos), `spread` (standard
+        deviation of cos), and `ratio`, `ratio_low`, `ratio_high`: measured / theory.
+    """
+    whole = probes[(probes["method"] == "fg-w") & (probes["level"] == "network")]
+    whole = whole.assign(dimension=whole["size"])
+    block = logs.hidden_blocks(probes)
+    block = block[block["method"] == "fg-a"]
+    rows = pd.concat([whole, block.assign(dimension=block["width"])], ignore_index=True)
+    rows["tangents"] = logs.option(rows, "tangents").fillna(1).astype(int)
+    rows["combine"] = ["projection" if "projection" in options else "mean" for options in rows["options"]]
+    rows["se"] = statistics.mean_se(rows["cosine_m2"], rows["draws"])
+    by = ["method", "tangents", "combine", "dimension"]
+    found = statistics.over_seeds(rows, "cosine_mean", by, se="se", bounds=(-1, 1))
+    how = [(int(row.dimension), row.tangents, row.combine) for row in found.itertuples()]
+    theory = pd.Series([laws.expected_cosine(*key) for key in how])
+    squares = pd.Series([laws.expected_squared_cosine(*key) for key in how])
+    ratios = {f"ratio{name}": found[column] / theory for name, column in _BOUNDS.items()}
+    return found.assign(theory=theory, spread=(squares - theory**2).clip(lower=0) ** 0.5, **ratios)
+
+
+_BOUNDS = {"": "estimate", "_low": "low", "_high": "high"}
