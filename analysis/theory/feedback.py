@@ -229,7 +229,7 @@ def lag_bias(
         feedback_lr: α in (0, 1].
     """
     population = Population(net, x, y, loss, site)
-    lag = [-v.double().flatten(1) / feedback_lr for v in drift]
+    lag = [-v.to(population.device).double().flatten(1) / feedback_lr for v in drift]
     (mean,) = population.mean(lambda chunk: [gather(m.mean(chunk.error @ b) for m, b in zip(chunk.maps, lag, strict=False))])
     return mean
 

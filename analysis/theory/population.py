@@ -115,6 +115,7 @@ class Population:
         for i in range(len(net) - 1):
             require_site(net, i, site)
         self.net = copy.deepcopy(net).double().requires_grad_(False)
+        self.device = next((p.device for p in self.net.parameters()), x.device)
         self.x, self.y, self.loss, self.site = x, y, make_loss(loss), site
         self.shapes = {name: p.shape for name, p in self.net.named_parameters()}
         self.names = {p: name for name, p in self.net.named_parameters()}
@@ -148,8 +149,7 @@ class Population:
         per_sample = 8 * (sum(self.units) * (4 + 3 * self.outputs * jacobians) + self.outputs**2) + 16 * self.x[0].numel()
         size = max(1, min(len(self), MEMORY // per_sample))
         for start in range(0, len(self), size):
-            y = None if self.y is None else self.y[start : start + size]
-            y = y.double() if y is not None and y.is_floating_point() else y
+            y = None if self.y is None else self._double(self.y[start : start + size])
             yield Chunk(self.net, self._double(self.x[start : start + size]), y, self.loss, self.site, self.names)
 
     def zeros(self) -> dict[str, Tensor]:
@@ -177,6 +177,7 @@ class Population:
         return totals
 
     def _double(self, x: Tensor) -> Tensor:
+        x = x.to(self.device)
         return x.double() if x.is_floating_point() else x
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 
 import pandas as pd
 import torch
@@ -29,7 +30,7 @@ from analysis.theory.fourth_moment import Noise, noise
 from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
-from fdfa_core.estimators.options import one_of
+from fdfa_core.estimators.options import one_of, positive_integer
 from fdfa_core.network import BlockNetwork
 from fdfa_core.perturbations import make_law
 
@@ -157,12 +158,14 @@ def predict(
     if sampling not in SAMPLINGS:
         raise InvalidInput("sampling", sampling, '"fresh_batches" or "given_batch"')
     given = sampling == "given_batch"
-    if not isinstance(batch_size, int) or batch_size < 1 or (given and batch_size != len(x)):
+    if not isinstance(batch_size, Integral) or batch_size < 1 or (given and batch_size != len(x)):
         accepted = f"{len(x)}, the size of the given batch" if given else "a positive integer"
         raise InvalidInput("batch_size", batch_size, accepted)
     settings = {**defaults, **options}
-    if settings.get("tangents", 1) < 1:
-        raise InvalidInput("tangents", settings["tangents"], "a positive integer")
+    positive_integer("tangents", settings.get("tangents", 1))
+    steps = settings.get("steps")
+    if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
+        raise InvalidInput("steps", steps, "a whole number of updates, or None for the long run")
     population = Population(net, x, y, loss, settings.get("site", "post"))
     prediction = formula(population, batch_size, given, **settings)
     prediction.name = name
@@ -358,7 +361,7 @@ def check_feedback(population: Population, feedback: Sequence[Tensor] | None) ->
     given = None if feedback is None else [tuple(b.shape) for b in feedback]
     if given != shapes:
         raise InvalidInput("feedback: shapes", given, f"{shapes}, one tensor per hidden block, e.g. est.feedback")
-    return [b.detach().double().flatten(1) for b in feedback]
+    return [b.detach().to(population.device).double().flatten(1) for b in feedback]
 
 
 def _each(chunk: Chunk, what: str, signals: list[Tensor]) -> Values:

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from scipy import stats
-from threadpoolctl import threadpool_limits
 
 from analysis import statistics
 from analysis.verification.cases import PROFILES, Case, suite
@@ -84,8 +83,7 @@ def rows(case: Case) -> list[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1):
-            found = CHECKS[case.kind](case)
+        found = CHECKS[case.kind](case)
     finally:
         torch.set_num_threads(threads)
     named = {"case": case.label, "estimator": case.estimator, "network": case.network, "batch_size": case.batch_size}
