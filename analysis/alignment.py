@@ -66,7 +66,8 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
     rows = cosines(probes, against)
     kept = rows[rows["trusted"]]
     if kept.empty:
-        return pd.DataFrame(columns=[*by, "estimate", "low", "high", "seeds", "interval", "untrusted", "of", "chance"])
+        measures = ["estimate", "low", "high", "seeds", "interval", "untrusted", "of", "chance", "stability"]
+        return pd.DataFrame(columns=[*by, *measures])
     means = statistics.over_seeds(kept, "cosine_to", by, se="cosine_to_se", bounds=(-1, 1), level=level)
     means["estimate"], means["low"], means["high"] = (degrees(means[c]) for c in ("estimate", "high", "low"))
     extra = rows.groupby(by, sort=False, dropna=False).agg(

@@ -7,7 +7,7 @@ from analysis import convergence, logs
 from figures import style
 
 EXPERIMENTS = ("convergence",)
-PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy"}
+PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
 
 
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
@@ -39,6 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_xlabel("epoch")
     axes[0].set_yscale("log")
     style.plain_log(axes[0].yaxis)
+    style.accuracy_axis(axes[1], frame.loc[frame["quantity"] == "test_accuracy", "estimate"])
     handles = [style.handle(label) for label in labels]
     if (frame["kind"] == "diverged").any():
         handles.append(style.mark("diverged", "x", style.ALARM))

@@ -251,10 +251,21 @@ def ticks(ax: Axes, values: Iterable[float]) -> None:
 
 
 def plain_log(axis) -> None:
-    """Label a logarithmic axis of few decades 0.1, 0.2, 0.5, 1, … instead of with powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
+    """Label a logarithmic axis 0.1, 0.2, 0.5, 1, … instead of with powers of ten, if it spans few decades."""
+    low, high = axis.get_view_interval()
+    if high / low < 1000:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
+def accuracy_axis(ax: Axes, accuracies: pd.Series) -> None:
+    """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.91."""
+    ax.set_yscale("logit", nonpositive="clip")
+    ax.set_ylim(max(accuracies.min() * 0.7, 0.01), 1 - (1 - min(accuracies.max(), 0.998)) / 2)
+    ax.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def steps_axis(ax: Axes, steps: Iterable[float]) -> None:
