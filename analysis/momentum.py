@@ -38,6 +38,34 @@ def weights(rate: float, steps: int) -> np.ndarray:
     return table
 
 
+def factor(rate: float, steps: int, warmup: bool = True) -> float:
+    """Return the variance of a moving average of independent items after `steps` of them, over that of one item.
+
+    α/(2−α) in the long run; with `warmup` the first 1/α items are averaged plainly, without it the average starts at zero.
+    """
+    if warmup:
+        return float(np.square(weights(rate, steps)[-1]).sum())
+    return rate / (2 - rate) * (1 - (1 - rate) ** (2 * steps))
+
+
+def variance_law(frame: pd.DataFrame, steps: int, warmup: bool) -> pd.DataFrame:
+    """Return what the measured variance at the largest α says of the others, if α scales it as at frozen weights.
+
+    Args:
+        frame: rows with `block`, `alpha`, `quantity` and `estimate`, as of `bias.split_over_seeds`.
+        steps: age of the feedback.
+        warmup: the option of FDFA.
+
+    Returns:
+        The rows of the variance with the law as `estimate` and `quantity` "law".
+    """
+    rows = frame[frame["quantity"] == "variance"].sort_values("alpha")
+    scale = rows["alpha"].map({alpha: factor(alpha, steps, warmup) for alpha in rows["alpha"].unique()})
+    anchor = (rows["estimate"] / scale).groupby(rows["block"]).transform("last")
+    law = anchor * scale
+    return rows.assign(quantity="law", estimate=law, low=law, high=law, interval="none")
+
+
 def noise(coefficients: pd.Series, batch_size: int, steps: int, feedback_lr: float | None, gradient_lr: float = 1.0) -> float:
     """Return the perturbation noise (total variance given the batches) of the gradient after `steps` earlier steps.
 

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bias, logs
+from analysis import bias, logs, momentum
 from figures import style
 
 EXPERIMENTS = ("momentum",)
@@ -12,13 +12,15 @@ EXPERIMENTS = ("momentum",)
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias², variance and mean squared error ÷ ‖BP's gradient‖² of FDFA per hidden block and α, over seeds.
 
-    A column `theory` joined to this frame is drawn as a thin line.
+    Rows of quantity "law": the variance at the largest α scaled as at frozen weights.
     """
     (log,) = logs_of.values()
     probes = logs.last_step(logs.hidden_blocks(log.probes))
     probes = probes.assign(alpha=logs.option(probes, "feedback_lr"))
     probes = probes[(probes["method"] == "fdfa") & (probes["source"] == "shadow") & probes["alpha"].notna()]
-    return bias.split_over_seeds(probes, ["block", "alpha"])
+    found = bias.split_over_seeds(probes, ["block", "alpha"])
+    warmup = probes["options"].str.contains("warmup").all()
+    return pd.concat([found, momentum.variance_law(found, int(probes["step"].max()), warmup)], ignore_index=True)
 
 
 @style.styled
@@ -38,8 +40,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.plot(found["alpha"], found["estimate"], color=color, marker=marker, linestyle=line)
             ax.vlines(found["alpha"], found["low"], found["high"], color=color, linewidth=1)
             ax.plot(bound["alpha"], bound["high"], "v", color=color, markerfacecolor="white")
-            if "theory" in rows:
-                ax.plot(rows["alpha"], rows["theory"], color=color, linewidth=0.7)
+        law = frame[(frame["block"] == block) & (frame["quantity"] == "law")].sort_values("alpha")
+        ax.plot(law["alpha"], law["estimate"], color=style.INK, linewidth=0.8, zorder=4)
         ax.set(xscale="log", xlabel="α (rate of the feedback)")
         style.ticks(ax, frame["alpha"])
     style.log_limits(axes, frame[frame["detected"]])
@@ -47,5 +49,6 @@ def draw(frame: pd.DataFrame) -> Figure:
     handles = [style.mark(name, marker, color, line) for name, color, marker, line in looks.values()]
     if (~frame["detected"]).any():
         handles.append(style.mark("no bias detected: upper bound", "v", looks["bias2"][1], hollow=True))
+    handles.append(style.mark("variance by α/(2−α) from that at the largest α", "", style.INK, "-"))
     style.legend(fig, handles, style.seeds_text(frame, "bars"))
     return fig

@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import logs, statistics, variance
-from figures import style
+from analysis import closed_forms, logs, statistics, variance
+from figures import _scaling, style
 
 EXPERIMENTS = ("width",)
 
@@ -12,8 +12,7 @@ EXPERIMENTS = ("width",)
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR = total variance / ‖∇‖² per hidden block, estimator and width, over seeds, with its log–log slope.
 
-    BP's data noise stands beside the others as estimator "bp". A column `theory` joined to this frame is drawn as a thin
-    line.
+    BP's data noise stands beside the others as estimator "bp". Where all points have a closed form, it is the column `theory`.
     """
     (log,) = logs_of.values()
     probes = logs.last_step(logs.hidden_blocks(log.probes))
@@ -25,7 +24,8 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
         slopes = statistics.slopes(rows, "width", "nsr", by).drop(columns=["seeds", "curvature"])
         slopes = slopes.rename(columns={"low": "slope_low", "high": "slope_high", "interval": "slope_interval"})
         parts.append(curves.merge(slopes, on=by))
-    return pd.concat(parts, ignore_index=True).assign(sampling=probes["sampling"].iloc[0])
+    frame = pd.concat(parts, ignore_index=True).assign(sampling=probes["sampling"].iloc[0])
+    return closed_forms.with_theory(frame, closed_forms.curve(log, [*by, "width"]), [*by, "width"])
 
 
 @style.styled
@@ -41,8 +41,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         for label in labels:
             curve = rows[rows["estimator"] == label]
             style.bars(ax, curve, "width", label)
-            if "theory" in curve:
-                ax.plot(curve["width"], curve["theory"], color=style.INK, linewidth=0.7, zorder=4)
+            _scaling.theory_line(ax, curve, "width")
         style.ticks(ax, rows["width"])
         ends = rows[rows["width"] == rows.groupby("estimator")["width"].transform("max")]
         style.end_labels(
@@ -50,6 +49,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         )
     axes[0].set_ylabel("total variance ÷ ‖∇ of the block‖²")
     handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]
+    handles += [_scaling.theory_handle()] if "theory" in frame else []
     style.legend(fig, handles, style.seeds_text(frame, "bars and slopes"))
     return fig
 
