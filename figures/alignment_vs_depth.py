@@ -8,8 +8,8 @@ from figures import style
 
 EXPERIMENTS = ("depth",)
 PANELS = {
-    "first": "angle to BP, first hidden block (°)",
-    "mean": "angle to BP, mean of hidden blocks (°)",
+    "first": "first hidden block",
+    "mean": "mean of hidden blocks",
     "accuracy": "test accuracy",
 }
 
@@ -42,5 +42,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         if quantity != "accuracy":
             ax.axhline(90, color=style.GREY, linewidth=0.8)
             ax.set(ylim=(-5, 110), yticks=range(0, 91, 30))
+        else:
+            ax.set_ylim(top=min(ax.get_ylim()[1], 1))
+    axes[0].set_ylabel("angle to BP's gradient of the batch (°)")
     style.legend(fig, [style.handle(label) for label in labels], style.seeds_text(frame, "bars"))
     return fig
