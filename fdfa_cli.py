@@ -274,6 +274,31 @@ def report(out: Path | None, root: Path | None, profile: str) -> None:
 
 
 @main.command()
+@click.option("--light", is_flag=True, help="The short suite, of less power: seconds in place of minutes.")
+@click.option("--mutants/--no-mutants", "plant", default=True, help="Also plant mistakes, and see that each is noticed.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("figures/out/verification"), help="Where tables go.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
+def verify(light: bool, plant: bool, out: Path, jobs: int | None) -> None:
+    """Check every estimator against its closed-form theory, with all tests fixed beforehand; exit with code 1 if one fails."""
+    from analysis import verification
+    from analysis.verification import mutants
+    from figures import _verification, render
+
+    frame = verification.run("light" if light else "full", jobs)
+    written = [*verification.write(frame, out), *render.write_figure(_verification.draw(frame), out, "verification")]
+    passed = verification.passed(frame)
+    click.echo(f"{(frame.verdict == 'pass').sum()} of {len(frame)} comparisons pass")
+    if plant:
+        planted = mutants.run(jobs)
+        written += mutants.write(planted, out)
+        passed &= bool(planted.caught.all())
+        click.echo(f"{planted.caught.sum()} of {len(planted)} planted mistakes are noticed")
+    click.echo("\n".join(map(str, written)))
+    if not passed:
+        click.get_current_context().exit(1)
+
+
+@main.command()
 @click.option("--file", type=click.Path(path_type=Path), default=Path("README.md"), help="File with the marked region.")
 def readme(file: Path) -> None:
     """Write the recorded results of the paper profile into the marked region of the README."""

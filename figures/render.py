@@ -147,10 +147,22 @@ def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
         lines = textwrap.wrap(note, 125)
         figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=7, color=style.ALARM)
+    return contents | _pictures(figure)
+
+
+def write_figure(figure: Figure, out: str | Path, name: str) -> list[Path]:
+    """Write ``<name>.{png,pdf}`` of a figure that is not drawn from logs, and return the paths."""
+    _make_directory(Path(out))
+    pictures = _pictures(figure)
+    for ending, content in pictures.items():
+        write_atomically(Path(out) / f"{name}.{ending}", content)
+    return [Path(out) / f"{name}.{ending}" for ending in pictures]
+
+
+def _pictures(figure: Figure) -> dict[str, bytes]:
     png = _png(figure)
     figure.set_layout_engine("none")  # the layout just found serves both files
-    anonymous = {"Creator": None, "Producer": None, "CreationDate": None}
-    return contents | {"png": png, "pdf": _save(figure, "pdf", anonymous)}
+    return {"png": png, "pdf": _save(figure, "pdf", {"Creator": None, "Producer": None, "CreationDate": None})}
 
 
 def _png(figure: Figure, dpi: float | None = None) -> bytes:

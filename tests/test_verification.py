@@ -126,3 +126,14 @@ def test_refuses_an_unknown_profile():
 def test_label_shows_options_and_steps():
     case = Case("feedback", "fdfa", "tanh", 2, 4, 10, {"feedback_lr": 0.5}, steps=3)
     assert case.label == "fdfa(feedback_lr=0.5, steps=3) on tanh, M=2, N=4"
+
+
+def test_the_picture_shows_random_comparisons_only():
+    from figures import _verification
+
+    row = {"estimator": "fg-a", "case": "c", "quantity": "variance", "predicted": 2.0, "measured": 2.1, "se": 0.1}
+    row |= {"low": 1.9, "high": 2.4, "z": 0.5, "verdict": "pass"}
+    exact = row | {"measured": 2.0, "se": 0.0, "z": 0.0}
+    figure = _verification.draw(pd.DataFrame([row, row | {"z": -0.7}, exact]))
+    points = [line for line in figure.axes[1].lines if line.get_linestyle() == "None"]
+    assert sum(len(line.get_xdata()) for line in points) == 2
