@@ -26,9 +26,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     for method in methods:
         rows, how = positive[positive["estimator"] == method], style.look(method)
         left.vlines(rows["predicted"], rows["low"], rows["high"], color=how.color, linewidth=0.6, alpha=0.5)
-        left.plot(
-            rows["predicted"], rows["measured"], color=how.color, marker=how.marker, linestyle="none", markersize=3, alpha=0.7
-        )
+        dots = {"color": how.color, "marker": how.marker, "linestyle": "none", "markersize": 3, "alpha": 0.7}
+        left.plot(rows["predicted"], rows["measured"], **dots)
     span = [positive["predicted"].min() / 2, positive["predicted"].max() * 2]
     left.plot(span, span, color=style.INK, linewidth=0.8, zorder=1)
     left.set(xscale="log", yscale="log", xlim=span, ylim=span, xlabel="predicted", ylabel="measured, 99 % interval")
@@ -39,14 +38,13 @@ def draw(frame: pd.DataFrame) -> Figure:
     quantiles = stats.norm.ppf((np.arange(len(single)) + 0.5) / len(single))
     for method in methods:
         chosen, how = (single["estimator"] == method).to_numpy(), style.look(method)
-        right.plot(
-            quantiles[chosen], single["z"][chosen], color=how.color, marker=how.marker, linestyle="none", markersize=3, alpha=0.7
-        )
+        dots = {"color": how.color, "marker": how.marker, "linestyle": "none", "markersize": 3, "alpha": 0.7}
+        right.plot(quantiles[chosen], single["z"][chosen], **dots)
     reach = 1.1 * max(np.abs(quantiles).max(), single["z"].abs().max())
     right.plot([-reach, reach], [-reach, reach], color=style.INK, linewidth=0.8, zorder=1)
     right.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="standard normal quantile", ylabel="z, sorted")
     handles = [style.mark(style.look(m).name, style.look(m).marker, style.look(m).color) for m in methods]
     failed = int((frame["verdict"] != "pass").sum())
-    note = f"{len(frame)} comparisons in {frame['case'].nunique()} cases; {failed} rejected at a family-wise level of 1 % (Holm)"
+    note = f"{len(frame)} comparisons in {frame['case'].nunique()} cases; {failed} rejected, family-wise level 1 % (Holm)"
     style.legend(fig, handles, note)
     return fig
