@@ -12,7 +12,7 @@ RATES = np.logspace(-2, 0, 13)
 TITLES = {
     "step": "frozen: noise of one step",
     "mean": "frozen: noise left in the mean",
-    "moving": "in training: error, both averaged",
+    "moving": "in training: error",
 }
 
 
