@@ -260,7 +260,7 @@ def plain_log(axis) -> None:
 
 
 def accuracy_axis(ax: Axes, accuracies: pd.Series) -> None:
-    """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.91."""
+    """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
     ax.set_yscale("logit", nonpositive="clip")
     ax.set_ylim(max(accuracies.min() * 0.7, 0.01), 1 - (1 - min(accuracies.max(), 0.998)) / 2)
     ax.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
