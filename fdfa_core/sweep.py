@@ -97,11 +97,12 @@ def sweep(
         raise InvalidInput("processes", processes, "None with a cluster, which has its own number of workers")
     root = open_root(root).resolve()
     runs = {config.id: config for config in configs}
-    summary = Summary(skipped=[run for run in runs if is_complete(root, run)])
-    pending = {run: config for run, config in runs.items() if run not in set(summary.skipped)}
+    pending = {run: config for run, config in runs.items() if not is_complete(root, run)}
+    summary = Summary(skipped=[run for run in runs if run not in pending])
     if not pending:
         return summary
 
+    data_directory = None if data_directory is None else Path(data_directory).resolve()
     options = {"data_directory": data_directory, "checkpoint_seconds": checkpoint_seconds}
     engine = _processes(processes, root, options) if cluster is None else _dask(cluster, root, options)
     with engine as (workers, carry_out), _Display(len(runs), len(summary.skipped), workers, quiet) as display:
@@ -171,7 +172,8 @@ def _processes(processes: int | None, root: Path, options: dict) -> Iterator[tup
         yield processes, carry_out
     finally:
         if processes > 1:
-            get_reusable_executor().shutdown()  # idle workers would hold half a gigabyte each
+            # Idle workers would hold half a gigabyte each; busy ones, after an interruption, have their checkpoints.
+            get_reusable_executor().shutdown(kill_workers=True)
 
 
 @contextmanager
