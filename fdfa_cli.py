@@ -170,7 +170,10 @@ def figures(
             bar.update()
             drawn.append(name) if new else None
 
-        files = render.render(profile, root, out, only=only or None, report=show, skip=_skip if root == recorded else None)
+        skipped: dict[str, str] = {}
+        skip = skipped.__setitem__ if root == recorded else None
+        files = render.render(profile, root, out, only=only or None, report=show, skip=skip)
+    _say_skipped(skipped)
     click.echo(f"{len(files)} files in {out}; drawn now: {', '.join(drawn) or 'nothing, all were up to date'}")
 
 
@@ -233,8 +236,9 @@ def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
         hours = f"{row.hours_all:7.2f} h" if row.hours_all == row.hours_all else "unknown"
         click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {hours:>9}")
     known = table["hours_all"].notna()
-    total = f"{table['hours_all'].sum():.1f} h" + ("" if known.all() else f" and what {(~known).sum()} experiments take")
-    click.echo(f"Together {total} of one process, on the machine of the record and as busy as it was.")
+    more = "" if known.all() else f", without the {(~known).sum()} experiments that nothing is recorded of"
+    total = table["hours_all"].sum()
+    click.echo(f"Together {total:.1f} h of one process, on the machine of the record as busy as it was{more}.")
 
 
 @main.command()
@@ -269,7 +273,9 @@ def report(out: Path | None, root: Path | None, profile: str) -> None:
     recorded = RESULTS / profile
     root = root or (recorded if recorded.is_dir() else RUNS)
     out = out or Path("figures") / "out" / profile
-    path = page.write(profile, root, out, skip=_skip if root == recorded else None)
+    skipped: dict[str, str] = {}
+    path = page.write(profile, root, out, skip=skipped.__setitem__ if root == recorded else None)
+    _say_skipped(skipped)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
@@ -330,9 +336,10 @@ def list_() -> None:
             click.echo(f"  {name:20}{len(experiment.runs()):4} runs  {experiment.description}")
 
 
-def _skip(name: str, reason: str) -> None:
-    """Say what is not drawn, and why."""
-    click.echo(f"not drawn: {name}: {reason}", err=True)
+def _say_skipped(skipped: dict[str, str]) -> None:
+    """Say what is not drawn, and why, one line a reason."""
+    for reason in dict.fromkeys(skipped.values()):
+        click.echo(f"Not drawn: {', '.join(name for name, why in skipped.items() if why == reason)}: {reason}", err=True)
 
 
 def _experiments(files: Iterable[Path], profile: str) -> list:

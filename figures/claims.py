@@ -5,6 +5,7 @@ import pandas as pd
 from analysis import claims, logs
 
 EXPERIMENTS = ("width", "trajectory", "convergence")
+OPTIONAL = EXPERIMENTS  # a claim without evidence is inconclusive, and says so
 TABLE = True
 CAPTION = (
     "Claims and verdicts. The estimate is that of the weakest of the components that must all hold; p is corrected over the "

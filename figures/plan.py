@@ -87,7 +87,7 @@ def plan(
         lacking = [role for role in module.EXPERIMENTS if role not in by_role and role not in optional(module)]
         if lacking:
             known = ", ".join(sorted(by_role))
-            missing[name] = f"needs experiment {lacking[0]!r}, and profile {profile!r} has none (it has {known})"
+            missing[name] = f"needs experiment {lacking[0]!r}, which profile {profile!r} does not have (it has {known})"
         else:
             possible += _jobs(name, module, {role: by_role[role] for role in module.EXPERIMENTS if role in by_role})
     if only is not None:
@@ -105,11 +105,13 @@ def plan(
         absent = [e for e in job.all_experiments if not log_frames.coverage(root, e)["runs"].any()]
         left = {role: [e for e in group if e not in absent] for role, group in job.experiments.items()}
         left = {role: group for role, group in left.items() if group}
-        if left and set(job.module.EXPERIMENTS) - set(optional(job.module)) <= left.keys():
+        named_after = [e for e in absent if job.name.endswith(f"-{e.name}")]
+        if left and not named_after and set(job.module.EXPERIMENTS) - set(optional(job.module)) <= left.keys():
             jobs.append(Job(job.name, job.module, left, tuple(absent)))
         else:
-            files = " ".join(str(experiment.path) for experiment in absent)
-            missing[job.name] = f"no run of {files} is there; make them with: fdfa sweep {files}"
+            lacking = named_after or absent
+            commands = " ".join(experiment.path.as_posix() for experiment in lacking)
+            missing[job.name] = f"no run of {', '.join(e.name for e in lacking)} is there (fdfa sweep {commands})"
     return jobs, missing
 
 

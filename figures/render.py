@@ -75,7 +75,8 @@ def render(
     for name, reason in missing.items():
         skip(name, reason)
     if skip is not None and not jobs:
-        raise RunError(f"{root}: holds no run that any of the figures asked for could show")
+        reason = next(iter(missing.values()), "there are no figures")
+        raise RunError(f"{root}: holds nothing that the figures asked for could show; {reason}")
     out = _open(Path(out))
     by_path = {experiment.path: experiment for job in jobs for experiment in job.all_experiments}
 

@@ -6,6 +6,7 @@ Tables are read back from the Markdown that was rendered, so that report, Markdo
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from figures import render, style
 from figures.plan import Job, gaps, plan
 
 NAME = "report.html"
+CLAIM_COLUMNS = ("", "claim", "estimate", "seeds", "p (corrected)", "verdict")
 FIRST = ("claims", "accuracy")  # tables that answer the questions; the others follow by name
 BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
 
@@ -107,25 +109,32 @@ def results(profile: str, root: str | Path, experiments: str | Path = logs.EXPER
         parts[0] += f"; they took {cost['hours'].sum():.1f} hours of one process"
     parts[0] += "."
     jobs, _ = plan(profile, root, ["accuracy", "claims"], experiments=experiments, partial=True)
-    for job in jobs:
-        logs_of = {
-            role: logs.pooled([logs.read(root, experiment, profile, partial=True) for experiment in group])
-            for role, group in job.experiments.items()
-        }
-        frame = job.module.compute(logs_of)
-        note = gaps(job, root)
-        if job.name == "accuracy":
-            parts.append("Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:")
-            parts.append(_accuracies(frame).to_markdown(index=False, disable_numparse=True))
-        else:
-            shown = job.module.show(frame)
-            columns = [c for c in ("", "claim", "estimate", "p (corrected)", "verdict") if c in shown]
-            parts.append(shown[columns].to_markdown(index=False, disable_numparse=True))
-        parts += [f"{note}."] if note else []
+    order = dict(zip(cost["experiment"], cost["runs"], strict=True))
+    jobs.sort(key=lambda job: -sum(order[experiment.name] for experiment in job.all_experiments))
+    for name in ("accuracy", "claims"):
+        for job in [job for job in jobs if job.name.partition("-")[0] == name][:1]:  # of several, the one with most evidence
+            parts += _summary(job, root, profile)
     absent = cost.loc[cost["runs"] < cost["planned"], "experiment"]
     if len(absent):
         parts.append("What is missing, each by `fdfa sweep experiments/paper/NAME.toml`: " + ", ".join(absent) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def _summary(job: Job, root: str | Path, profile: str) -> list[str]:
+    """Return the paragraphs that the README has of a table."""
+    read = functools.partial(logs.read, root, profile=profile, partial=True)
+    frame = job.module.compute({role: logs.pooled([read(e) for e in group]) for role, group in job.experiments.items()})
+    if job.name == "accuracy":
+        head, shown = (
+            "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:",
+            _accuracies(frame),
+        )
+    else:
+        evidence = ", ".join(experiment.name for experiment in job.all_experiments)
+        shown = job.module.show(frame)
+        head, shown = f"Claims made for FDFA, tested on {evidence}:", shown[[c for c in CLAIM_COLUMNS if c in shown]]
+    note = gaps(job, root)
+    return [head, shown.to_markdown(index=False, disable_numparse=True), *([f"{note}."] if note else [])]
 
 
 def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
