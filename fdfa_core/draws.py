@@ -7,10 +7,13 @@ never the n_out × n_in gradient of each draw.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+CHUNK_NUMBERS = 2**22  # of what is worked on at a time
 
 
 @dataclass
@@ -32,19 +35,26 @@ class Outer:
 
     def dense(self) -> Tensor:
         """Return the draws (R, n_out, n_in)."""
-        r, m, n = self.left.shape
-        return (self.left.transpose(1, 2).reshape(r * n, m) @ self.right).view(r, n, -1)
+        return torch.bmm(self.left.mT, self.right.expand(len(self.left), -1, -1))
 
     def norm2(self) -> Tensor:
-        """Return the squared norm of each draw (R,), in float64."""
-        if self.right.shape[0] > self.right.shape[1]:  # more summands than columns: the dense form is the smaller one
-            return torch.stack([(left.T @ self.right).square().sum(dtype=torch.float64) for left in self.left])
-        gram = self.right @ self.right.T
-        return ((gram @ self.left) * self.left).sum(dim=(1, 2), dtype=torch.float64)
+        """Return the squared norm of each draw (R,), in float64: Σ_pq (left_p · left_q) (right_p · right_q)."""
+        _, m, n_out = self.left.shape
+        n_in = self.right.shape[1]
+        found = []
+        if m > n_in:  # more summands than columns: the dense form is the smaller one
+            for left in self.left.split(max(1, CHUNK_NUMBERS // (n_out * max(m, n_in)))):
+                found.append((left.mT @ self.right).square().sum((1, 2), dtype=torch.float64))
+        else:
+            gram = self.right @ self.right.T
+            for left in self.left.split(max(1, CHUNK_NUMBERS // (m * max(m, n_out)))):
+                found.append(((left @ left.mT) * gram).sum((1, 2), dtype=torch.float64))
+        return torch.cat(found)
 
-    def inner(self, other: Tensor) -> Tensor:
-        """Return the inner product of each draw with one matrix (n_out, n_in), (R,) in float64."""
-        return (self.left * (self.right @ other.T)).sum(dim=(1, 2), dtype=torch.float64)
+    def inner(self, others: Sequence[Tensor]) -> Tensor:
+        """Return the inner products of each draw with some matrices (n_out, n_in), (R, matrices) in float64."""
+        moved = torch.stack([self.right @ other.T for other in others], 1)  # (M, matrices, n_out)
+        return (moved @ self.left.permute(1, 2, 0)).sum(0, dtype=torch.float64).T
 
     def __add__(self, other: Gradient) -> Gradient:
         """Return the draws' sums (a shared weight meets two inputs); dense if one of them is."""
@@ -68,11 +78,17 @@ def norm2(gradient: Gradient) -> Tensor:
     return gradient.norm2() if isinstance(gradient, Outer) else gradient.flatten(1).square().sum(1, dtype=torch.float64)
 
 
-def inner(gradient: Gradient, other: Tensor) -> Tensor:
-    """Return inner products with one tensor of the parameter's shape, (R,) in float64."""
+def inner(gradient: Gradient, *others: Tensor) -> Tensor:
+    """Return inner products with tensors of the parameter's shape, (R, tensors) in float64."""
     if isinstance(gradient, Outer):
-        return gradient.inner(other)
-    return (gradient.flatten(1) @ other.flatten()).double()
+        return gradient.inner(others)
+    return (gradient.flatten(1) @ torch.stack([other.flatten() for other in others], -1)).double()
+
+
+def numbers(gradient: Gradient) -> int:
+    """Return how many numbers the draws hold beyond those that all of them share."""
+    held = gradient.left if isinstance(gradient, Outer) else gradient
+    return 0 if constant(gradient) else held.numel()
 
 
 def mean(gradient: Gradient) -> Gradient:
@@ -100,3 +116,4 @@ def constant(gradient: Gradient) -> bool:
     """Whether all draws are one and the same by construction (a stride of zero over draws)."""
     held = gradient.left if isinstance(gradient, Outer) else gradient
     return held.shape[0] > 1 and held.stride(0) == 0
+

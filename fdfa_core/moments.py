@@ -24,7 +24,9 @@ from fdfa_core.linearize import Gradients
 from fdfa_core.network import BlockNetwork
 
 SAMPLINGS = ("given_batch", "fresh_batches")
-CHUNK_BYTES = 2**28  # of dense draws held at a time
+CHUNK_BYTES = 2**28  # of dense draws made at a time
+CHUNK_NUMBERS = 2**25  # of factored draws made at a time
+KEPT_NUMBERS = 2**26  # of draws kept from the first look at them to the second; more are made again
 
 
 @dataclass
@@ -54,36 +56,53 @@ class Scalars:
         return Scalars(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def scalars_of(draws: factored.Gradient, mean: factored.Gradient, target: Tensor, reference: Tensor) -> Scalars:
-    """Return the scalars of draws of one parameter.
+class Comparison:
+    """What draws of one parameter are compared to.
 
     Args:
-        draws: some draws (r, *shape), dense or factored.
-        mean: the mean over *all* draws (1, *shape).
+        mean: ḡ, the mean over *all* draws (1, *shape), dense or factored.
         target: τ, (*shape).
         reference: ∇, (*shape).
     """
-    if factored.constant(draws):  # all draws are one: look at it once, by exact differences
-        first = factored.dense(draws)[:1]
-        one = scalars_of(first, first, target, reference)
-        count = draws.shape[0]
-        return Scalars(*(v if f == "fixed" else v.expand(count) for f, v in vars(one).items()))
-    inner, norm2 = factored.inner(draws, target), factored.norm2(draws)
-    centre = factored.dense(mean)[0]
-    target2, bias2 = _norm2(target), _norm2(centre - target)
-    if isinstance(draws, Tensor):
-        error = factored.norm2(draws - target)
-    else:
-        error = norm2 - 2 * inner + target2
-    return Scalars(
-        norm2=norm2,
-        deviation=factored.norm2(factored.minus(draws, mean)),
-        error=error,
-        target=inner,
-        reference=factored.inner(draws, reference),
-        bias=factored.inner(draws, centre - target) - (target.double() * (centre - target).double()).sum(),
-        fixed=torch.stack([target2, _norm2(reference), _norm2(centre), bias2]),
-    )
+
+    def __init__(self, mean: factored.Gradient, target: Tensor, reference: Tensor):
+        self.mean, self.target, self.reference = mean, target, reference
+        self.centre = factored.dense(mean)[0]
+        self.bias = self.centre - target
+        self.fixed = torch.stack([_norm2(v) for v in (target, reference, self.centre, self.bias)])
+
+    def scalars(self, draws: factored.Gradient) -> Scalars:
+        """Return the scalars of some draws (r, *shape), dense or factored."""
+        if factored.constant(draws):  # all draws are one: look at it once, by exact differences
+            first = factored.dense(draws)[:1]
+            one = Comparison(first, self.target, self.reference).scalars(first)
+            count = draws.shape[0]
+            return Scalars(*(v if f == "fixed" else v.expand(count) for f, v in vars(one).items()))
+        target2, _, centre2, _ = self.fixed
+        norm2 = factored.norm2(draws)
+        along = (self.target, self.reference, self.bias, self.centre)
+        to_target, to_reference, to_bias, to_centre = factored.inner(draws, *along).unbind(1)
+        if isinstance(draws, Tensor):
+            error = factored.norm2(draws - self.target)
+        else:
+            error = norm2 - 2 * to_target + target2
+        deviation = norm2 - 2 * to_centre + centre2
+        if (deviation < norm2 / 16).any():  # draws close to their mean: there the sum would lose digits
+            deviation = factored.norm2(factored.minus(draws, self.mean))
+        return Scalars(
+            norm2=norm2,
+            deviation=deviation,
+            error=error,
+            target=to_target,
+            reference=to_reference,
+            bias=to_bias - (self.target.double() * self.bias.double()).sum(),
+            fixed=self.fixed,
+        )
+
+
+def scalars_of(draws: factored.Gradient, mean: factored.Gradient, target: Tensor, reference: Tensor) -> Scalars:
+    """Return the scalars of draws of one parameter, see `Comparison`."""
+    return Comparison(mean, target, reference).scalars(draws)
 
 
 def measure_draws(
@@ -101,18 +120,20 @@ def measure_draws(
         reference: ∇ per parameter.
     """
     mean: Gradients = {}
-    seen, kept = 0, None
+    seen, held, kept = 0, 0, []
     for chunk in produce():
         count = next(iter(chunk.values())).shape[0]
         seen += count
+        held += sum(map(factored.numbers, chunk.values()))
+        kept = [*kept, chunk] if kept is not None and held <= KEPT_NUMBERS else None
         for name, g in chunk.items():
             average = factored.mean(g)
             mean[name] = factored.blend(mean[name], average, count / seen) if name in mean else average
-        kept = chunk if count == replicates else None
-    found: dict[str, list[Scalars]] = {}
-    for chunk in [kept] if kept is not None else produce():
+    compared = {name: Comparison(mean[name], target[name], reference[name]) for name in mean}
+    found: dict[str, list[Scalars]] = {name: [] for name in mean}
+    for chunk in produce() if kept is None else kept:
         for name, g in chunk.items():
-            found.setdefault(name, []).append(scalars_of(g, mean[name], target[name], reference[name]))
+            found[name].append(compared[name].scalars(g))
     return {name: _concatenate(parts) for name, parts in found.items()}
 
 
@@ -278,14 +299,19 @@ def _groups(net: BlockNetwork) -> dict[tuple[str, int, str, str], list[str]]:
 def _given(estimator: Estimator, x: Tensor, y: Tensor, replicates: int) -> Callable[[], Iterator[Gradients]]:
     """All draws on one batch, in chunks; replicated states come all at once."""
     floats = sum(p.numel() for p in estimator.net.parameters())
-    at_once = max(1, CHUNK_BYTES // (floats * estimator.dtype.itemsize))
-    chunk = replicates if estimator.replicas is not None else min(replicates, at_once)
     start = estimator.generator.get_state()
 
     def produce() -> Iterator[Gradients]:
         estimator.generator.set_state(start)
-        for first in range(0, replicates, chunk):
-            yield estimator.draws(x, y, min(chunk, replicates - first))
+        # as if all draws were dense, until the first of them show how much they hold
+        size = replicates if estimator.replicas is not None else max(1, CHUNK_BYTES // (floats * estimator.dtype.itemsize))
+        made = 0
+        while made < replicates:
+            count = min(size, replicates - made)
+            chunk = estimator.draws(x, y, count)
+            yield chunk
+            made += count
+            size = max(size, CHUNK_NUMBERS * count // max(1, sum(map(factored.numbers, chunk.values()))))
 
     return produce
 
@@ -316,4 +342,4 @@ def _fresh_batches(
 
 
 def _norm2(value: Tensor) -> Tensor:
-    return value.double().square().sum()
+    return torch.linalg.vector_norm(value, dtype=torch.float64).square()

@@ -93,8 +93,8 @@ def parametrised():
     return nn.utils.parametrize.register_parametrization(nn.Linear(4, 4), "weight", Symmetric())
 
 
-def batch_norm(cls=nn.BatchNorm1d, training=True, **options):
-    module = cls(4, **options).train(training)
+def batch_norm(cls=nn.BatchNorm1d, training=True, channels=4, **options):
+    module = cls(channels, **options).train(training)
     with torch.no_grad():
         for buffer in (module.running_mean, module.running_var):
             if buffer is not None:
@@ -500,6 +500,48 @@ def test_a_tangent_through_the_network_is_the_sum_over_perturbed_blocks():
     _, above = jvp(net[1], (trace.hidden[0].output,), (us[0],))
     _, expected = jvp(net[2], (trace.hidden[1].output,), (above + us[1],))
     close(trace.push(us, "post"), expected)
+
+
+def separate():
+    """A network of every kind of layer that keeps samples apart."""
+    return BlockNetwork(
+        Block(nn.Sequential(nn.Conv2d(4, 3, 3), batch_norm(nn.BatchNorm2d, channels=3, training=False)), nn.GELU()),
+        Block(nn.Conv2d(3, 2, 2, groups=1), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2))),
+        Block(nn.Sequential(nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(4, 4), nn.LayerNorm(4)), nn.Tanh()),
+        nn.Linear(4, 2),
+    )
+
+
+MANY = {"separate": separate, "coupled": lambda: small_cnn()}
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("directions", [2, 5])  # fewer and more than outputs
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("shortcuts", [False, True])
+def test_many_tangents_through_a_network_are_each_direction_by_itself(name, directions, alone, shortcuts):
+    torch.manual_seed(0)
+    trace = Trace(MANY[name]().double(), torch.randn(IMAGE, dtype=torch.float64))
+    us = [torch.randn(directions, *block.output.shape, dtype=torch.float64) for block in trace.hidden]
+    if alone:
+        us[0] = None
+    each = [trace.push([None if u is None else u[r] for u in us], "post") for r in range(directions)]
+    trace.shortcuts = shortcuts
+    close(trace.push(us, "post"), torch.stack(each))
+
+
+@pytest.mark.parametrize("site", ["pre", "post"])
+@pytest.mark.parametrize("lead", [(), (1,), (5,)])
+def test_slopes_are_errors_times_tangents(site, lead):
+    torch.manual_seed(0)
+    trace = Trace(separate().double(), torch.randn(IMAGE, dtype=torch.float64), site=site)
+    us = [torch.randn(lead + block.shapes[site], dtype=torch.float64) for block in trace.hidden]
+    error, outputs = torch.randn_like(trace.output), torch.randn(lead + trace.output.shape, dtype=torch.float64)
+    each = zip(*us, strict=True) if lead else [us]
+    trace.shortcuts = True
+    tangents = torch.stack([trace.push(list(u), site) for u in each]).view(lead + trace.output.shape)
+    close(trace.slopes(us, site, error, outputs), ((tangents + outputs) * error).sum(-1))
+    close(trace.slopes([None] * 3, site, error, outputs), (outputs * error).sum(-1))
 
 
 def test_no_reverse_mode_graph_leaves_a_block():

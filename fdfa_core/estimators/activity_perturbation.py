@@ -68,10 +68,9 @@ class ActivityPerturbation(Estimator):
             u = self.tangents.sample(lead, (len(error), sum(sizes)), self.generator, self.dtype)  # (*lead, K, N, n)
             axes = self.tangents.axes(lead)
             parts = {i: v.reshape(*axes, *sites[i].shape) for i, v in zip(group, u.split(sizes, dim=-1), strict=True)}
-            tangent = trace.push([parts.get(i) for i in range(len(trace.hidden))], self.site)
-            if len(trace.hidden) in parts:
-                tangent = parts[len(trace.hidden)] if tangent is None else tangent + parts[len(trace.hidden)]
-            slopes = (tangent * error).sum(-1).view(*lead, self.tangents.count, -1)  # of the mean loss, (*lead, K, N)
+            outputs = parts.pop(len(trace.hidden), None)
+            hidden = [parts.get(i) for i in range(len(trace.hidden))]
+            slopes = trace.slopes(hidden, self.site, error, outputs).view(*lead, self.tangents.count, -1)  # of the mean loss
             signals = self.errors(slopes, u).split(sizes, dim=-1)
             for i, signal in zip(group, signals, strict=True):
                 merge(found, trace.blocks[i].pull(signal.reshape(*lead, *sites[i].shape), self.site))

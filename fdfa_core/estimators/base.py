@@ -118,6 +118,7 @@ class Estimator(ABC):
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device), self._using(replica):
             trace = self.trace(x)
+            trace.shortcuts = True
             _, error = self.loss.error(trace.output, y)
             return self._ordered(self.gradients(trace, error, y, (replicates,)))
 
@@ -149,6 +150,7 @@ class Estimator(ABC):
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device):
             trace = self.trace(x)
+            trace.shortcuts = self.replicas is not None
             self.update(trace, self.loss.error(trace.output, y)[1], y)
 
     def state_dict(self) -> dict[str, object]:
