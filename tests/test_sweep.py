@@ -168,12 +168,12 @@ def test_a_sweep_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(
 def test_a_command_whose_processes_are_all_killed_ends_with_the_bits_of_an_unbroken_one(experiment, tmp_path):
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     frequent = command(experiment, broken, "--checkpoint-seconds", "0")
-    for kill in range(5):
+    for kill in range(3):
         process = subprocess.Popen(frequent, cwd=PROJECT, start_new_session=True, stderr=subprocess.DEVNULL)
         begun = newest_checkpoint(broken)
         while process.poll() is None and newest_checkpoint(broken) <= begun:
             time.sleep(0.01)
-        time.sleep(0.1 * kill)
+        time.sleep(0.2 * kill)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
