@@ -249,12 +249,12 @@ def tuned(files: tuple[Path, ...], root: Path) -> None:
     from analysis import logs, tuning
 
     for experiment in _experiments(files, "tuning"):
-        found = logs.read(root, experiment, "tuning")
+        found = logs.read(root, experiment, "tuning", partial=True)
         rates = found.metrics["run"].map(found.runs.set_index("run")["learning_rate"])
         click.echo(f"{experiment.name}: {experiment.description}")
         for row in tuning.chosen(found.metrics.assign(learning_rate=rates)).itertuples():
             edge = "  (at the edge of the grid)" if row.edge else ""
-            click.echo(f"  {row.trained_with:48}{row.learning_rate:8g}  accuracy {row.accuracy:.4f}{edge}")
+            click.echo(f"  {row.trained_with:48}{row.learning_rate:8g} of {row.rates} rates, accuracy {row.accuracy:.4f}{edge}")
 
 
 @main.command()
