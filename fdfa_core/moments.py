@@ -8,11 +8,14 @@ numbers, first for their mean, then for the scalars.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,26 +37,23 @@ class Scalars:
     """Inner products of R draws with what they are compared to, float64. They add over parameters.
 
     Attributes:
-        norm2: ‖g_r‖² (R,).
-        deviation: ‖g_r − ḡ‖² (R,).
-        error: ‖g_r − τ‖² (R,).
-        target: ⟨g_r, τ⟩ (R,).
-        reference: ⟨g_r, ∇⟩ (R,).
-        bias: ⟨g_r − τ, ḡ − τ⟩ (R,).
+        values: (6, R), the rows being the properties below.
         fixed: ‖τ‖², ‖∇‖², ‖ḡ‖², ‖ḡ − τ‖² (4,).
     """
 
-    norm2: Tensor
-    deviation: Tensor
-    error: Tensor
-    target: Tensor
-    reference: Tensor
-    bias: Tensor
+    values: Tensor
     fixed: Tensor
+
+    norm2 = property(lambda self: self.values[0], doc="‖g_r‖² (R,).")
+    deviation = property(lambda self: self.values[1], doc="‖g_r − ḡ‖² (R,).")
+    error = property(lambda self: self.values[2], doc="‖g_r − τ‖² (R,).")
+    target = property(lambda self: self.values[3], doc="⟨g_r, τ⟩ (R,).")
+    reference = property(lambda self: self.values[4], doc="⟨g_r, ∇⟩ (R,).")
+    bias = property(lambda self: self.values[5], doc="⟨g_r − τ, ḡ − τ⟩ (R,).")
 
     def __add__(self, other: Scalars) -> Scalars:
         """Return the scalars of two groups of parameters taken together."""
-        return Scalars(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Scalars(self.values + other.values, self.fixed + other.fixed)
 
 
 class Comparison:
@@ -69,35 +69,26 @@ class Comparison:
         self.mean, self.target, self.reference = mean, target, reference
         self.centre = factored.dense(mean)[0]
         self.bias = self.centre - target
+        self.target_to_bias = (target.double() * self.bias.double()).sum()
         self.fixed = torch.stack([_norm2(v) for v in (target, reference, self.centre, self.bias)])
 
     def scalars(self, draws: factored.Gradient) -> Scalars:
         """Return the scalars of some draws (r, *shape), dense or factored."""
-        if factored.constant(draws):  # all draws are one: look at it once, by exact differences
-            first = factored.dense(draws)[:1]
-            one = Comparison(first, self.target, self.reference).scalars(first)
-            count = draws.shape[0]
-            return Scalars(*(v if f == "fixed" else v.expand(count) for f, v in vars(one).items()))
+        if factored.constant(draws):  # all draws are one: look at it once
+            one = self.scalars(factored.first(draws))
+            return Scalars(one.values.expand(-1, draws.shape[0]), one.fixed)
         target2, _, centre2, _ = self.fixed
         norm2 = factored.norm2(draws)
         along = (self.target, self.reference, self.bias, self.centre)
         to_target, to_reference, to_bias, to_centre = factored.inner(draws, *along).unbind(1)
-        if isinstance(draws, Tensor):
-            error = factored.norm2(draws - self.target)
-        else:
-            error = norm2 - 2 * to_target + target2
-        deviation = norm2 - 2 * to_centre + centre2
-        if (deviation < norm2 / 16).any():  # draws close to their mean: there the sum would lose digits
+        # ‖a − b‖² = ‖a‖² − 2⟨a, b⟩ + ‖b‖², unless a and b are close: then the sum loses digits that the difference has
+        error, deviation = norm2 - 2 * to_target + target2, norm2 - 2 * to_centre + centre2
+        if (error < norm2 / 16).any():
+            error = factored.distance2(draws, self.target)
+        if (deviation < norm2 / 16).any():
             deviation = factored.norm2(factored.minus(draws, self.mean))
-        return Scalars(
-            norm2=norm2,
-            deviation=deviation,
-            error=error,
-            target=to_target,
-            reference=to_reference,
-            bias=to_bias - (self.target.double() * self.bias.double()).sum(),
-            fixed=self.fixed,
-        )
+        values = [norm2, deviation, error, to_target, to_reference, to_bias - self.target_to_bias]
+        return Scalars(torch.stack(values), self.fixed)
 
 
 def scalars_of(draws: factored.Gradient, mean: factored.Gradient, target: Tensor, reference: Tensor) -> Scalars:
@@ -134,45 +125,48 @@ def measure_draws(
     for chunk in produce() if kept is None else kept:
         for name, g in chunk.items():
             found[name].append(compared[name].scalars(g))
-    return {name: _concatenate(parts) for name, parts in found.items()}
+    return {name: Scalars(torch.cat([part.values for part in parts], 1), parts[0].fixed) for name, parts in found.items()}
 
 
-def _concatenate(parts: list[Scalars]) -> Scalars:
-    return Scalars(
-        *(
-            parts[0].fixed if f.name == "fixed" else torch.cat([getattr(part, f.name) for part in parts])
-            for f in fields(Scalars)
-        )
-    )
+QUANTITIES = ("deviation", "norm2", "error", "slope", "cosine", "cosine_reference")
+MOMENTS = [f"{quantity}_{moment}" for quantity in QUANTITIES for moment in ("mean", "m2", "m3", "m4")]
 
 
 def summarise(s: Scalars) -> dict[str, float]:
     """Return the columns that describe R draws: moments, variance and bias with their standard errors."""
-    count = len(s.norm2)
-    target2, reference2, mean2, raw_bias2 = s.fixed.tolist()
-    norm = s.norm2.sqrt()
-    quantities = {
-        "deviation": s.deviation,
-        "norm2": s.norm2,
-        "error": s.error,
-        "slope": s.target / target2,
-        "cosine": s.target / (norm * math.sqrt(target2)),
-        "cosine_reference": s.reference / (norm * math.sqrt(reference2)),
-    }
-    row: dict[str, float] = {}
-    for quantity, values in quantities.items():
-        centred = values - values.mean()
-        row[f"{quantity}_mean"] = float(values.mean())
-        row |= {f"{quantity}_m{k}": float((centred**k).mean()) for k in (2, 3, 4)}
-    # Bessel's correction; the deviations share the mean, an effect of order 1/R on their spread that the factor covers too
-    row["variance"] = row["deviation_mean"] * count / (count - 1)
-    row["variance_se"] = math.sqrt(row["deviation_m2"] / (count - 1)) * count / (count - 1)
-    row["bias2"], row["bias2_se"] = _unbiased_bias2(s, raw_bias2)
-    row["mean_norm2"] = mean2
-    row["mean_cosine"] = float(s.target.mean()) / math.sqrt(mean2 * target2) if mean2 * target2 > 0 else math.nan
-    row["target_norm"], row["reference_norm"] = math.sqrt(target2), math.sqrt(reference2)
-    row["valid"] = row["target_norm"] >= VANISHED
-    return row
+    return summarise_all([s])[0]
+
+
+def summarise_all(groups: Sequence[Scalars]) -> list[dict[str, float]]:
+    """Return the columns of several groups of parameters."""
+    # In numpy, all groups at once: a probe makes hundreds of rows of short arrays, and a call costs more than its work.
+    norm2, deviation, error, to_target, to_reference, _ = np.stack([s.values.numpy(force=True) for s in groups], 1)
+    fixed = np.stack([s.fixed.numpy(force=True) for s in groups], 1)
+    target_norm, reference_norm = np.sqrt(fixed[:2, :, None])
+    count = norm2.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a gradient that is zero has no angle: NaN
+        norm = np.sqrt(norm2)
+        slope, cosine = to_target / target_norm**2, to_target / (norm * target_norm)
+        cosine_reference = to_reference / (norm * reference_norm)
+    values = np.stack([deviation, norm2, error, slope, cosine, cosine_reference], 1)  # (groups, quantities, R)
+    mean = values.mean(2)
+    centred = values - mean[..., None]
+    square = centred**2
+    moments = np.stack([mean, square.mean(2), (square * centred).mean(2), (square**2).mean(2)], 2).reshape(len(groups), -1)
+    rows = []
+    for s, of_group in zip(groups, moments.tolist(), strict=True):
+        row = dict(zip(MOMENTS, of_group, strict=True))
+        target2, reference2, mean2, raw_bias2 = s.fixed.tolist()
+        # Bessel's correction; the deviations share the mean, an effect of order 1/R on their spread that the factor covers too
+        row["variance"] = row["deviation_mean"] * count / (count - 1)
+        row["variance_se"] = math.sqrt(row["deviation_m2"] / (count - 1)) * count / (count - 1)
+        row["bias2"], row["bias2_se"] = _unbiased_bias2(s, raw_bias2)
+        row["mean_norm2"] = mean2
+        row["mean_cosine"] = row["slope_mean"] * math.sqrt(target2 / mean2) if mean2 * target2 > 0 else math.nan
+        row["target_norm"], row["reference_norm"] = math.sqrt(target2), math.sqrt(reference2)
+        row["valid"] = row["target_norm"] >= VANISHED
+        rows.append(row)
+    return rows
 
 
 def _unbiased_bias2(s: Scalars, raw: float) -> tuple[float, float]:
@@ -180,13 +174,14 @@ def _unbiased_bias2(s: Scalars, raw: float) -> tuple[float, float]:
 
     ‖ḡ − τ‖² exceeds it by variance/R; the mean of ⟨g_r − τ, g_s − τ⟩ over r ≠ s does not.
     """
-    count = len(s.error)
-    total, squares = raw * count**2, s.error.sum()
+    error, bias = s.error.numpy(force=True), s.bias.numpy(force=True)
+    count = len(error)
+    total, squares = raw * count**2, error.sum()
     estimate = (total - squares) / (count * (count - 1))
     if count < 3:
         return float(estimate), math.nan
-    left_out = (total - 2 * count * s.bias + s.error - (squares - s.error)) / ((count - 1) * (count - 2))
-    spread = (left_out - left_out.mean()).square().sum() * (count - 1) / count
+    left_out = (total - 2 * count * bias + error - (squares - error)) / ((count - 1) * (count - 2))
+    spread = ((left_out - left_out.mean()) ** 2).sum() * (count - 1) / count
     return float(estimate), math.sqrt(float(spread))
 
 
@@ -254,11 +249,9 @@ def probe(
             chunks = list(produce())
             raw |= {f"{label}/{name}": torch.cat([factored.dense(c[name]) for c in chunks]) for name in target}
         settings = json.dumps(dict((options or {}).get(label, {})), sort_keys=True, default=str)
-        for key, names in groups.items():
+        totals = [functools.reduce(operator.add, (found[name] for name in names)) for names in groups.values()]
+        for key, columns in zip(groups, summarise_all(totals), strict=True):
             level, block, role, parameter = key
-            total = found[names[0]]
-            for name in names[1:]:
-                total = total + found[name]
             rows.append(
                 {
                     "estimator": label,
@@ -271,7 +264,7 @@ def probe(
                     "role": role,
                     "parameter": parameter,
                     **about[key],
-                    **summarise(total),
+                    **columns,
                 }
             )
     return rows

@@ -93,3 +93,23 @@ def test_float32_norms_are_summed_in_float64():
     gradient = Outer(torch.full((1, 4096, 2), 1e-4), torch.full((4096, 5000), 1e-4))
     expected = 2 * 5000 * (4096 * 1e-8) ** 2
     assert draws.norm2(gradient).item() == pytest.approx(expected, rel=1e-6)
+
+
+@every_shape
+def test_distances_come_from_differences(shape):
+    gradient, other = outer(shape), torch.randn(shape[2:], dtype=torch.float64)
+    close(draws.distance2(gradient, other), (naive(gradient) - other).square().sum((1, 2)))
+    close(draws.distance2(naive(gradient), other), (naive(gradient) - other).square().sum((1, 2)))
+
+
+def test_the_mean_of_equal_draws_is_one_of_them():
+    gradient = torch.rand(1, 3).expand(7, 3)
+    assert torch.equal(draws.mean(gradient), gradient[:1])
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 2, 3), (5, 2, 3, 4, 4)])
+def test_norms_and_inner_products_of_parameters_of_any_shape(shape):
+    gradient, other = torch.randn(shape, dtype=torch.float64), torch.randn(shape[1:], dtype=torch.float64)
+    flat = gradient.reshape(5, -1)
+    close(draws.norm2(gradient), flat.square().sum(1))
+    close(draws.inner(gradient, other)[:, 0], flat @ other.flatten())

@@ -12,8 +12,10 @@ from torch import nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fdfa_core.architectures import fully_connected
 from fdfa_core.draws import dense
 from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.estimators import make_estimator
 from fdfa_core.linearize import RULES, Context, GeneralMap, Trace, linearize
 from fdfa_core.network import Block, BlockNetwork
 
@@ -640,3 +642,27 @@ def test_an_error_of_the_block_itself_stays_what_it_is():
 
 def test_every_rule_is_of_a_leaf_or_a_container_that_torch_defines():
     assert all(cls.__module__.startswith("torch.nn") for cls in RULES)
+
+
+# Shortcuts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, options", [("fg-a", {}), ("fg-a", {"readout": "perturbed", "tangents": 2}), ("fdfa", {})])
+def test_draws_are_the_same_with_and_without_shortcuts(name, options):
+    net = fully_connected([4, 6, 5, 2], seed=0).double()
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
+    found = []
+    for shortcuts in (False, True):
+        estimator = make_estimator(name, net, seed=3, replicas=5, **options)
+        estimator.shortcuts = shortcuts
+        estimator.advance(x, y)
+        found.append(estimator.sample(x, y, 5))
+    close(found[0], found[1])
+
+
+def test_training_takes_no_shortcut(monkeypatch):
+    """The method has no backward pass through the blocks, however many directions it takes a step."""
+    monkeypatch.setattr(Trace, "back", None)
+    net, x, y = fully_connected([4, 6, 5, 2], seed=0), torch.randn(3, 4), torch.tensor([0, 1, 1])
+    for name in ("fg-a", "fdfa"):
+        make_estimator(name, net, tangents=5).backward(x, y)

@@ -212,7 +212,9 @@ def _predict(case: Case, **more) -> Prediction:
 
 def _estimator(case: Case, seed: int, replicas: int | None = None):
     net, x, y = problem(case.network, case.samples)
-    return make_estimator(case.estimator, net, seed=seed, replicas=replicas, **case.options), x, y
+    estimator = make_estimator(case.estimator, net, seed=seed, replicas=replicas, **case.options)
+    estimator.shortcuts = False  # verify the passes that training takes
+    return estimator, x, y
 
 
 def check_draws(case: Case) -> list[Row]:

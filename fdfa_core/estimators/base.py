@@ -34,12 +34,15 @@ class Estimator(ABC):
         name: the registered name.
         stateful: whether training moves a state of its own.
         site: where the method perturbs or injects, "pre" or "post".
+        shortcuts: let draws (and replicas that advance) share backward passes through the blocks where that gives the same
+            numbers for less. One draw, and training, never do.
     """
 
     name: ClassVar[str]
     stateful: ClassVar[bool] = False
     need_pull: ClassVar[bool] = True
     site: str = "post"
+    shortcuts: bool = True
 
     def __init__(self, net: BlockNetwork, *, loss="cross_entropy", seed: int = 0, replicas: int | None = None):
         if not isinstance(net, BlockNetwork):
@@ -118,7 +121,7 @@ class Estimator(ABC):
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device), self._using(replica):
             trace = self.trace(x)
-            trace.shortcuts = True
+            trace.shortcuts = self.shortcuts
             _, error = self.loss.error(trace.output, y)
             return self._ordered(self.gradients(trace, error, y, (replicates,)))
 
@@ -150,7 +153,7 @@ class Estimator(ABC):
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device):
             trace = self.trace(x)
-            trace.shortcuts = self.replicas is not None
+            trace.shortcuts = self.shortcuts and self.replicas is not None
             self.update(trace, self.loss.error(trace.output, y)[1], y)
 
     def state_dict(self) -> dict[str, object]:
