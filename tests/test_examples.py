@@ -69,6 +69,12 @@ def test_code_of_the_documentation_runs(document):
         exec(compile(code, document, "exec"), names)
 
 
+def test_readme_example_trains_its_network():
+    names = {}
+    exec(compile(blocks("README.md")[0], "README.md", "exec"), names)
+    assert 0 < names["loss"] < 10
+
+
 def test_documentation_shows_the_estimator_of_the_example():
     shown = blocks("docs/adding-an-estimator.md")[0]
     example = (ROOT / "examples/own_estimator.py").read_text(encoding="utf-8")

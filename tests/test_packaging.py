@@ -101,13 +101,6 @@ def test_console_command_leads_to_a_function():
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_readme_example_trains_its_network():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert 0 < names["loss"] < 10
-
-
 def test_ci_script_is_executable_bash():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
