@@ -27,7 +27,8 @@ from fdfa_core.linearize import Gradients
 from fdfa_core.network import BlockNetwork
 
 SAMPLINGS = ("given_batch", "fresh_batches")
-CHUNK_BYTES = 2**28  # of dense draws made at a time
+CHUNK_BYTES = 2**28  # of dense draws held at a time
+FRESH_BYTES = 2**24  # the same for draws made one by one, where more at a time gain nothing
 CHUNK_NUMBERS = 2**25  # of factored draws made at a time
 KEPT_NUMBERS = 2**26  # of draws kept from the first look at them to the second; more are made again
 
@@ -312,7 +313,7 @@ def _given(estimator: Estimator, x: Tensor, y: Tensor, replicates: int) -> Calla
 def _fresh(estimator: Estimator, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], Iterator[Gradients]]:
     """One draw on each batch, draw r by replica r where there are replicas; dense, since layer inputs differ."""
     floats = sum(p.numel() for p in estimator.net.parameters())
-    chunk = max(1, CHUNK_BYTES // (floats * estimator.dtype.itemsize))
+    chunk = max(1, FRESH_BYTES // (floats * estimator.dtype.itemsize))
     start = estimator.generator.get_state()
 
     def produce() -> Iterator[Gradients]:
