@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def check_batch(net: BlockNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
 def require_finite(name: str, value: Tensor) -> None:
     """Raise `InvalidInput` that names the first sample with a NaN or an infinity."""
     # the sum is finite unless an entry is not (or it overflows): one cheap pass, and a careful look only then
-    if not torch.isfinite(value.sum()) and not bool(value.isfinite().all()):
+    if not math.isfinite(value.sum().item()) and not bool(value.isfinite().all()):
         bad = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0].item()
         raise InvalidInput(name, f"NaN or infinity in sample {bad}", "finite values")
 

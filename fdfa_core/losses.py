@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fdfa_core.errors import InvalidInput, UnknownName
 
+aten = torch.ops.aten
+
 
 class Loss:
     """A mean loss built from per-sample losses.
@@ -67,13 +69,15 @@ class CrossEntropy(Loss):
         """Return the mean loss and (softmax − target)/N."""
         targets = self.prepare(outputs, targets)
         log_p = F.log_softmax(outputs, dim=-1)
-        n = len(outputs)
         if targets.is_floating_point():
+            n = len(outputs)
             loss = -(targets * log_p).sum() / n
             return loss, (log_p.exp() * targets.sum(-1, keepdim=True) - targets) / n
-        error = log_p.exp()
-        error[torch.arange(n, device=error.device), targets] -= 1
-        return F.nll_loss(log_p, targets), error.div_(n)
+        # the operations of torch's own backward pass, without a graph around them
+        options = (targets.long(), None, 1, -100)  # no class weights, the mean, and the label to ignore, which was refused
+        loss, total = aten.nll_loss_forward(log_p, *options)
+        error = aten.nll_loss_backward(torch.ones_like(loss), log_p, *options, total)
+        return loss, aten._log_softmax_backward_data(error, log_p, -1, log_p.dtype)
 
 
 class MeanSquaredError(Loss):
@@ -124,7 +128,7 @@ def check_labels(labels: Tensor, classes: int) -> None:
         return
     if labels.dtype == torch.bool or labels.dim() != 1:
         raise InvalidInput("y", f"{labels.dtype}, shape {tuple(labels.shape)}", "integer class indices of shape (N,)")
-    low, high = labels.aminmax()
+    low, high = (int(bound) for bound in labels.aminmax())
     if low < 0 or high >= classes:
-        bad = int(low if low < 0 else high)
+        bad = low if low < 0 else high
         raise InvalidInput("y: label", bad, f"integers from 0 to {classes - 1}, one per output")

@@ -137,6 +137,8 @@ class Estimator(ABC):
         if self.replicas is not None:
             raise InvalidInput("replicas", self.replicas, "None: an estimator that trains has one state")
         x, y = check_batch(self.net, x, y)
+        for parameter in self.net.parameters():
+            parameter.grad = None  # the new gradients take the old ones' memory, still warm in the cache
         with torch.no_grad():
             trace = self.trace(x, update_buffers=True)
             loss, error = self.loss.error(trace.output, y)
