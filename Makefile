@@ -45,7 +45,7 @@ test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest -n 2 -m "not slow"
 
 bench: $(STAMP) ## measure speed and memory: table and CSV
-	$(FDFA) bench
+	$(VENV_PY) -m benchmarks
 
 paper: $(STAMP) ## draw the paper-scale figures and tables from the recorded results
 	$(FDFA) figures --profile paper --runs results/paper
