@@ -18,7 +18,7 @@ import contextlib
 import math
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -558,10 +558,11 @@ class GeneralMap(Map):
         self.names = {name: context.names[p] for name, p in parameters.items()}
         self.parametric = bool(parameters)
         self.primal = {INPUT: x.detach(), **{name: p.detach() for name, p in parameters.items()}}
+        parts = dict(module.named_modules())
+        self.overwrites = any(map(_inplace, parts.values()))
         # inner layers with a rule: their maps, in the order of the calls
-        self.layers: dict[nn.Module, list[Map]] = {part: [] for part in module.modules() if _stands_in(part)}
-        self.overwrites = any(map(_inplace, module.modules()))
-        self.buffers = {name: b.clone() for name, b in _buffers(module, but=self.layers).items()}
+        self.layers: dict[nn.Module, list[Map]] = {part: [] for part in parts.values() if _stands_in(part)}
+        self.buffers = _copies({path: part for path, part in parts.items() if part not in self.layers})
         self.stream, version = random_state(x.device), x._version
         # the graph ends at the module's own parameters, or at stand-ins for those that do not train
         frozen = {name: p.detach().requires_grad_() for name, p in parameters.items() if not p.requires_grad}
@@ -646,7 +647,7 @@ class GeneralMap(Map):
     def _tangent(self, moved: dict[str, Tensor]) -> Tensor:
         """Return the tangent of one direction in a way that `vmap` can follow."""
         at = {name: self.primal[name] for name in moved}
-        layers = {name: b.clone() for name, b in _buffers(self.module).items()}
+        layers = _copies(dict(self.module.named_modules()))  # the rules hold on to none: all are called as they are
         return jvp(lambda tensors: self._call(tensors | layers | self._fresh_buffers()), (at,), (moved,))[1]
 
     @contextlib.contextmanager
@@ -707,6 +708,8 @@ class _Shortcuts(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _ARITHMETIC and not kwargs:
             found = self._arithmetic(function, *args)
+        elif function in _PRODUCT and not kwargs:
+            found = self._product(*args)
         elif function in _SOFTMAX:
             found = self._softmax(*args, **kwargs)
         else:
@@ -725,6 +728,16 @@ class _Shortcuts(TorchFunctionMode):
         return forward_ad.make_dual(value, function(a, t) if s is None else function(s, b))
 
     @staticmethod
+    def _product(a, b):
+        """A batch of matrix products where both factors move: copies and sums are made once."""
+        (a, s), (b, t) = forward_ad.unpack_dual(a), forward_ad.unpack_dual(b)
+        if s is None or t is None or a.dim() < 3 or a.shape[:-2] != b.shape[:-2]:
+            return None
+        shape = (*a.shape[:-1], b.shape[-1])
+        a, s, b, t = (v.reshape(-1, *v.shape[-2:]) for v in (a, s, b, t))
+        return forward_ad.make_dual(torch.bmm(a, b).view(shape), torch.bmm(s, b).baddbmm_(a, t).view(shape))
+
+    @staticmethod
     def _softmax(x, dim=None, _stacklevel=3, dtype=None):
         """The Jacobian is symmetric, so that torch's backward is the tangent map too."""
         x, tangent = forward_ad.unpack_dual(x)
@@ -737,6 +750,7 @@ class _Shortcuts(TorchFunctionMode):
 _ADDITION = (Tensor.add, torch.add)
 _DIVISION = (Tensor.div, torch.div)
 _ARITHMETIC = (*_ADDITION, *_DIVISION, Tensor.mul, torch.mul)
+_PRODUCT = (Tensor.matmul, torch.matmul, torch.bmm, Tensor.bmm)
 _SOFTMAX = (Tensor.softmax, torch.softmax, F.softmax)
 
 
@@ -1018,10 +1032,10 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _buffers(module: nn.Module, but: Collection[nn.Module] = ()) -> dict[str, Tensor]:
-    """Buffers by name, but those of some inner modules."""
-    parts = {path: part for path, part in module.named_modules() if part not in but}
-    return {f"{path}.{name}".lstrip("."): b for path, part in parts.items() for name, b in part.named_buffers(recurse=False)}
+def _copies(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Copies of the buffers of some modules of a module, by name."""
+    named = ((path, *buffer) for path, part in parts.items() for buffer in part.named_buffers(recurse=False))
+    return {f"{path}.{name}".lstrip("."): b.clone() for path, name, b in named}
 
 
 def _inplace(module: nn.Module) -> bool:
