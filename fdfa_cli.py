@@ -280,6 +280,17 @@ def report(out: Path | None, root: Path | None, profile: str) -> None:
 
 
 @main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Where the figures are.  [default: figures/out/PROFILE]")
+@click.option("--images", type=click.Path(path_type=Path), default=Path("docs/images"), help="Where the pictures go.")
+@options("profile")
+def previews(out: Path | None, images: Path, profile: str) -> None:
+    """Redraw the small pictures of the README from the figures of a profile."""
+    from figures import render
+
+    click.echo("\n".join(map(str, render.previews(out or Path("figures") / "out" / profile, images))))
+
+
+@main.command()
 @click.option("--light", is_flag=True, help="The short suite, of less power: seconds in place of minutes.")
 @click.option("--mutants/--no-mutants", "plant", default=True, help="Also plant mistakes, and see that each is noticed.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("figures/out/verification"), help="Where tables go.")

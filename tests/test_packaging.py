@@ -101,6 +101,11 @@ def test_console_command_leads_to_a_function():
     assert callable(getattr(importlib.import_module(module), function))
 
 
+def test_targets_call_commands_that_exist():
+    called = set(re.findall(r"\$\(FDFA\) (\w+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert called <= set(importlib.import_module("fdfa_cli").main.commands)
+
+
 def test_ci_script_is_executable_bash():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
