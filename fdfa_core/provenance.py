@@ -63,7 +63,7 @@ def _versions() -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    return found | {"torch": torch.__version__}  # names the build (CPU or which CUDA), which the package's version need not
+    return found | {"torch": str(torch.__version__)}  # names the build (CPU, which CUDA), as the package's version need not
 
 
 @functools.cache
