@@ -569,7 +569,9 @@ class GeneralMap(Map):
         self.leaves = {**parameters, **frozen, INPUT: x.detach().requires_grad_(context.need_input and x.is_floating_point())}
         given = frozen | {INPUT: self.leaves[INPUT]} | ({} if context.update_buffers else self._fresh_buffers())
         with torch.set_grad_enabled(context.need_pull), self._followed("reverse-mode AD inside the block", "in-place"):
-            self.graph = self._call(given, lambda layer: self._linearized(layer, context.update_buffers))
+            functions = _Functions()
+            self.graph = self._call(given, lambda layer: self._linearized(layer, context.update_buffers), functions)
+            self.kept = functions.kept
         self.random = any(not torch.equal(*both) for both in zip(self.stream, random_state(x.device), strict=True))
         if not isinstance(self.graph, Tensor):
             raise Unsupported(f"{self.where}: its result is a {type(self.graph).__name__}; a block returns one tensor")
@@ -578,11 +580,14 @@ class GeneralMap(Map):
         self.output = self.graph.detach()
 
     def _call(
-        self, tensors: dict[str, Tensor], replace: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = None
+        self,
+        tensors: dict[str, Tensor],
+        replace: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = None,
+        functions: _Functions | None = None,
     ) -> Tensor:
         """Call the module on other tensors: its input, parameters and buffers, of which those not given are its own.
 
-        `replace` gives inner layers with a rule another `forward` for this call.
+        `replace` gives inner layers with a rule another `forward` for this call, and `functions` replaces functions.
         """
         tensors = dict(tensors)
         x = tensors.pop(INPUT, self.primal[INPUT])
@@ -592,14 +597,20 @@ class GeneralMap(Map):
         try:
             for layer in replaced:
                 layer.forward = replace(layer)
-            return functional_call(self.module, tensors, (x,)) if tensors else self.module(x)
+            with functions or contextlib.nullcontext():
+                return functional_call(self.module, tensors, (x,)) if tensors else self.module(x)
         finally:
             for layer in replaced:
                 del layer.forward
 
     def _linearized(self, layer: nn.Module, update_buffers: bool) -> Callable[[Tensor], Tensor]:
         """Return the forward of an inner layer in the first pass: it leaves its map in `self.layers`."""
-        return lambda input: _Layer.apply(input, layer, update_buffers, self.layers[layer], *layer.parameters())
+
+        def forward(input: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunction():  # `_Functions` are for what stands between layers
+                return _Layer.apply(input, layer, update_buffers, self.layers[layer], *layer.parameters())
+
+        return forward
 
     def _pushed(self, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         """Return the forward of an inner layer in a tangent pass: dual numbers go through its map."""
@@ -607,12 +618,13 @@ class GeneralMap(Map):
 
         def forward(input: Tensor) -> Tensor:
             mapped = next(maps)
-            x, tangent = forward_ad.unpack_dual(input)
-            tangent = mapped.push(tangent, _tangents(dict(layer.named_parameters())))
-            value, version = mapped.result
-            if value._version != version:  # what came after the layer has worked on its value in place
-                value = forward_ad.unpack_dual(type(layer).forward(layer, x)).primal
-            return value if tangent is None else forward_ad.make_dual(value, tangent)
+            with torch._C.DisableTorchFunction():
+                x, tangent = forward_ad.unpack_dual(input)
+                tangent = mapped.push(tangent, _tangents(dict(layer.named_parameters())))
+                value, version = mapped.result
+                if value._version != version:  # what came after the layer has worked on its value in place
+                    value = forward_ad.unpack_dual(type(layer).forward(layer, x)).primal
+                return value if tangent is None else forward_ad.make_dual(value, tangent)
 
         return forward
 
@@ -639,9 +651,10 @@ class GeneralMap(Map):
     def _dual(self, moved: Mapping[str, Tensor]) -> Tensor:
         """Return the tangent of one direction by dual numbers: quicker than `jvp`, but `vmap` does not know them."""
         set_random_state(self.stream, self.primal[INPUT].device)
-        with forward_ad.dual_level(), _Shortcuts():
+        with forward_ad.dual_level():
             duals = {name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}
-            found = forward_ad.unpack_dual(self._call(duals | self._fresh_buffers(), self._pushed)).tangent
+            found = self._call(duals | self._fresh_buffers(), self._pushed, _Functions(self.kept))
+            found = forward_ad.unpack_dual(found).tangent
         return torch.zeros_like(self.graph) if found is None else found
 
     def _tangent(self, moved: dict[str, Tensor]) -> Tensor:
@@ -701,57 +714,88 @@ class GeneralMap(Map):
             raise Unsupported(f"{self.where}: {by} cannot follow {_operation(error)}: {reason}") from error
 
 
-class _Shortcuts(TorchFunctionMode):
-    """In a tangent pass, tangents by hand of common functions that torch's forward mode puts together slowly, out of many."""
+class _Functions(TorchFunctionMode):
+    """What a general block computes between its layers, by functions whose tangents are known by hand.
+
+    The first pass keeps their values. A tangent pass takes these and works out the tangents alone, where torch's forward mode
+    would compute both again, some of them in many steps.
+
+    Args:
+        kept: what the first pass kept (its `kept`); None in the first pass.
+    """
+
+    def __init__(self, kept: Sequence[tuple[Callable, Tensor, int]] | None = None):
+        super().__init__()
+        self.replayed = None if kept is None else iter(kept)
+        self.kept: list[tuple[Callable, Tensor, int]] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in _ARITHMETIC and not kwargs:
-            found = self._arithmetic(function, *args)
-        elif function in _PRODUCT and not kwargs:
-            found = self._product(*args)
-        elif function in _SOFTMAX:
-            found = self._softmax(*args, **kwargs)
-        else:
-            found = None
-        return function(*args, **kwargs) if found is None else found
-
-    @staticmethod
-    def _arithmetic(function, a, b):
-        """Sums, products and quotients a / b where only one of the two moves, and not the divisor."""
-        (a, s), (b, t) = (forward_ad.unpack_dual(v) if isinstance(v, Tensor) else (v, None) for v in (a, b))
-        if (s is None) == (t is None) or (t is not None and function in _DIVISION):
-            return None
-        value = function(a, b)
-        if function in _ADDITION:
-            return forward_ad.make_dual(value, (t if s is None else s).to(value.dtype).expand_as(value))
-        return forward_ad.make_dual(value, function(a, t) if s is None else function(s, b))
-
-    @staticmethod
-    def _product(a, b):
-        """A batch of matrix products where both factors move: copies and sums are made once."""
-        (a, s), (b, t) = forward_ad.unpack_dual(a), forward_ad.unpack_dual(b)
-        if s is None or t is None or a.dim() < 3 or a.shape[:-2] != b.shape[:-2]:
-            return None
-        shape = (*a.shape[:-1], b.shape[-1])
-        a, s, b, t = (v.reshape(-1, *v.shape[-2:]) for v in (a, s, b, t))
-        return forward_ad.make_dual(torch.bmm(a, b).view(shape), torch.bmm(s, b).baddbmm_(a, t).view(shape))
-
-    @staticmethod
-    def _softmax(x, dim=None, _stacklevel=3, dtype=None):
-        """The Jacobian is symmetric, so that torch's backward is the tangent map too."""
-        x, tangent = forward_ad.unpack_dual(x)
-        if tangent is None or dim is None or dtype is not None:
-            return None
-        value = x.softmax(dim)
-        return forward_ad.make_dual(value, aten._softmax_backward_data(tangent, value, dim, value.dtype))
+        tangent_of = _TANGENTS.get(function)
+        if tangent_of is None or (kwargs and function not in _SOFTMAX):
+            return function(*args, **kwargs)
+        if self.replayed is None:
+            value = function(*args, **kwargs)
+            self.kept.append((function, value.detach(), value._version))
+            return value
+        known, value, version = next(self.replayed, (None, None, None))
+        primals, tangents = zip(*(forward_ad.unpack_dual(v) if isinstance(v, Tensor) else (v, None) for v in args), strict=True)
+        if known is not function:  # the block takes another way than in the first pass
+            self.replayed = iter(())
+        if known is not function or value._version != version:  # or has worked on the value in place
+            value = function(*primals, **kwargs)
+        if all(tangent is None for tangent in tangents):
+            return value
+        tangent = tangent_of(function, value, primals, tangents, kwargs)
+        return function(*args, **kwargs) if tangent is None else forward_ad.make_dual(value, tangent)
 
 
-_ADDITION = (Tensor.add, torch.add)
-_DIVISION = (Tensor.div, torch.div)
-_ARITHMETIC = (*_ADDITION, *_DIVISION, Tensor.mul, torch.mul)
-_PRODUCT = (Tensor.matmul, torch.matmul, torch.bmm, Tensor.bmm)
+def _sum_tangent(function, value, primals, tangents, kwargs):
+    s, t = tangents
+    if s is not None and t is not None:
+        return function(s, t).expand_as(value)
+    return (s if t is None else function(torch.zeros_like(t), t)).to(value.dtype).expand_as(value)
+
+
+def _product_tangent(function, value, primals, tangents, kwargs):
+    (a, b), (s, t) = primals, tangents
+    if s is not None and t is not None:
+        return torch.addcmul(function(s, b), a, t)
+    return function(a, t) if s is None else function(s, b)
+
+
+def _quotient_tangent(function, value, primals, tangents, kwargs):
+    (_, b), (s, t) = primals, tangents
+    if t is None:
+        return function(s, b)
+    return function(-value * t if s is None else torch.addcmul(s, value, t, value=-1), b)
+
+
+def _matrix_product_tangent(function, value, primals, tangents, kwargs):
+    (a, b), (s, t) = primals, tangents
+    if s is None or t is None:
+        return function(a, t) if s is None else function(s, b)
+    if a.dim() < 3 or a.shape[:-2] != b.shape[:-2]:
+        return function(s, b) + function(a, t)
+    a, s, b, t = (v.reshape(-1, *v.shape[-2:]) for v in (a, s, b, t))
+    return torch.bmm(s, b).baddbmm_(a, t).view(value.shape)
+
+
+def _softmax_tangent(function, value, primals, tangents, kwargs):
+    dim = kwargs.get("dim", primals[1] if len(primals) > 1 else None)
+    if dim is None or any(isinstance(v, torch.dtype) for v in (*primals, *kwargs.values())):
+        return None
+    return aten._softmax_backward_data(tangents[0], value, dim, value.dtype)  # the Jacobian is symmetric
+
+
 _SOFTMAX = (Tensor.softmax, torch.softmax, F.softmax)
+_TANGENTS: dict[Callable, Callable[..., Tensor | None]] = {
+    **dict.fromkeys((Tensor.add, torch.add, Tensor.sub, torch.sub), _sum_tangent),
+    **dict.fromkeys((Tensor.mul, torch.mul), _product_tangent),
+    **dict.fromkeys((Tensor.div, torch.div), _quotient_tangent),
+    **dict.fromkeys((Tensor.matmul, torch.matmul, Tensor.bmm, torch.bmm), _matrix_product_tangent),
+    **dict.fromkeys(_SOFTMAX, _softmax_tangent),
+}
 
 
 class _Layer(torch.autograd.Function):

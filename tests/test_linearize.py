@@ -65,9 +65,14 @@ class Functional(nn.Module):
     def forward(self, x):
         y = 1 + 2 * x / 3 + self.shift
         y = torch.add(y, x.detach(), alpha=2) * self.weight[0] + self.weight[1] / (x.detach().square() + 1)
+        y = (1 - y) - (x - self.shift) + torch.sub(x, y) * y + x / (1 + y * y)
+        y = y - 1 / (1 + x.detach().square()) / (y.square() + 2)
         y = y + ((y[:, :, None] @ y[:, None]) @ self.weight @ torch.bmm(y[:, :, None], x[:, None])).sum(1)
         y = F.softmax(y, -1) + y.softmax(0) + torch.softmax(y, 1, dtype=torch.float64)
-        return (y @ self.weight) / (1 + y.square()) - x.float() * 0.5
+        y = (y @ self.weight) / (1 + y.square()) - x.float() * 0.5 + torch.ones(1, 4, dtype=torch.float64)
+        z = y * y
+        z += y  # in place, on a value that was kept
+        return z.softmax(-1) + self.shift * self.weight[:1] + (y.mean(0) + y.sum(0, keepdim=True)) * torch.ones(2, 1, 1)[0, 0]
 
 
 def shared_twice():
