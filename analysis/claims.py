@@ -56,8 +56,8 @@ def components(logs_of: Mapping[str, logs.Logs], level: float = 1 - LEVEL) -> pd
     """Return one row for each component of each claim that the logs can test.
 
     Returns:
-        Columns `claim`, `component`, `evidence`, `estimate`, `low`, `high` (two-sided interval), `seeds`, `p` (of the claim)
-        and `p_opposite`.
+        Columns `claim`, `component` (labels of estimators between backticks), `evidence`, `estimate`, `low`, `high`
+        (two-sided interval), `seeds`, `p` (of the claim) and `p_opposite`.
     """
     rows = []
     for claim in CLAIMS:
@@ -154,7 +154,7 @@ def _mean_ratio(above: Select, below: Select) -> Callable[[logs.Logs], dict[str,
         means = ratios.groupby(["trained_with", "block", "seed"], sort=False)["ratio"].mean()
         several = ratios["trained_with"].nunique() > 1
         return {
-            f"hidden block {block + 1}" + (f", weights of {path}" if several else ""): one.to_numpy()
+            f"hidden block {block + 1}" + (f", weights of `{path}`" if several else ""): one.to_numpy()
             for (path, block), one in means.groupby(["trained_with", "block"], sort=False)
         }
 
@@ -189,7 +189,7 @@ def _against(others: tuple[str, ...], column: str, per_run: Callable[[Rows], Row
             for other in trained[trained.isin(others)].index:
                 if len(labels) and {labels[0], other} <= set(wide):
                     pair = wide[[labels[0], other]].dropna()
-                    found[f"{other}, {setting[0]}, {setting[1]}"] = (pair[labels[0]] - pair[other]).to_numpy()
+                    found[f"`{other}`, {setting[0]}, {setting[1]}"] = (pair[labels[0]] - pair[other]).to_numpy()
         return found
 
     return values

@@ -29,6 +29,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Draw one panel a hidden block: BP at 0°, chance at 90° with its spread, and marks where the reference vanished."""
     blocks = sorted(frame["block"].unique())
     labels = style.ordered(frame["estimator"])
+    shade = 0.16 if len(labels) < 7 else 0.1
     fig, axes = style.panels([style.block_title(b, len(blocks)) for b in blocks], height=2.9, sharey=True)
     for ax, block in zip(axes, blocks, strict=True):
         rows = frame[frame["block"] == block]
@@ -38,7 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.axhline(90, color=style.GREY, linewidth=0.8, zorder=1)
         ax.axhline(0, color=style.GREY, linewidth=0.8, zorder=1)
         for label in labels:
-            style.band(ax, angles[angles["estimator"] == label], "step", label, markersize=3.5)
+            style.band(ax, angles[angles["estimator"] == label], "step", label, shade, markersize=3.5)
         gone = rows[rows["quantity"] == "vanished"]
         ax.plot(gone["step"], [-5] * len(gone), "x", color=style.ALARM, markersize=4)
         ax.set(ylim=(-8, 125), yticks=range(0, 121, 30))

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis import claims, logs
+from figures import style
 
 EXPERIMENTS = ("width", "trajectory", "convergence")
 OPTIONAL = EXPERIMENTS  # a claim without evidence is inconclusive, and says so
@@ -28,12 +29,16 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
             "statistic": frame["statistic"],
             "claimed": [f"{sign[row.direction]} {row.threshold:g}" for row in frame.itertuples()],
             "estimate": [_estimate(row) for row in frame.itertuples()],
-            "weakest of": [f"{row.components}: {row.weakest}" if row.components else "–" for row in frame.itertuples()],
+            "weakest of": [_weakest(row) for row in frame.itertuples()],
             "seeds": frame["seeds"].astype(str),
             "p (corrected)": ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in frame["p_holm"]],
             "verdict": frame["verdict"],
         }
     )
+
+
+def _weakest(row) -> str:
+    return f"{row.components}: {style.named(row.weakest)}" if row.components else "–"
 
 
 def _estimate(row) -> str:

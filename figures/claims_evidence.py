@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis import claims, logs
+from figures import style
 
 EXPERIMENTS = ("width", "trajectory", "convergence")
 OPTIONAL = EXPERIMENTS  # a claim without evidence is inconclusive, and says so
@@ -18,4 +19,5 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 def show(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as texts."""
     numbers = {c: frame[c].map("{:.3g}".format) for c in ("estimate", "low", "high", "p", "p_opposite")}
-    return frame.assign(**numbers, seeds=frame["seeds"].astype(str)).rename(columns={"p_opposite": "p (opposite)"})
+    texts = numbers | {"component": frame["component"].map(style.named), "seeds": frame["seeds"].astype(str)}
+    return frame.assign(**texts).rename(columns={"p_opposite": "p (opposite)"})

@@ -28,11 +28,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Draw loss and accuracy side by side; a diverged run is a thin line that ends in a cross."""
     fig, axes = style.panels(list(PANELS.values()), columns=2, height=3)
     labels = style.ordered(frame["trained_with"])
+    shade = 0.16 if len(labels) < 7 else 0.08  # many bands on one another hide the lines
     for ax, quantity in zip(axes, PANELS, strict=True):
         rows = frame[frame["quantity"] == quantity]
         for label in labels:
             mine = rows[rows["trained_with"] == label]
-            style.band(ax, mine[mine["kind"] == "mean"], "epoch", label, markevery=0.12, markersize=4)
+            style.band(ax, mine[mine["kind"] == "mean"], "epoch", label, shade, markevery=0.12, markersize=4)
             for _, lost in mine[mine["kind"] == "diverged"].groupby("seed"):
                 ax.plot(lost["epoch"], lost["estimate"], color=style.look(label).color, linewidth=0.7)
                 ax.plot(lost["epoch"].iloc[-1], lost["estimate"].iloc[-1], "x", color=style.ALARM, markersize=6)

@@ -69,7 +69,7 @@ _METHODS = {
     "grape": ("GrAPE", "#332288", "*", (0, (8, 1))),
     "fg-a-averaged": ("FG-A averaged", "#7A5200", "8", (0, (4, 1, 1, 1))),
     "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
-    "frozen": ("frozen hidden blocks", "#888888", "x", ":"),
+    "frozen": ("Frozen", "#888888", "x", ":"),
 }
 _SPARE = ("#6A51A3", "#B15928", "#1B7837", "#8C2D04", "#01665E", "#7A0177")  # for methods that are registered elsewhere
 _ALPHA_SHADES = matplotlib.colors.LinearSegmentedColormap.from_list("alpha", ["#56B4E9", "#0072B2", "#00406b", "#001a33"])
@@ -185,8 +185,11 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
 
 def legend(fig: Figure, handles: Sequence, note: str) -> None:
     """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval)."""
-    longest = max(len(handle.get_label()) for handle in handles)
-    rows = ceil(len(handles) / max(1, int(WIDTH * 72 / (4.5 * longest + 50))))
+    lengths = [len(handle.get_label()) for handle in handles]
+    columns = len(handles)
+    while columns > 1 and sum(4.5 * max(part) + 50 for part in np.array_split(lengths, columns)) > WIDTH * 72:
+        columns -= 1
+    rows = ceil(len(handles) / columns)
     fig.set_figheight(fig.get_figheight() + 0.35 + 0.18 * rows)
     fig.legend(
         handles=handles,
@@ -203,12 +206,12 @@ def handle(label: str, /, **more) -> Line2D:
     return Line2D([], [], **look(label).line(**more))
 
 
-def band(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
-    """Draw a curve with its interval as a band (where there is one)."""
+def band(ax: Axes, rows: pd.DataFrame, x: str, label: str, shade: float = 0.16, **line) -> None:
+    """Draw a curve with its interval as a band (where there is one) of opacity `shade`."""
     rows, how = rows.sort_values(x), look(label)
     ax.plot(rows[x], rows["estimate"], **how.line(**line))
     if (rows["interval"] != "none").any():
-        ax.fill_between(rows[x], rows["low"], rows["high"], color=how.color, alpha=0.16, linewidth=0)
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=how.color, alpha=shade, linewidth=0)
 
 
 def bars(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
@@ -298,15 +301,26 @@ def block_title(block: int, blocks: int, trained_with: str | None = None) -> str
 
 
 def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:
-    """Say how many seeds a frame has and what its intervals are."""
-    low, high = int(frame["seeds"].min()), int(frame["seeds"].max())
-    count = f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
+    """Say how many seeds a frame has (and which estimators have fewer) and what its intervals are."""
+    most = int(frame["seeds"].max())
+    count = f"{most} seed{'s' if most > 1 else ''}"
+    fewer = frame[frame["seeds"] < most]
+    if len(fewer):
+        column = "trained_with" if "estimator" not in frame else "estimator"
+        names = ", ".join(look(label).name for label in ordered(fewer[column])) if column in frame else "some points"
+        low, high = int(fewer["seeds"].min()), int(fewer["seeds"].max())
+        count += f" ({low if low == high else f'{low} to {high}'} for {names})"
     kinds = set(frame["interval"])
     if kinds == {"none"}:
         return f"{count}: no interval"
     if "seeds" in kinds:
         return f"{count}; {what}: 95 % t-interval over seeds"
     return f"{count}; {what}: 95 % interval over draws (other seeds not covered)"
+
+
+def named(text: str) -> str:
+    """Replace labels between backticks by the names of their estimators."""
+    return re.sub("`([^`]+)`", lambda match: look(match[1]).name, text)
 
 
 def patch(label: str, color: str, alpha: float = 1.0, **more) -> Patch:

@@ -12,13 +12,14 @@ EXPERIMENTS = ("trajectory",)
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR per hidden block, estimator and step over seeds, for each trajectory of the weights.
 
-    For the others than "bp" (data noise at this batch size) it is the variance given the batch: of the perturbations and
-    their history alone.
+    For "bp" it is the data noise at this batch size over ‖∇‖². For the others it is the variance given the batch, of the
+    perturbations and their history alone, over the squared norm of that batch's gradient: late in training a batch may be
+    learnt by heart, and noise that shrinks with its gradient would seem to have vanished if divided by that of all data.
     """
     (log,) = logs_of.values()
     probes = logs.hidden_blocks(log.probes)
     noise = variance.data_noise(probes[probes["method"] == "bp"])
-    noisy = variance.normalised(probes[(probes["method"] != "bp") & (probes["variance"] > 0)])
+    noisy = variance.normalised(probes[(probes["method"] != "bp") & (probes["variance"] > 0)], by="target")
     by = ["trained_with", "block", "estimator", "step"]
     return pd.concat(
         [
@@ -42,7 +43,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             style.band(ax, rows[rows["estimator"] == label], "step", label)
         style.steps_axis(ax, frame["step"])
         if block == blocks[0]:
-            ax.set_ylabel("variance ÷ ‖∇ of the block‖²")
+            ax.set_ylabel("variance ÷ ‖gradient‖² of the block")
     style.log_limits(axes, frame)
     labels = style.ordered(frame["estimator"])
     handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]

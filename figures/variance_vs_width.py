@@ -56,4 +56,4 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def _slope(row) -> str:
     interval = f" [{row.slope_low:.2f}, {row.slope_high:.2f}]" if row.slope_interval != "none" else ""
-    return f"{row.slope:.2f}{interval}".replace("-", "−")
+    return f"{row.slope:.2f}{interval}".replace("-0.00", "0.00").replace("-", "−")

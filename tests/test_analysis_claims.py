@@ -75,8 +75,8 @@ def test_all_claims_are_judged_on_the_logs(logs_of):
 def test_known_ratios_of_variances_are_found(logs_of):
     """FG-W and FG-A are the same estimator here; FDFA's variance is α/(2 − α) = 1/19 of ‖τ‖² a component."""
     tested = claims.components(logs_of).set_index(["claim", "component"])
-    equal = tested.loc[("1b", "hidden block 1, weights of bp"), "estimate"]
-    quieter = tested.loc[("2b", "hidden block 1, weights of bp"), "estimate"]
+    equal = tested.loc[("1b", "hidden block 1, weights of `bp`"), "estimate"]
+    quieter = tested.loc[("2b", "hidden block 1, weights of `bp`"), "estimate"]
     assert (equal, quieter) == (pytest.approx(1, rel=0.3), pytest.approx(25 * 19 / 24, rel=0.3))
 
 
