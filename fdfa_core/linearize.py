@@ -753,8 +753,9 @@ class _Functions(TorchFunctionMode):
 def _sum_tangent(function, value, primals, tangents, kwargs):
     s, t = tangents
     if s is not None and t is not None:
-        return function(s, t).expand_as(value)
-    return (s if t is None else function(torch.zeros_like(t), t)).to(value.dtype).expand_as(value)
+        return function(s, t)
+    one = s if t is None else function(torch.zeros_like(t), t)
+    return one.to(value.dtype).expand_as(value).clone()  # what comes after may work on it in place
 
 
 def _product_tangent(function, value, primals, tangents, kwargs):
