@@ -72,8 +72,9 @@ class Functional(nn.Module):
         y = (y @ self.weight) / (1 + y.square()) - x.float() * 0.5 + torch.ones(1, 4, dtype=torch.float64)
         z = y * y
         z += y  # in place, on a value that was kept
-        y = y + 1
-        y += z  # in place, on a tangent that was passed on
+        w = y + 1
+        w += z  # in place, on a tangent that was passed on
+        y = y * w
         return z.softmax(-1) + self.shift * self.weight[:1] + (y.mean(0) + y.sum(0, keepdim=True)) * torch.ones(2, 1, 1)[0, 0]
 
 
