@@ -1,55 +1,78 @@
-"""Measure, print, and write benchmarks/results.csv and the table of docs/performance.md.
+"""Run the benches, each number of threads in a process of its own, and write what they found.
 
-python -m benchmarks [GROUP]...   one or more of the functions of benchmarks/rows.py; all by default
+    python -m benchmarks                           all: benchmarks/results/*.csv and the table in docs/performance.md
+    python -m benchmarks --only steps-fc draws-fc  some: printed, nothing written
 """
 
 from __future__ import annotations
 
-import platform
+import argparse
+import json
+import os
+import subprocess
 import sys
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 
-import pandas as pd
-import torch
+from benchmarks import report
 
-from benchmarks.rows import GROUPS
-
-ROOT = Path(__file__).resolve().parent
-PAGE = ROOT.parent / "docs" / "performance.md"
-START, END = "<!-- table: written by `make bench` -->", "<!-- end of table -->"
+ROOT = Path(__file__).parents[1]
 
 
-def main(chosen: list[str]) -> None:
-    """Run the groups and write what they found; a subset is printed alone."""
-    unknown = [name for name in chosen if name not in GROUPS]
-    if unknown:
-        sys.exit(f"unknown group {unknown[0]!r}; known: {', '.join(GROUPS)}")
-    rows = []
-    for name in chosen or GROUPS:
-        for what, measured, limit, remark in GROUPS[name]():
-            met = "yes" if measured <= limit else "no"
-            rows.append({"what": what, "measured": round(measured, 3), "limit": limit, "met": met, "remark": remark})
-            print(f"{measured:9.3f}  (limit {limit:g}, {met:3})  {what}  {remark}", flush=True)
-    if chosen:
-        return
-    frame = pd.DataFrame(rows)
-    frame.to_csv(ROOT / "results.csv", index=False)
-    where = f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, torch {torch.__version__}, batch {64}"
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text[: text.index(START)], text[text.index(END) :]
-    table = frame.to_markdown(index=False, disable_numparse=True)
-    PAGE.write_text(f"{before}{START}\nMeasured {where}.\n\n{table}\n{after}", encoding="utf-8")
-    print(f"written: {ROOT / 'results.csv'}, {PAGE}")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
+    parser.add_argument("--only", nargs="+", metavar="BENCH", help="these benches alone; print and write nothing")
+    parser.add_argument("--threads", nargs="+", type=int, help="numbers of threads (default: 1 and, with two cores, 2)")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        return _measure(options.only, options.threads[0])
+    threads = options.threads or [1, 2][: os.cpu_count()]
+    machine = report.machine()
+    if machine["load"] > 0.3:
+        print(f"Other processes keep {machine['load']:.1f} cores busy: ratios will be disturbed.", file=sys.stderr)
+    start, rows, tables = time.time(), [], {}
+    for n in threads:
+        for kind, content in _in_child(options.only, n, first=n == threads[0]):
+            if kind == "row":
+                rows.append(content)
+                print(report.line(content), flush=True)
+            else:
+                tables.setdefault(kind, []).append(content)
+    if not options.only:
+        report.write(ROOT, rows, tables, machine | {"minutes": (time.time() - start) / 60})
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def _in_child(only: list[str] | None, threads: int, first: bool):
+    """Yield (kind, content) as a process with this many threads finds them."""
+    benches = only or report.benches(tables=first)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--child", "--threads", str(threads), "--only", *benches]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        for text in child.stdout:
+            yield json.loads(text)
+    if child.returncode:
+        raise SystemExit(child.returncode)
+
+
+def _measure(benches: list[str], threads: int) -> None:
+    """Run benches in this process; print every row as JSON."""
+    import torch
+
+    from benchmarks.cost import TABLES
+    from benchmarks.rows import BENCHES
+
+    torch.set_num_threads(threads)
+    for name in benches:
+        if name in TABLES:
+            for content in TABLES[name]():
+                print(json.dumps([name, content | {"threads": threads}]), flush=True)
+        elif name in BENCHES:
+            for row in BENCHES[name]():
+                print(json.dumps(["row", report.flat(row, name, threads)]), flush=True)
+        else:
+            raise SystemExit(f"{name}: no such bench; there are {', '.join([*BENCHES, *TABLES])}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,177 +1,309 @@
-"""What is measured: one function a table row (or a few), each returning (what, measured, limit, remark)."""
+"""What docs/performance.md reports: each bench measures some rows of its table."""
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 
-from analysis.theory import predict
-from benchmarks import problems
-from benchmarks.timing import compare, threads
-from fdfa_core import available_estimators, fully_connected, make_estimator
-from fdfa_core.data.dataset import Split
+from benchmarks.networks import BATCH_SIZE, NETWORKS, bp_step, estimator_step, make_batch, parameters
+from benchmarks.timing import Spread, ratio, take_turns
+from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
-from fdfa_core.gradients import Reference
-from fdfa_core.moments import probe
-
-Row = tuple[str, float, float, str]
-
-STEPS = [  # network, limit of FDFA / BP, repetitions
-    ("784-800-800-10, batch norm", lambda: problems.fc(True), 1.20, 60),
-    ("784-800-800-10", lambda: problems.fc(False), 1.15, 60),
-    ("cnn-released, 28 × 28", problems.cnn, 1.35, 25),
-    ("residual toy (general blocks)", problems.residual_toy, 2.0, 20),
-    ("transformer toy (general blocks)", problems.transformer_toy, 2.0, 20),
-]
 
 
-def fdfa_steps() -> Iterator[Row]:
-    """FDFA's training step over a plain step of backpropagation."""
-    for what, make, limit, repetitions in STEPS:
-        for count in (1, 2):
-            plain, own = make(), make()
-            x, y = problems.batch(plain)
-            work = {"bp": problems.plain_step(plain, x, y), "fdfa": problems.estimator_step("fdfa", own, x, y)}
-            with threads(count):
-                t = compare(work, repetitions)
-            remark = f"BP {1e3 * t['bp']:.1f} ms, FDFA {1e3 * t['fdfa']:.1f} ms"
-            yield f"FDFA step / BP step, {what}, {_threads(count)}", t["fdfa"] / t["bp"], limit, remark
+@dataclass(frozen=True)
+class Row:
+    """One measured figure.
+
+    Attributes:
+        figure: what it is.
+        spread: its value, with quartiles where it was measured several times.
+        limit: it must not exceed this; None for a row that stands for comparison.
+        baseline: what the ratio is to, in milliseconds; None for an absolute figure.
+        unit: "" for a ratio.
+    """
+
+    figure: str
+    spread: Spread
+    limit: float | None = None
+    baseline: float | None = None
+    unit: str = ""
 
 
-def forward_gradient_steps() -> Iterator[Row]:
-    """FG-A and FG-W; FG-W with and without the time of its random numbers, one per parameter."""
-    for count in (1, 2):
-        nets = [problems.fc(True) for _ in range(3)]
-        x, y = problems.batch(nets[0])
-        numbers, stream = sum(p.numel() for p in nets[0].parameters()), torch.Generator()
-        work = {
-            "bp": problems.plain_step(nets[0], x, y),
-            "fg-a": problems.estimator_step("fg-a", nets[1], x, y),
-            "fg-w": problems.estimator_step("fg-w", nets[2], x, y),
-            "random": lambda numbers=numbers, stream=stream: torch.randn(numbers, generator=stream),
+BENCHES: dict[str, Callable[[], Iterator[Row]]] = {}
+
+
+def bench(name: str):
+    def register(function):
+        BENCHES[name] = function
+        return function
+
+    return register
+
+
+# Steps -------------------------------------------------------------------------------------------------------------------
+
+
+def _steps(network: str, rounds: int, limits: dict[str, tuple[str, dict, float | None]]) -> tuple[dict, dict]:
+    """Time a BP step and estimators' steps; returns seconds and rows by label."""
+    functions = {"bp": bp_step(net := NETWORKS[network](), *make_batch(net))}
+    for label, (name, options, _) in limits.items():
+        functions[label] = estimator_step(name, net := NETWORKS[network](), *make_batch(net), **options)
+    seconds = take_turns(functions, rounds)
+    baseline = 1e3 * float(np.median(seconds["bp"]))
+    rows = {
+        label: Row(f"{label} step / BP step, {network}", ratio(seconds[label], seconds["bp"]), limit, baseline)
+        for label, (_, _, limit) in limits.items()
+    }
+    return seconds, rows
+
+
+def _fully_connected(network: str, limit: float) -> Iterator[Row]:
+    methods = {
+        "FDFA": ("fdfa", {}, limit),
+        "FDFA (Rademacher)": ("fdfa", {"perturbation": "rademacher"}, None),
+        "DFA": ("dfa", {}, None),
+        "FG-A": ("fg-a", {}, 1.3),
+        "FG-W": ("fg-w", {}, None),
+    }
+    net, generator = NETWORKS[network](), torch.Generator().manual_seed(0)
+    numbers = take_turns({"numbers": lambda: torch.randn(parameters(net), generator=generator)}, 30)["numbers"]
+    seconds, rows = _steps(network, 60, methods)
+    yield from rows.values()
+    without = ratio(seconds["FG-W"] - np.median(numbers), seconds["bp"])
+    yield Row(f"FG-W step without its random numbers / BP step, {network}", without, 1.3, rows["FG-W"].baseline)
+
+
+@bench("steps-fc-bn")
+def _() -> Iterator[Row]:
+    yield from _fully_connected("fc-bn", 1.20)
+
+
+@bench("steps-fc")
+def _() -> Iterator[Row]:
+    yield from _fully_connected("fc", 1.15)
+
+
+@bench("steps-cnn")
+def _() -> Iterator[Row]:
+    methods = {"FDFA": ("fdfa", {}, 1.35), "FG-A": ("fg-a", {}, None), "FG-W": ("fg-w", {}, None)}
+    yield from _steps("cnn-released", 20, methods)[1].values()
+
+
+@bench("steps-general")
+def _() -> Iterator[Row]:
+    networks = {"residual": 12, "residual-digits": 40, "transformer": 10, "transformer-wide": 15, "transformer-digits": 40}
+    for network, rounds in networks.items():
+        methods = {"FDFA": ("fdfa", {}, 2.0), "FG-W": ("fg-w", {}, None)}
+        yield from _steps(network, rounds, methods)[1].values()
+
+
+# Many draws --------------------------------------------------------------------------------------------------------------
+
+
+def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float | None) -> Iterator[Row]:
+    """Compare 256 draws at one point with as many single draws."""
+    from fdfa_core.moments import _given, measure_draws
+
+    count, part = 256, 32  # single draws are timed in parts: they take long
+    net = NETWORKS[network]()
+    x, y = make_batch(net)
+    target = true_gradient(net, x, y)
+    for label, options in (("", {}), (" (Rademacher)", {"perturbation": "rademacher"})):
+        estimator = make_estimator("fg-a", net, **options)
+        produce = _given(estimator, x, y, count)
+        functions = {
+            "single": lambda e=estimator: [e.estimate(x, y) for _ in range(part)] and None,
+            "full": lambda e=estimator: e.sample(x, y, count),
+            "scalars": lambda p=produce: measure_draws(p, count, target, target),
         }
-        with threads(count):
-            t = compare(work, 40)
-        what = f"784-800-800-10, batch norm, {_threads(count)}"
-        yield f"FG-A step / BP step, {what}", t["fg-a"] / t["bp"], 1.3, f"FG-A {1e3 * t['fg-a']:.1f} ms"
-        without = (t["fg-w"] - t["random"]) / t["bp"]
-        remark = f"FG-W {1e3 * t['fg-w']:.1f} ms, of which random numbers {1e3 * t['random']:.1f} ms"
-        yield f"FG-W step less its random numbers / BP step, {what}", without, 1.3, remark
+        seconds = take_turns(functions, rounds, warmup=1)
+        single = seconds["single"] * (count / part)
+        for kind, name, limit in (("full", "gradients", sample_limit), ("scalars", "their scalars", scalars_limit)):
+            yield Row(
+                f"{count} FG-A draws{label}, {name} / {count} single draws, {network}",
+                ratio(seconds[kind], single),
+                None if label else limit,
+                1e3 * float(np.median(single)),
+            )
 
 
-def many_draws(draws: int = 256) -> Iterator[Row]:
-    """256 draws of FG-A at once against one at a time: full gradients, and their scalars alone."""
-    for widths, limit in (([784, 800, 800, 10], 0.65), ([64, 100, 10], 0.08)):
-        net = fully_connected(widths, seed=0)
-        x, y = problems.batch(net)
-        estimator, reference = make_estimator("fg-a", net), Reference.on_batch(net, x, y)
-        work = {
-            "singles": lambda e=estimator, x=x, y=y: [e.estimate(x, y) for _ in range(16)],
-            "sample": lambda e=estimator, x=x, y=y: e.sample(x, y, draws),
-            "scalars": lambda e=estimator, x=x, y=y, n=net, r=reference: probe(n, x, y, {"fg-a": e}, r, replicates=draws),
-        }
-        with threads(1):
-            t = compare(work, 3, warm_up=1)
-        single, name = t["singles"] * draws / 16, "-".join(map(str, widths))
-        yield f"{draws} FG-A draws / {draws} single ones, full gradients, {name}", t["sample"] / single, limit, ""
-        yield f"{draws} FG-A draws / {draws} single ones, scalars alone, {name}", t["scalars"] / single, 0.15, ""
+@bench("draws-fc")
+def _() -> Iterator[Row]:
+    yield from _draws("fc", 5, 0.65, 0.15)
 
 
-def probes(replicates: int = 32) -> Iterator[Row]:
-    """A probe of all estimators on the digits network, in plain steps; and what default instruments add to training."""
-    net = problems.digits()
-    x, y = problems.batch(net)
-    plain = problems.plain_step(problems.digits(), x, y)
-    reference, estimators = Reference.on_batch(net, x, y), {}
+@bench("draws-fc-small")
+def _() -> Iterator[Row]:
+    yield from _draws("fc-small", 20, 0.08, None)
+
+
+# Instruments -------------------------------------------------------------------------------------------------------------
+
+
+@bench("probe")
+def _() -> Iterator[Row]:
+    from fdfa_core.gradients import Reference
+    from fdfa_core.moments import probe
+
+    net, replicas = NETWORKS["digits"](), 32
+    x, y = make_batch(net, 512)
+    batch = x[:BATCH_SIZE], y[:BATCH_SIZE]
+    estimators = {}
     for name in available_estimators():
         try:
-            estimators[name] = make_estimator(name, net, replicas=replicates)
-            estimators[name].draws(x, y, replicates)
+            estimators[name] = make_estimator(name, net, replicas=replicas)
+            estimators[name].advance(*batch)
         except Unsupported:
-            estimators.pop(name, None)
-    work = {"plain": plain, "probe": lambda: probe(net, x, y, estimators, reference, replicates=replicates)}
-    with threads(1):
-        t = compare(work, 5, warm_up=1)
-    yield (
-        f"probe, R = {replicates}, {len(estimators)} estimators, digits network / plain step",
-        t["probe"] / t["plain"],
-        100,
-        "",
-    )
+            continue
 
-    net = problems.fc(True)
-    x, y = problems.batch(net)
-    estimator = make_estimator("fdfa", net)
-    samples, labels = problems.batch(net, 512)
+    def whole(some) -> Callable[[], object]:
+        return lambda: probe(net, *batch, some, Reference.compute(net, x, y, BATCH_SIZE), replicates=replicas)
 
-    def default_probe():
-        found = Reference.compute(net, samples, labels, problems.BATCH)
-        probe(net, x, y, {"self": estimator}, found, replicates=replicates)
-
-    step = problems.estimator_step("fdfa", net, x, y)
-    with threads(1):
-        t = compare({"step": step, "probe": default_probe}, 10)
-    steps, due = 938, 11  # an epoch of MNIST; the probes of the schedule 1, 2, 4, … within it
-    ratio = 1 + due * t["probe"] / (steps * t["step"])
-    remark = f"{due} probes of {1e3 * t['probe']:.0f} ms in an epoch of {steps} steps"
-    yield "instrumented / plain training, MNIST FC, geometric schedule, first epoch", ratio, 1.10, remark
+    plain = bp_step(NETWORKS["digits"](), *batch)
+    few = {name: estimators[name] for name in ("bp", "fg-w", "fg-a", "dfa", "fdfa")}
+    functions = {"step": lambda: [plain() for _ in range(20)] and None, "all": whole(estimators), "few": whole(few)}
+    seconds = take_turns(functions, 15)
+    step = seconds["step"] / 20
+    baseline = 1e3 * float(np.median(step))
+    for key, some, limit in (("all", estimators, 100), ("few", few, None)):
+        figure = f"One probe of {replicas} replicas, {len(some)} estimators / plain step, digits network"
+        yield Row(figure, ratio(seconds[key], step), limit, baseline)
 
 
-def input_pipeline() -> Iterator[Row]:
-    """Picking and normalising a batch, as a share of a training step."""
-    stream = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (60_000, 1, 28, 28), generator=stream, dtype=torch.uint8)
-    split = Split(images, torch.randint(10, (60_000,), generator=stream))
-    index, net = torch.randint(60_000, (problems.BATCH,), generator=stream), problems.fc(True)
-    work = {
-        "batch": lambda: split.batch(index, flatten=True),
-        "step": problems.plain_step(net, *problems.batch(net)),
+@bench("instrumented")
+def _() -> Iterator[Row]:
+    from fdfa_core import schedules
+    from fdfa_core.config import Geometric
+
+    epochs, steps_per_epoch = 10, 938
+    steps = epochs * steps_per_epoch
+    probes = sum(map(schedules.build(Geometric(kind="geometric"), steps_per_epoch, last=steps), range(steps)))
+    cases = {
+        'itself probed ("self")': [{"name": "self"}],
+        '"self", fg-w, fg-a and dfa probed': [{"name": name} for name in ("self", "fg-w", "fg-a", "dfa")],
+        '"self" probed, and FDFA in 32 replicas that follow': [{"name": "self"}, {"name": "fdfa"}],
     }
-    with threads(1):
-        t = compare(work, 60)
-    yield "input pipeline / BP step, MNIST FC", t["batch"] / t["step"], 0.03, f"{1e6 * t['batch']:.0f} µs a batch"
+    for i, (label, shadows) in enumerate(cases.items()):
+        plain, instrumented = _session(None), _session(shadows)
+
+        some = 10  # plain steps between two probes
+
+        def advance(session, probing: bool, count: int):
+            if session.instruments:
+                session.instruments.schedule = lambda step: probing
+            for _ in range(count):
+                session.advance()
+
+        functions = {
+            "plain": partial(advance, plain, False, some),
+            "between": partial(advance, instrumented, False, some),
+            "probing": partial(advance, instrumented, True, 1),
+        }
+        seconds = take_turns(functions, 6, warmup=1)
+        step = seconds["plain"] / some
+        whole = ((steps - probes) * seconds["between"] / some + probes * seconds["probing"]) / steps
+        figure = f"Training FDFA with instruments / without, {label}; MNIST FC, {epochs} epochs, {probes} probes"
+        yield Row(figure, ratio(whole, step), 1.10 if i == 0 else None, 1e3 * float(np.median(step)))
 
 
-def theory(samples: int = 10_000) -> Iterator[Row]:
-    """The closed forms at the paper's size."""
-    net = problems.fc(True).eval()
-    x, y = problems.batch(net, samples)
-    feedback = make_estimator("dfa", net).feedback
+def _session(shadows: list[dict] | None):
+    """A training session of the fully connected network with batch normalisation on images of MNIST's size."""
+    from fdfa_core.config import RunConfig
+    from fdfa_core.training import Session
+
+    table = {
+        "network": {"architecture": "fully_connected", "hidden": [800, 800], "batch_norm": True},
+        "estimator": {"name": "fdfa"},
+        "training": {"epochs": 1},
+    }
+    if shadows:
+        table["probe"] = {"schedule": {"kind": "geometric"}, "estimators": shadows}
+    return Session(RunConfig.model_validate(table), _images(), torch.device("cpu"))
+
+
+def _images(n: int = 60_000):
+    from fdfa_core.data import Dataset
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (n,), generator=generator)
+    return Dataset("random", images, labels, images[:1000], labels[:1000], tuple("0123456789"), sha256="")
+
+
+@bench("pipeline")
+def _() -> Iterator[Row]:
+    split = _images().train
+    order = split.epoch(BATCH_SIZE, torch.Generator().manual_seed(0))
+    net = NETWORKS["fc-bn"]()
+    functions = {"step": bp_step(net, *make_batch(net)), "input": lambda: split.batch(next(order), flatten=True)}
+    seconds = take_turns(functions, 100)
+    share = ratio(seconds["input"], seconds["input"] + seconds["step"])
+    yield Row("Share of the input pipeline in a BP step, fc-bn", share, 0.03, 1e3 * float(np.median(seconds["step"])))
+
+
+# Theory and memory, each in a process of its own ---------------------------------------------------------------------------
+
+
+def _child(code: str) -> dict[str, float]:
+    """Run code in a fresh process with as many threads; it prints JSON as its last line."""
+    prelude = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+    done = subprocess.run([sys.executable, "-c", prelude + code], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_resident() -> int:
+    """Return the most memory that this process held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_theory() -> None:
+    from analysis.theory import FORMULAS, predict
+
+    net = NETWORKS["fc"]()
+    x, y = make_batch(net, 10_000)
+    feedback = [torch.randn(10, 800), torch.randn(10, 800)]
     start = time.perf_counter()
-    for name in ("bp", "fg-w", "fg-a", "dfa", "fdfa"):
-        predict(name, net, x, y, problems.BATCH, **({"feedback": feedback} if name == "dfa" else {}))
-    what = f"exact theory, 784-800-800-10, {samples} samples, bp, fg-w, fg-a, dfa, fdfa"
-    yield f"{what}: seconds", time.perf_counter() - start, 120, ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # of the process so far, hence an upper bound
-    yield f"{what}: peak GB of the process", peak, 2, "run alone: python -m benchmarks theory"
+    for name in FORMULAS:
+        predict(name, net, x, y, BATCH_SIZE, **({"feedback": feedback} if name in ("dfa", "dkp", "drtp") else {}))
+    print(json.dumps({"seconds": time.perf_counter() - start, "bytes": peak_resident()}))
 
 
-def resident_memory() -> Iterator[Row]:
-    """Peak resident memory of training, each in a process of its own."""
-    for what, make in (("784-800-800-10, batch norm", "fc(True)"), ("cnn-released", "cnn()")):
-        peaks = {}
-        for name in ("bp", "fdfa"):
-            code = (
-                "from benchmarks import problems as p\n"
-                f"net = p.{make}; step = p.estimator_step('{name}', net, *p.batch(net))\n"
-                "[step() for _ in range(20)]\n"
-                "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
-            )
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            peaks[name] = int(done.stdout) / 1024
-        remark = f"{peaks['fdfa']:.0f} and {peaks['bp']:.0f} MiB, libraries included"
-        yield f"resident memory, FDFA / BP training, {what}", peaks["fdfa"] / peaks["bp"], 1.15, remark
+@bench("theory")
+def _() -> Iterator[Row]:
+    found = _child("from benchmarks.rows import run_theory; run_theory()")
+    figure = "Exact theory of all estimators that have one, fc, 10,000 samples"
+    seconds, size = found["seconds"], found["bytes"] / 2**30
+    yield Row(f"{figure}: time", Spread(seconds, seconds, seconds), 120, unit="s")
+    yield Row(f"{figure}: resident memory", Spread(size, size, size), 2, unit="GiB")
 
 
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+def run_training(network: str, method: str) -> None:
+    net = NETWORKS[network]()
+    batch = make_batch(net)
+    start = peak_resident()
+    step = bp_step(net, *batch) if method == "plain" else estimator_step(method, net, *batch)
+    for _ in range(20):
+        step()
+    print(json.dumps({"bytes": peak_resident(), "grown": peak_resident() - start}))
 
 
-GROUPS = {
-    f.__name__: f for f in (theory, fdfa_steps, forward_gradient_steps, many_draws, probes, input_pipeline, resident_memory)
-}
+@bench("memory")
+def _() -> Iterator[Row]:
+    for network in ("fc-bn", "cnn-released"):
+        found = {
+            method: _child(f"from benchmarks.rows import run_training; run_training({network!r}, {method!r})")
+            for method in ("plain", "fdfa")
+        }
+        for key, what, limit in (("bytes", "Resident memory", 1.15), ("grown", "Memory grown since the start", None)):
+            value = found["fdfa"][key] / found["plain"][key]
+            yield Row(f"{what} of FDFA training / BP training, {network}", Spread(value, value, value), limit)

@@ -1,38 +1,44 @@
-"""Ratios of times, measured so that a busy machine disturbs both sides alike."""
+"""Timing on a machine that does other things too: all that is compared takes turns, and ratios are taken turn by turn."""
 
 from __future__ import annotations
 
-import statistics
+import gc
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import torch
-
-Work = Callable[[], object]
+import numpy as np
 
 
-def compare(work: dict[str, Work], repetitions: int, warm_up: int = 3) -> dict[str, float]:
-    """Return the median seconds of each piece of work, all run in turn `repetitions` times in one process.
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
 
-    In turn, so that a slow second of the machine falls on all of them; medians, so that a few such seconds do not count.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repetition in range(warm_up + repetitions):
-        for name, do in work.items():
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: np.ndarray) -> Spread:
+        return cls(*np.percentile(samples, [50, 25, 75]).tolist())
+
+
+def take_turns(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, np.ndarray]:
+    """Return the seconds of each function in each round; a round calls every function once, in an order that rotates."""
+    seconds = {name: np.empty(rounds) for name in functions}
+    order = list(functions)
+    gc.collect()
+    for i in range(-warmup, rounds):
+        for name in order[i % len(order) :] + order[: i % len(order)]:
             start = time.perf_counter()
-            do()
-            if repetition >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            result = functions[name]()
+            del result  # to free what was made is part of its cost
+            elapsed = time.perf_counter() - start
+            if i >= 0:
+                seconds[name][i] = elapsed
+    return seconds
 
 
-@contextmanager
-def threads(count: int):
-    """Let torch use this many threads inside a `with`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def ratio(seconds: np.ndarray, baseline: np.ndarray, scale: float = 1.0) -> Spread:
+    """Return the ratio of two series of one `take_turns`, round by round."""
+    return Spread.of(scale * seconds / baseline)
