@@ -165,7 +165,7 @@ def _():
 
 @mutant("one direction for all samples of the batch", "estimator", FG_A)
 def _():
-    return _after(tangents.Tangents, "sample", lambda v, *_, **__: v[..., :1, :].expand_as(v))
+    return _after(tangents.Tangents, "sample", lambda v, *_, **__: v[..., :1, :].expand_as(v).clone())
 
 
 @mutant("half of the draws repeat the other half's directions", "estimator", FG_A)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.options import one_of, positive_integer
-from fdfa_core.perturbations import make_law
+from fdfa_core.perturbations import LAWS, make_law
 
 COMBINATIONS = ("mean", "projection")
 CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
@@ -38,8 +38,9 @@ class Tangents:
         return (math.prod(lead) * self.count,) if lead or self.count > 1 else ()
 
     def sample(self, lead: tuple[int, ...], shape: tuple[int, ...], generator: torch.Generator, dtype) -> Tensor:
-        """Return directions (*lead, K, *shape) whose last axis is one vector of the law."""
-        return self.law.sample((*lead, self.count, *shape), generator=generator, dtype=dtype)
+        """Return directions (*lead, K, *shape) whose last axis is one vector of the law, in memory of their own."""
+        drawn = self.law.sample((*lead, self.count, *shape), generator=generator, dtype=dtype)
+        return drawn if type(self.law) in LAWS.values() else drawn.clone()
 
     def chunk(self, dimension: int) -> int:
         """Return how many draws of K directions in this many dimensions to hold at a time."""
@@ -53,9 +54,9 @@ class Tangents:
             )
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
-        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d)."""
+        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d), in whose place they may come."""
         if self.how == "mean":
-            scaled = slopes.unsqueeze(-1) * directions
+            scaled = directions.mul_(slopes.unsqueeze(-1))  # a million numbers: fresh memory costs more than the products
             return scaled.squeeze(-2) if self.count == 1 else scaled.mean(-2)
         # Least-norm solution of V g = s. Solving with V rather than with its Gram matrix keeps the digits where K is near d.
         driver = "gelsd" if directions.device.type == "cpu" else "gels"  # CUDA has only the one for full rank
