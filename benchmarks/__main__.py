@@ -1,4 +1,4 @@
-"""Run the benches, each number of threads in a process of its own, and write what they found.
+"""Run the benches, each with each number of threads in a process of its own, and write what they found.
 
     python -m benchmarks                           all: benchmarks/results/*.csv and the table in docs/performance.md
     python -m benchmarks --only steps-fc draws-fc  some: printed, nothing written
@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import report
@@ -56,22 +58,44 @@ def _in_child(only: list[str] | None, threads: int, first: bool):
 
 
 def _measure(benches: list[str], threads: int) -> None:
-    """Run benches in this process; print every row as JSON."""
-    import torch
-
+    """Run benches, each in a fork of this process; they print every row as JSON."""
     from benchmarks.cost import TABLES
     from benchmarks.rows import BENCHES
 
-    torch.set_num_threads(threads)
     for name in benches:
-        if name in TABLES:
-            for content in TABLES[name]():
-                print(json.dumps([name, content | {"threads": threads}]), flush=True)
-        elif name in BENCHES:
-            for row in BENCHES[name]():
-                print(json.dumps(["row", report.flat(row, name, threads)]), flush=True)
-        else:
+        if name not in (*BENCHES, *TABLES):
             raise SystemExit(f"{name}: no such bench; there are {', '.join([*BENCHES, *TABLES])}")
+
+    def run(name: str) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        for content in TABLES[name]() if name in TABLES else ():
+            print(json.dumps([name, content | {"threads": threads}]), flush=True)
+        for row in BENCHES[name]() if name in BENCHES else ():
+            print(json.dumps(["row", report.flat(row, name, threads)]), flush=True)
+
+    for name in benches:
+        _in_fork(run, name)
+
+
+def _in_fork(function: Callable[[str], None], argument: str) -> None:
+    """Call a function in a process of its own: the allocator is slower or faster for what it served before."""
+    if not hasattr(os, "fork"):
+        return function(argument)
+    if pid := os.fork():
+        if os.waitpid(pid, 0)[1]:
+            raise SystemExit(1)
+        return None
+    status = 1
+    try:
+        function(argument)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
