@@ -16,7 +16,8 @@ from fdfa_core.architectures import fully_connected
 from fdfa_core.draws import dense
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import make_estimator
-from fdfa_core.linearize import RULES, Context, GeneralMap, Trace, linearize
+from fdfa_core.general import GeneralMap
+from fdfa_core.linearize import RULES, Context, Trace, linearize
 from fdfa_core.network import Block, BlockNetwork
 
 R = 3  # directions at once
@@ -218,7 +219,7 @@ def linearized(module, x, path, **options):
         return linearize(module, x, context)
     with pytest.MonkeyPatch.context() as patch:
         if path == "bare":
-            patch.setattr("fdfa_core.linearize._stands_in", lambda part: False)
+            patch.setattr("fdfa_core.general._stands_in", lambda part: False)
         return GeneralMap(module, x, context)
 
 
@@ -649,7 +650,7 @@ def test_an_error_of_the_block_itself_stays_what_it_is():
         Trace(BlockNetwork(InplaceFirst(), nn.Linear(4, 2)), torch.randn(5, 7))
 
 
-def test_every_rule_is_of_a_leaf_or_a_container_that_torch_defines():
+def test_every_rule_is_of_a_module_that_torch_defines():
     assert all(cls.__module__.startswith("torch.nn") for cls in RULES)
 
 
