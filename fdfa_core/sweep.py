@@ -8,6 +8,7 @@ imported before there is something to do.
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -199,7 +200,7 @@ def _dask(address: str, root: Path, options: dict) -> Iterator[tuple[int, CarryO
 
 
 class _Display:
-    """Progress: a bar with counts and time left on a terminal, otherwise a line at every tenth and for every failure."""
+    """Progress: counts and time left, as a bar on a terminal, otherwise as a line at every tenth and at least once a minute."""
 
     def __init__(self, total: int, skipped: int, workers: int, quiet: bool):
         self.counts: Counter[str] = Counter()
@@ -207,6 +208,7 @@ class _Display:
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=skipped, unit="run", disable=quiet or not self.on_terminal, smoothing=0.1)
         self.started_at = skipped
+        self.start = self.said = time.monotonic()
 
     def __enter__(self) -> _Display:
         self._show()
@@ -228,11 +230,19 @@ class _Display:
         done = self.started_at + self.counts.total()
         running = min(self.workers, self.total - done)
         self.bar.set_postfix(running=running, failed=self.counts["failed"], diverged=self.counts["diverged"])
-        tenth = max(1, (self.total - self.started_at) // 10)
-        if not self.on_terminal and not self.quiet and (done == self.total or self.counts.total() % tenth == 0):
+        if self.on_terminal or self.quiet:
+            return
+        new, now = self.counts.total(), time.monotonic()
+        if done == self.total or new % max(1, (self.total - self.started_at) // 10) == 0 or now - self.said > 60:
+            self.said = now
+            left = (
+                f", about {tqdm.format_interval((now - self.start) * (self.total - done) / new)} left"
+                if new and done < self.total
+                else ""
+            )
             print(
                 f"{done}/{self.total} runs done, {running} running, {self.counts['failed']} failed, "
-                f"{self.counts['diverged']} diverged",
+                f"{self.counts['diverged']} diverged{left}",
                 file=sys.stderr,
                 flush=True,
             )

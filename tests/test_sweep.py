@@ -218,7 +218,8 @@ def test_a_cluster_without_the_package_for_it_is_a_clear_error(tmp_path, monkeyp
 
 
 def test_a_dask_cluster_that_loses_a_worker_finishes_all_runs(tmp_path):
-    distributed = pytest.importorskip("distributed", reason="needs the packages dask and distributed")
+    import distributed
+
     runs = [tiny(seed=seed, training={"epochs": 60}) for seed in range(4)]
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
 
