@@ -8,10 +8,7 @@ numbers, first for their mean, then for the scalars.
 
 from __future__ import annotations
 
-import functools
 import json
-import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +27,7 @@ SAMPLINGS = ("given_batch", "fresh_batches")
 CHUNK_BYTES = 2**28  # of dense draws held at a time
 FRESH_BYTES = 2**24  # the same for draws made one by one, where more at a time gain nothing
 CHUNK_NUMBERS = 2**25  # of factored draws made at a time
+SMALL = 2**12  # components of a parameter that is measured together with others
 KEPT_NUMBERS = 2**26  # of draws kept from the first look at them to the second; more are made again
 
 
@@ -92,6 +90,38 @@ class Comparison:
         return Scalars(torch.stack(values), self.fixed)
 
 
+class JointComparison:
+    """The same for several dense parameters at once: where they are small, a call costs more than its work.
+
+    Args:
+        names: the parameters.
+        mean, target, reference: as for `Comparison`, by name.
+    """
+
+    def __init__(self, names: Sequence[str], mean: Gradients, target: Mapping[str, Tensor], reference: Mapping[str, Tensor]):
+        self.names, self.sizes = names, [target[name].numel() for name in names]
+        self.target, self.reference, self.centre = (
+            torch.cat([of[name].flatten() for name in names]).double() for of in (target, reference, mean)
+        )
+        self.bias = self.centre - self.target
+        self.fixed = self._sums(torch.stack([self.target, self.reference, self.centre, self.bias]).square())
+
+    def scalars(self, draws: Gradients) -> dict[str, Scalars]:
+        """Return the scalars of some draws (r, *shape) by name."""
+        each = [draws[name] for name in self.names]
+        count = len(each[0])
+        same = count > 1 and all(map(factored.constant, each))
+        values = torch.cat([g[: 1 if same else count].flatten(1) for g in each], 1).double()
+        error, deviation = values - self.target, values - self.centre
+        products = (values.square(), deviation.square(), error.square(), values * self.target, values * self.reference)
+        sums = self._sums(torch.stack([*products, error * self.bias]))
+        return {name: Scalars(s.expand(-1, count), f) for name, s, f in zip(self.names, sums, self.fixed, strict=True)}
+
+    def _sums(self, products: Tensor) -> list[Tensor]:
+        """Return the sums of (…, all components) over those of each parameter, which another's infinities leave alone."""
+        return [part.sum(-1) for part in products.split(self.sizes, -1)]
+
+
 def scalars_of(draws: factored.Gradient, mean: factored.Gradient, target: Tensor, reference: Tensor) -> Scalars:
     """Return the scalars of draws of one parameter, see `Comparison`."""
     return Comparison(mean, target, reference).scalars(draws)
@@ -121,11 +151,15 @@ def measure_draws(
         for name, g in chunk.items():
             average = factored.mean(g)
             mean[name] = factored.blend(mean[name], average, count / seen) if name in mean else average
-    compared = {name: Comparison(mean[name], target[name], reference[name]) for name in mean}
+    small = [name for name, g in mean.items() if isinstance(g, Tensor) and target[name].numel() <= SMALL]
+    joint = JointComparison(small, mean, target, reference) if len(small) > 1 else None
+    single = {name: Comparison(g, target[name], reference[name]) for name, g in mean.items() if not joint or name not in small}
     found: dict[str, list[Scalars]] = {name: [] for name in mean}
     for chunk in produce() if kept is None else kept:
-        for name, g in chunk.items():
-            found[name].append(compared[name].scalars(g))
+        measured = joint.scalars(chunk) if joint else {}
+        measured |= {name: comparison.scalars(chunk[name]) for name, comparison in single.items()}
+        for name, scalars in measured.items():
+            found[name].append(scalars)
     return {name: Scalars(torch.cat([part.values for part in parts], 1), parts[0].fixed) for name, parts in found.items()}
 
 
@@ -135,55 +169,56 @@ MOMENTS = [f"{quantity}_{moment}" for quantity in QUANTITIES for moment in ("mea
 
 def summarise(s: Scalars) -> dict[str, float]:
     """Return the columns that describe R draws: moments, variance and bias with their standard errors."""
-    return summarise_all([s])[0]
+    return summarise_all(s.values.numpy(force=True)[None], s.fixed.numpy(force=True)[None])[0]
 
 
-def summarise_all(groups: Sequence[Scalars]) -> list[dict[str, float]]:
-    """Return the columns of several groups of parameters."""
-    # In numpy, all groups at once: a probe makes hundreds of rows of short arrays, and a call costs more than its work.
-    norm2, deviation, error, to_target, to_reference, _ = np.stack([s.values.numpy(force=True) for s in groups], 1)
-    fixed = np.stack([s.fixed.numpy(force=True) for s in groups], 1)
-    target_norm, reference_norm = np.sqrt(fixed[:2, :, None])
+def summarise_all(values: np.ndarray, fixed: np.ndarray) -> list[dict[str, float]]:
+    """Return the columns of several groups of parameters, `Scalars` as arrays (groups, 6, R) and (groups, 4).
+
+    In numpy and all at once, since a probe makes hundreds of rows of short arrays, and a call costs more than its work.
+    """
+    norm2, deviation, error, to_target, to_reference, along_bias = values.swapaxes(0, 1)
+    target2, reference2, mean2, raw_bias2 = fixed.T
     count = norm2.shape[1]
-    with np.errstate(divide="ignore", invalid="ignore"):  # a gradient that is zero has no angle: NaN
-        norm = np.sqrt(norm2)
-        slope, cosine = to_target / target_norm**2, to_target / (norm * target_norm)
-        cosine_reference = to_reference / (norm * reference_norm)
-    values = np.stack([deviation, norm2, error, slope, cosine, cosine_reference], 1)  # (groups, quantities, R)
-    mean = values.mean(2)
-    centred = values - mean[..., None]
-    square = centred**2
-    moments = np.stack([mean, square.mean(2), (square * centred).mean(2), (square**2).mean(2)], 2).reshape(len(groups), -1)
-    rows = []
-    for s, of_group in zip(groups, moments.tolist(), strict=True):
-        row = dict(zip(MOMENTS, of_group, strict=True))
-        target2, reference2, mean2, raw_bias2 = s.fixed.tolist()
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a gradient that is zero has no angle: NaN
+        norm, target_norm, reference_norm = np.sqrt(norm2), np.sqrt(target2), np.sqrt(reference2)
+        slope, cosine = to_target / target2[:, None], to_target / (norm * target_norm[:, None])
+        cosine_reference = to_reference / (norm * reference_norm[:, None])
+        quantities = np.stack([deviation, norm2, error, slope, cosine, cosine_reference], 1)  # (groups, quantities, R)
+        mean = quantities.mean(2)
+        centred = quantities - mean[..., None]
+        square = centred**2
+        moments = np.stack([mean, square.mean(2), (square * centred).mean(2), (square**2).mean(2)], 2)
+        columns = dict(zip(MOMENTS, moments.reshape(len(moments), -1).T, strict=True))
         # Bessel's correction; the deviations share the mean, an effect of order 1/R on their spread that the factor covers too
-        row["variance"] = row["deviation_mean"] * count / (count - 1)
-        row["variance_se"] = math.sqrt(row["deviation_m2"] / (count - 1)) * count / (count - 1)
-        row["bias2"], row["bias2_se"] = _unbiased_bias2(s, raw_bias2)
-        row["mean_norm2"] = mean2
-        row["mean_cosine"] = row["slope_mean"] * math.sqrt(target2 / mean2) if mean2 * target2 > 0 else math.nan
-        row["target_norm"], row["reference_norm"] = math.sqrt(target2), math.sqrt(reference2)
-        row["valid"] = row["target_norm"] >= VANISHED
-        rows.append(row)
-    return rows
+        columns["variance"] = columns["deviation_mean"] * count / (count - 1)
+        columns["variance_se"] = np.sqrt(columns["deviation_m2"] / (count - 1)) * count / (count - 1)
+        columns["bias2"], columns["bias2_se"] = _unbiased_bias2(error, along_bias, raw_bias2)
+        columns["mean_norm2"] = mean2
+        columns["mean_cosine"] = np.where(mean2 * target2 > 0, columns["slope_mean"] * np.sqrt(target2 / mean2), np.nan)
+    columns |= {"target_norm": target_norm, "reference_norm": reference_norm, "valid": target_norm >= VANISHED}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(column.tolist() for column in columns.values()), strict=True)]
 
 
-def _unbiased_bias2(s: Scalars, raw: float) -> tuple[float, float]:
-    """Estimate ‖E g − τ‖² from pairs of different draws, with the jackknife standard error.
+def _unbiased_bias2(error: np.ndarray, bias: np.ndarray, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate ‖E g − τ‖² of several groups from pairs of different draws, with the jackknife standard error.
 
     ‖ḡ − τ‖² exceeds it by variance/R; the mean of ⟨g_r − τ, g_s − τ⟩ over r ≠ s does not.
+
+    Args:
+        error: ‖g_r − τ‖² (groups, R).
+        bias: ⟨g_r − τ, ḡ − τ⟩ (groups, R).
+        raw: ‖ḡ − τ‖² (groups,).
     """
-    error, bias = s.error.numpy(force=True), s.bias.numpy(force=True)
-    count = len(error)
-    total, squares = raw * count**2, error.sum()
+    count = error.shape[1]
+    total, squares = raw * count**2, error.sum(1)
     estimate = (total - squares) / (count * (count - 1))
     if count < 3:
-        return float(estimate), math.nan
-    left_out = (total - 2 * count * bias + error - (squares - error)) / ((count - 1) * (count - 2))
-    spread = ((left_out - left_out.mean()) ** 2).sum() * (count - 1) / count
-    return float(estimate), math.sqrt(float(spread))
+        return estimate, np.full_like(estimate, np.nan)
+    pairs = total[:, None] - 2 * count * bias + error - (squares[:, None] - error)
+    left_out = pairs / ((count - 1) * (count - 2))
+    spread = ((left_out - left_out.mean(1, keepdims=True)) ** 2).sum(1) * (count - 1) / count
+    return estimate, np.sqrt(spread)
 
 
 def probe(
@@ -242,33 +277,27 @@ def probe(
         }
         for key, names in groups.items()
     }
-    rows: list[dict[str, object]] = []
+    place = {name: i for i, name in enumerate(target)}
+    members = [[place[name] for name in names] for names in groups.values()]
+    heads: list[dict[str, object]] = []
+    values, fixed = [], []
     for label, estimator in estimators.items():
         produce = _given(estimator, x, y, replicates) if given else _fresh(estimator, batches)
         found = measure_draws(produce, replicates, target, reference.gradient)
         if raw is not None:
             chunks = list(produce())
             raw |= {f"{label}/{name}": torch.cat([factored.dense(c[name]) for c in chunks]) for name in target}
+        of_each = torch.stack([found[name].values for name in place]).numpy(force=True)
+        fixed_of_each = torch.stack([found[name].fixed for name in place]).numpy(force=True)
+        values += [of_each[some].sum(0) for some in members]
+        fixed += [fixed_of_each[some].sum(0) for some in members]
         settings = json.dumps(dict((options or {}).get(label, {})), sort_keys=True, default=str)
-        totals = [functools.reduce(operator.add, (found[name] for name in names)) for names in groups.values()]
-        for key, columns in zip(groups, summarise_all(totals), strict=True):
-            level, block, role, parameter = key
-            rows.append(
-                {
-                    "estimator": label,
-                    "method": estimator.name,
-                    "options": settings,
-                    "sampling": sampling,
-                    "draws": replicates,
-                    "level": level,
-                    "block": block,
-                    "role": role,
-                    "parameter": parameter,
-                    **about[key],
-                    **columns,
-                }
-            )
-    return rows
+        head = {"estimator": label, "method": estimator.name, "options": settings, "sampling": sampling, "draws": replicates}
+        heads += [head | dict(zip(_KEYS, key, strict=True)) | about[key] for key in groups]
+    return [head | columns for head, columns in zip(heads, summarise_all(np.stack(values), np.stack(fixed)), strict=True)]
+
+
+_KEYS = ("level", "block", "role", "parameter")
 
 
 def _groups(net: BlockNetwork) -> dict[tuple[str, int, str, str], list[str]]:

@@ -362,7 +362,7 @@ def _():
 
 @mutant("squared bias without the correction for its own noise", "instrument", "[instruments]")
 def _():
-    return moments, "_unbiased_bias2", lambda s, raw: (raw, 0.0)
+    return moments, "_unbiased_bias2", lambda error, bias, raw: (raw, 0 * raw)
 
 
 # Theory ------------------------------------------------------------------------------------------------------------------
