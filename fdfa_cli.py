@@ -134,7 +134,7 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
 @main.command()
 @click.option("--only", multiple=True, metavar="NAME", help="Only this figure or table (repeatable).")
 @click.option("--out", type=click.Path(path_type=Path), help="Where they go.  [default: figures/out/PROFILE]")
-@click.option("--train/--no-train", "may_train", default=True, help="Carry out missing runs first.")
+@click.option("--train/--no-train", "may_train", default=True, help="Carry out missing runs first, or draw what is there.")
 @click.option(
     "--runs",
     "root",
@@ -157,7 +157,8 @@ def figures(
     """
     recorded = RESULTS / profile
     root = root or (recorded if recorded.is_dir() else RUNS)
-    if may_train and root != recorded:
+    may_train = may_train and root != recorded
+    if may_train:
         _sweep(_experiments((), profile), root, data_dir, **how)
 
     from figures import render
@@ -171,7 +172,7 @@ def figures(
             drawn.append(name) if new else None
 
         skipped: dict[str, str] = {}
-        skip = skipped.__setitem__ if root == recorded else None
+        skip = None if may_train else skipped.__setitem__
         files = render.render(profile, root, out, only=only or None, report=show, skip=skip)
     _say_skipped(skipped)
     click.echo(f"{len(files)} files in {out}; drawn now: {', '.join(drawn) or 'nothing, all were up to date'}")

@@ -52,5 +52,6 @@ def _accuracy(row) -> str:
 def _difference(row) -> str:
     if not row.difference == row.difference or style.parse(row.trained_with)[0] == "fdfa" and row.difference == 0:
         return "–"
-    p = "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
-    return f"{100 * row.difference:+.2f} ({p})".replace("-", "−")
+    p = " (p < 0.001)" if row.p_holm < 0.001 else f" (p = {row.p_holm:.3f})"
+    tested = row.difference_low < row.difference_high  # a single seed has no interval, hence no test
+    return f"{100 * row.difference:+.2f}{p if tested else ''}".replace("-", "−")

@@ -196,4 +196,4 @@ def test_recorded_results_are_drawn_without_training(fdfa, tmp_path, monkeypatch
 
 def test_figures_without_training_report_missing_runs(fdfa, tmp_path):
     result = fdfa("figures", "--profile", "smoke", "--no-train", "--only", "convergence")
-    assert result.exit_code == 2 and "make them with: fdfa sweep --profile smoke" in result.stderr
+    assert result.exit_code == 2 and "smoke/convergence.toml" in result.stderr
