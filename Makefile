@@ -14,7 +14,7 @@ VENV_PY   := "$(VENV)/bin/python"
 FDFA      := "$(VENV)/bin/fdfa"
 JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
 # In order of worth, so that what an interrupted `make reproduce` leaves is what matters most.
-PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_fc width depth trajectory momentum cifar_fc \
+PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_fc width depth released trajectory momentum cifar_fc \
              mnist_cnn cifar_cnn fashion_cnn mnist_fc_long))
 
 .DEFAULT_GOAL := help
