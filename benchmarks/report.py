@@ -11,6 +11,7 @@ performance.csv:
 | `unit` | empty for a ratio |
 | `limit`, `met` | it must not exceed this, and whether the median does not; empty for a row that stands for comparison |
 | `baseline_milliseconds` | median of what the ratio is to |
+| `machine` | what it was measured on (a column of the tables of `benchmarks/cost.py`, too) |
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: di
     """Write benchmarks/results and the table in docs/performance.md."""
     results = root / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
+    where = f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"
     for name, table in {"performance": rows, **tables}.items():
-        pd.DataFrame(table).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
+        pd.DataFrame(table).assign(machine=where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
     page = root / "docs" / "performance.md"
     text = page.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)

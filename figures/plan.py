@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import figures
+from analysis import benches
 from analysis import logs as log_frames
 from fdfa_core.errors import RunError, UnknownName
 from figures import style
@@ -27,12 +28,14 @@ class Job:
         module: a module of this package.
         experiments: role → experiments whose logs the module gets, pooled, under that role.
         absent: experiments that belong here and are left out, since no run of them is there.
+        bench: name of the recorded benchmark that the module gets in place of logs, if any.
     """
 
     name: str
     module: ModuleType
     experiments: dict[str, list]
     absent: tuple = ()
+    bench: str | None = None
 
     @property
     def is_table(self) -> bool:
@@ -85,7 +88,12 @@ def plan(
     missing: dict[str, str] = {}
     for name, module in discover().items():
         lacking = [role for role in module.EXPERIMENTS if role not in by_role and role not in optional(module)]
-        if lacking:
+        bench = getattr(module, "BENCH", None)
+        if bench and benches.path(bench).is_file():
+            possible.append(Job(name, module, {}, bench=bench))
+        elif bench:
+            missing[name] = f"needs {benches.path(bench)}, which `make bench` writes"
+        elif lacking:
             known = ", ".join(sorted(by_role))
             missing[name] = f"needs experiment {lacking[0]!r}, which profile {profile!r} does not have (it has {known})"
         else:
@@ -102,6 +110,9 @@ def plan(
         return possible, missing
     jobs = []
     for job in possible:
+        if job.bench:
+            jobs.append(job)
+            continue
         absent = [e for e in job.all_experiments if not log_frames.coverage(root, e)["runs"].any()]
         left = {role: [e for e in group if e not in absent] for role, group in job.experiments.items()}
         left = {role: group for role, group in left.items() if group}

@@ -5,7 +5,8 @@ A figure is a module of this package with `EXPERIMENTS`, `compute(logs) -> DataF
 
 `EXPERIMENTS` are roles: an experiment's file name, or the `role` that its file states. Where a profile has several experiments
 of a role, the module is rendered once for each, as ``<module>-<experiment>``, or, with ``POOLED = True``, once for all of them
-together. Roles in `OPTIONAL` are those that `compute` can do without.
+together. Roles in `OPTIONAL` are those that `compute` can do without. A figure of cost names a recorded
+benchmark as `BENCH`, which `compute` gets in place of logs, and has no experiments.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures
+from analysis import benches
 from analysis import logs as log_frames
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from figures import style
@@ -92,11 +94,14 @@ def render(
     for job in jobs:
         paths = {role: [experiment.path for experiment in group] for role, group in job.experiments.items()}
         note = gaps(job, root)
-        stamp = _hash(_sources(job.module), note, *(f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]))
+        inputs = [f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]]
+        inputs += [_hash_files([benches.path(job.bench)])] if job.bench else []
+        stamp = _hash(_sources(job.module), note, *inputs)
         files = [out / f"{job.name}.{ending}" for ending in job.endings]
         drawn = not _is_current(out, job.name, stamp, files)
         if drawn:
             logs_of = {role: log_frames.pooled([load(p) for p in group]) for role, group in paths.items()}
+            logs_of |= {job.bench: benches.read(job.bench)} if job.bench else {}
             try:
                 contents = _contents(job, job.module.compute(logs_of), note)
             except FdfaError as error:
@@ -135,7 +140,7 @@ def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEW
 def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
     """Return the content of every file of a figure or table, all made before any is written."""
     if frame.empty:
-        raise FdfaError(f"figure {job.name!r}: nothing to show; the logs of {', '.join(job.experiments)} hold no row for it")
+        raise FdfaError(f"figure {job.name!r}: nothing to show; {', '.join(job.experiments) or job.bench} holds no row for it")
     contents = {"csv": frame.to_csv(index=False, lineterminator="\n").encode()}
     if job.is_table:
         shown, caption = job.module.show(frame), getattr(job.module, "CAPTION", "")

@@ -127,9 +127,15 @@ def look(label: str) -> Look:
 
 def _option_text(key: str, value: str) -> str:
     """Say an option in a legend."""
-    known = {"joint": "one block at a time", "per_sample": "a direction per sample", "combine": value}
-    if key == "tangents":
-        return f"{value} directions"
+    known = {
+        "joint": "one block at a time",
+        "per_sample": "a direction per sample",
+        "combine": value,
+        "perturbation": value,
+        "tangents": f"{value} directions",
+        "feedback_rule": f"{value.capitalize()} rule",
+        "feedback_lr": f"rate {value}",
+    }
     return known.get(key, f"{key.replace('_', ' ')} {value}")
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import synthetic_logs
 
+from analysis import benches
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from figures import render, style
 
@@ -132,6 +133,72 @@ def test_a_single_seed_is_drawn_without_interval(tmp_path):
     experiments, root = synthetic_logs.write(tmp_path, {"convergence": text})
     render.render("tiny", root, tmp_path / "out", ["accuracy", "convergence"], experiments=experiments)
     assert set(pd.read_csv(tmp_path / "out" / "convergence.csv")["interval"]) == {"none"}
+
+
+def bench(place, name="cost_vs_alignment", **columns):
+    """Write what a benchmark of two estimators would record."""
+    rows = {
+        "estimator": ["bp", "fg-a(tangents=8)", "frozen"],
+        "method": ["bp", "fg-a", "frozen"],
+        "milliseconds": [0.5, 1.0, 0.2],
+        "low": [0.4, 0.9, 0.1],
+        "high": [0.6, 1.1, 0.3],
+        "mean_cosine": [1.0, 0.2, np.nan],
+        "cosine_se": [0.0, 0.01, np.nan],
+        "relative_error": [1e-12, 30.0, 1.0],
+        "draws": 32,
+        "steps": 100,
+        "threads": 1,
+        "machine": "an abacus",
+    }
+    place.mkdir(exist_ok=True)
+    pd.DataFrame(rows | columns).to_csv(place / f"{name}.csv", index=False)
+
+
+def no_runs(place):
+    """(experiments, runs, out) with an experiment of which nothing has been run."""
+    (place / "experiments" / "tiny").mkdir(parents=True)
+    (place / "experiments" / "tiny" / "convergence.toml").write_text(synthetic_logs.METHODS)
+    return place / "experiments", place / "runs", place / "out"
+
+
+def test_a_figure_of_cost_is_drawn_from_the_recorded_benchmark_and_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(benches, "RESULTS", tmp_path / "bench")
+    bench(tmp_path / "bench")
+    assert again(no_runs(tmp_path), ["cost_vs_alignment"]) == ["cost_vs_alignment"]
+    frame = pd.read_csv(tmp_path / "out" / "cost_vs_alignment.csv").set_index("estimator")
+    assert list(frame.index) == ["bp", "fg-a(tangents=8)"]  # frozen blocks have no gradient, hence no angle
+    assert frame.loc["fg-a(tangents=8)", ["low", "high"]].tolist() == pytest.approx([0.2 - 0.0196, 0.2 + 0.0196], abs=1e-5)
+
+
+def test_a_new_measurement_redraws_a_figure_of_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(benches, "RESULTS", tmp_path / "bench")
+    bench(tmp_path / "bench")
+    here = no_runs(tmp_path)
+    first, second = again(here, ["cost_vs_alignment"]), again(here, ["cost_vs_alignment"])
+    bench(tmp_path / "bench", milliseconds=[0.5, 1.2, 0.2])
+    assert (first, second, again(here, ["cost_vs_alignment"])) == (["cost_vs_alignment"], [], ["cost_vs_alignment"])
+
+
+def test_a_benchmark_that_is_not_there_is_an_error_that_says_how_to_make_it(place, monkeypatch):
+    monkeypatch.setattr(benches, "RESULTS", place[2] / "nowhere")
+    with pytest.raises(RunError, match="'cost_scaling' needs .*cost_scaling.csv, which `make bench` writes"):
+        again(place, ["cost_scaling"])
+
+
+@pytest.mark.parametrize("content", ["", "estimator\n", "estimator,threads\nbp,1\n"], ids=["empty", "no rows", "no machine"])
+def test_a_benchmark_that_cannot_be_used_is_an_error_that_names_the_file(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(benches, "RESULTS", tmp_path)
+    (tmp_path / "cost_scaling.csv").write_text(content)
+    with pytest.raises(RunError, match="cost_scaling.csv"):
+        benches.read("cost_scaling")
+
+
+def test_recorded_benchmarks_feed_the_figures_of_cost():
+    for name, module in render.discover().items():
+        if hasattr(module, "BENCH"):
+            frame = module.compute({name: benches.read(module.BENCH)})
+            assert np.isfinite(frame.select_dtypes("number").to_numpy()).all() and module.draw(frame).axes
 
 
 # --- when they are made again ----------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""How the cost of one gradient estimate grows with the network, the batch, and the number of draws."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import benches
+from figures import style
+
+EXPERIMENTS = ()
+BENCH = "cost_scaling"
+PANELS = {
+    "width": "width of the hidden layers",
+    "depth": "number of hidden layers",
+    "batch_size": "batch size",
+    "outputs": "number of outputs",
+    "draws": "draws or replicas at one point",
+}
+DRAWS = {  # what the benchmark calls them → name in print, estimator whose colour they have, marker, line
+    "fg-a: gradients": ("FG-A", "fg-a", "^", "-."),
+    "fg-a: scalars": ("FG-A, only norms and angles of the draws", "fg-a", "d", ":"),
+    "fdfa: replicas": ("FDFA, only the feedback of the replicas", "fdfa", "d", ":"),
+}
+
+
+def compute(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return milliseconds and the ratio to a BP gradient, medians with quartiles, for every size and estimator."""
+    (table,) = tables.values()
+    machine = benches.machine_text(table)
+    ratio = {"ratio": "estimate", "ratio_low": "low", "ratio_high": "high"}
+    table = table.drop(columns=["low", "high", "machine", "threads"]).rename(columns=ratio)
+    return table.assign(machine=machine)
+
+
+@style.styled
+def draw(frame: pd.DataFrame) -> Figure:
+    """Draw one panel for each size that changes; the dashed line is a BP gradient."""
+    fig, axes = style.panels(list(PANELS.values()), columns=3, height=2.4)
+    labels = style.ordered(set(frame["estimator"]) - DRAWS.keys() - {"bp"})
+    bp = style.look("bp")
+    for ax, quantity in zip(axes, PANELS, strict=True):
+        rows = frame[frame["quantity"] == quantity]
+        for label in labels:
+            _bars(ax, rows[rows["estimator"] == label], style.look(label).line())
+        for name, (_, label, marker, linestyle) in DRAWS.items():
+            _bars(ax, rows[rows["estimator"] == name], style.look(label).line(marker=marker, linestyle=linestyle))
+        ax.axhline(1, color=bp.color, linewidth=1, linestyle=bp.linestyle, zorder=1)
+        ax.set_xscale("log")
+        style.ticks(ax, rows["size"])
+        if quantity == "draws":
+            ax.set_yscale("log")
+            style.plain_log(ax.yaxis)
+        else:
+            ax.set_ylim(0, 1.08 * frame.loc[frame["quantity"] != "draws", "high"].max())
+    axes[0].set_ylabel("time ÷ that of a BP gradient")
+    axes[3].set_ylabel("time ÷ that of a BP gradient")
+    axes[4].set_ylabel("the same for each draw")
+    handles = [style.mark("BP", "none", bp.color, "-"), *map(style.handle, labels)]
+    more = [how for name, how in DRAWS.items() if name != "fg-a: gradients"]  # which looks as FG-A does elsewhere
+    handles += [style.mark(name, marker, style.look(like).color, line) for name, like, marker, line in more]
+    note = "784-800-800-10 with batch normalisation (draws: without), batch 64, but for what changes; medians, bars: quartiles"
+    style.legend(fig, handles, f"{note}\n{frame['machine'].iloc[0]}")
+    return fig
+
+
+def _bars(ax, rows: pd.DataFrame, line: dict) -> None:
+    rows = rows.sort_values("size")
+    ax.plot(rows["size"], rows["estimate"], **line)
+    ax.vlines(rows["size"], rows["low"], rows["high"], color=line["color"], linewidth=1)
