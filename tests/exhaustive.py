@@ -10,8 +10,9 @@ import itertools
 import math
 
 import torch
-from torch.func import functional_call, jacrev
+from torch.func import jacrev
 
+from fdfa_core.functional import functional_call
 from fdfa_core.losses import make_loss
 
 

@@ -17,8 +17,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
+from fdfa_core.functional import functional_call
 from fdfa_core.network import Block
 
 Sums = dict[str, Tensor]
