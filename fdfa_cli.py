@@ -209,8 +209,10 @@ def data(names: tuple[str, ...], listing: bool, download: bool, data_dir: Path |
 def record(files: tuple[Path, ...], out: Path | None, allow_dirty: bool, profile: str, root: Path) -> None:
     """Copy the finished runs of a profile, or of the experiment FILEs, into the record that goes with the code.
 
-    Raw gradients stay out. What is recorded already stays as it is.
+    Raw gradients stay out. What is recorded already stays as it is. Where all runs of an experiment are recorded, their closed
+    forms are recorded too, so that its figures need no data set.
     """
+    from analysis import closed_forms, logs
     from fdfa_core import recording
 
     out, refused = out or RESULTS / profile, 0
@@ -218,6 +220,9 @@ def record(files: tuple[Path, ...], out: Path | None, allow_dirty: bool, profile
         outcome = recording.record(experiment.runs(), root, out, allow_dirty=allow_dirty)
         refused += len(outcome.refused)
         click.echo(f"{experiment.name}: {outcome}")
+        if not outcome.missing and not outcome.refused:
+            count = closed_forms.record(logs.read(out, experiment, profile), out)
+            click.echo(f"{experiment.name}: closed forms of {count} networks") if count else None
     click.echo(f"{out} holds {recording.size(out) / 1e6:.1f} MB")
     if refused:
         click.echo("Make the refused runs again with the code committed, or take them with --allow-dirty.", err=True)

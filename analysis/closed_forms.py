@@ -2,7 +2,8 @@
 
 A run's configuration tells its samples and its initial network (`fdfa_core.materials`), so that for frozen weights without
 batch normalisation every probe has an exact counterpart. Nothing is trained here. Rows are kept on disk under the hash of the
-configuration and of all code that they depend on: drawing a figure again costs nothing.
+configuration and of all code that they depend on: drawing a figure again costs nothing. Those of recorded runs are recorded too
+(`record`), so that their figures can be drawn where the data set is not.
 
 Two populations matter: fresh batches are drawn from the reference set, with replacement, as the theory assumes; the feedback
 follows the training batches, which go through the training set epoch by epoch and are the same for all replicas. The draw of
@@ -17,7 +18,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ from analysis import theory as theory_package
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
 from fdfa_core.runs import write_atomically
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "closed_forms"
+_PROJECT = Path(__file__).resolve().parent.parent
+CACHE = _PROJECT / ".cache" / "closed_forms"
+RECORDS = _PROJECT / "results"
 KEYS = ["run", "step", "estimator", "block"]
 PARTS = ["data", "perturbation", "feedback", "cross"]
+FOLDER = "closed_forms"  # of those that are recorded, within a directory of recorded runs
 LAW = ("site", "joint", "perturbation", "tangents", "directions")  # options of FDFA that its feedback's law depends on
 
 
@@ -84,18 +88,34 @@ def of(logs: log_frames.Logs) -> pd.DataFrame:
         RunError: the network rebuilt from a run's configuration is not the one that the run logged.
     """
     frames = []
-    probes = log_frames.hidden_blocks(logs.probes) if len(logs.probes) else logs.probes
-    for runs in _same_problem(logs.runs).values():
-        wanted = probes[probes["run"].isin([run.run for run in runs])]
-        requests = wanted[["estimator", "method", "options", "step"]].drop_duplicates().sort_values(["estimator", "step"])
-        rows = kept(_rows, runs[0].config, requests.to_numpy().tolist())
+    for runs, probes, requests in _questions(logs):
+        rows = kept(_rows, runs[0].config, requests)
         for run in runs:
-            mine = wanted[wanted["run"] == run.run]
+            mine = probes[probes["run"] == run.run]
             own = rows.merge(mine[["step", "estimator", "block", "reference_norm"]], on=["step", "estimator", "block"])
             _check(run.run, own)
             frames.append(own.drop(columns="reference_norm").assign(run=run.run))
     empty = pd.DataFrame(columns=[*KEYS, "variance", *PARTS, "bias2", "mse", "target_norm", "nsr"])
     return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def record(logs: log_frames.Logs, root: str | Path) -> int:
+    """Write the closed forms of an experiment's recorded runs beside these, and return how many files they are.
+
+    Args:
+        logs: of the experiment.
+        root: a directory of recorded runs, a child of `RECORDS`.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    place, count = Path(root) / FOLDER, 0
+    for runs, _, requests in _questions(logs):
+        frame = kept(_rows, runs[0].config, requests, recorded=False)
+        place.mkdir(exist_ok=True)
+        write_atomically(place / _file(_rows, runs[0].config, (requests,)), _as_bytes(frame))
+        count += 1
+    return count
 
 
 def compared(logs: log_frames.Logs) -> pd.DataFrame:
@@ -193,28 +213,50 @@ def contests(logs: log_frames.Logs) -> pd.DataFrame:
     )
 
 
-def kept(compute: Callable[..., pd.DataFrame], config: str, *arguments: Any) -> pd.DataFrame:
-    """Return ``compute(Problem(config), *arguments)``, from disk if it was computed before by the same code.
+def kept(compute: Callable[..., pd.DataFrame], config: str, *arguments: Any, recorded: bool = True) -> pd.DataFrame:
+    """Return ``compute(Problem(config), *arguments)``, from disk if it is recorded or was computed before by the same code.
 
     Args:
         compute: a function of a `Problem` and of `arguments` that JSON can write.
         config: the run's configuration as canonical JSON.
+        arguments: see `compute`.
+        recorded: whether what is recorded will do.
     """
-    question = [compute.__module__, compute.__qualname__, config, arguments, _code()]
-    path = CACHE / f"{hashlib.sha256(json.dumps(question).encode()).hexdigest()[:32]}.parquet"
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError):  # not there, or not whole
-        pass
+    path = CACHE / _file(compute, config, (*arguments, _code()))
+    records = sorted(RECORDS.glob(f"*/{FOLDER}/{_file(compute, config, arguments)}")) if recorded else []
+    for place in (path, *records):
+        try:
+            return pd.read_parquet(place)
+        except (OSError, ValueError):  # not there, or not whole
+            pass
     frame = compute(Problem(config), *arguments)
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, _as_bytes(frame))
     except (OSError, RunError):  # a place that cannot be written to: compute it again next time
         pass
     return frame
+
+
+def _file(compute: Callable[..., pd.DataFrame], config: str, arguments: Sequence[Any]) -> str:
+    """Name the file of an answer by the question."""
+    question = json.dumps([compute.__module__, compute.__qualname__, config, arguments])
+    return f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.parquet"
+
+
+def _as_bytes(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _questions(logs: log_frames.Logs) -> Iterator[tuple[list, pd.DataFrame, list]]:
+    """Yield runs that share samples and network, their hidden blocks' probes, and what `_rows` shall compute for them."""
+    probes = log_frames.hidden_blocks(logs.probes) if len(logs.probes) else logs.probes
+    for runs in _same_problem(logs.runs).values():
+        wanted = probes[probes["run"].isin([run.run for run in runs])]
+        requests = wanted[["estimator", "method", "options", "step"]].drop_duplicates().sort_values(["estimator", "step"])
+        yield runs, wanted, requests.to_numpy().tolist()
 
 
 def _same_problem(runs: pd.DataFrame) -> dict[str, list]:

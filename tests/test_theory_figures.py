@@ -287,6 +287,20 @@ def test_closed_forms_are_computed_once(logged, monkeypatch):
     pd.testing.assert_frame_equal(closed_forms.of(logged["width"]), before)
 
 
+def test_recorded_closed_forms_need_neither_data_nor_cache(logged, monkeypatch, tmp_path):
+    monkeypatch.setattr(closed_forms, "RECORDS", tmp_path)
+    (tmp_path / "tiny").mkdir()
+    before = closed_forms.of(logged["width"])
+    assert closed_forms.record(logged["width"], tmp_path / "tiny") == logged["width"].runs["width"].nunique() * 2  # seeds
+    monkeypatch.setattr(closed_forms, "CACHE", tmp_path / "empty")
+    monkeypatch.setattr(closed_forms, "Problem", lambda config: pytest.fail("looked at the data"))
+    pd.testing.assert_frame_equal(closed_forms.of(logged["width"]), before)
+
+
+def test_an_experiment_without_closed_forms_records_none(logged, tmp_path):
+    assert closed_forms.record(logged["drift"], tmp_path) == 0 and not list(tmp_path.iterdir())
+
+
 def test_a_place_that_cannot_be_written_to_costs_time_alone(logged, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(closed_forms, "CACHE", tmp_path / "file" / "below")
