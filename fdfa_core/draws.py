@@ -77,7 +77,7 @@ def norm2(gradient: Gradient) -> Tensor:
     """Return squared norms (R,) in float64."""
     if isinstance(gradient, Outer):
         return gradient.norm2()
-    rows = gradient.reshape(len(gradient), -1, gradient.shape[-1] if gradient.dim() > 2 else 1)
+    rows = _rows(gradient)
     return rows.square().sum(-1).sum(-1, dtype=torch.float64)  # rows as they are, their sums in float64: half the time
 
 
@@ -93,7 +93,14 @@ def inner(gradient: Gradient, *others: Tensor) -> Tensor:
     """Return inner products with tensors of the parameter's shape, (R, tensors) in float64."""
     if isinstance(gradient, Outer):
         return gradient.inner(others)
-    return (gradient.reshape(len(gradient), -1) @ torch.stack([other.flatten() for other in others], -1)).double()
+    # Row by row, and the rows' sums in float64: one product over a million components would err in the fourth digit.
+    rows, fixed = _rows(gradient), torch.stack([_rows(other.unsqueeze(0))[0] for other in others], -1)  # (row, n, tensors)
+    return (rows.transpose(0, 1) @ fixed).sum(0, dtype=torch.float64)
+
+
+def _rows(gradient: Tensor) -> Tensor:
+    """Return draws (R, *shape) as (R, rows, n), a row for each output of the layer; vectors are one row."""
+    return gradient.reshape(len(gradient), gradient.shape[1] if gradient.dim() > 2 else 1, -1)
 
 
 def numbers(gradient: Gradient) -> int:

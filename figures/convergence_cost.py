@@ -2,14 +2,14 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from analysis import effort, logs
 from figures import style
 
 EXPERIMENTS = ("convergence",)
-PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy"}
-AXES = {"flops": "operations (FLOP), products and convolutions", "seconds": "seconds of training steps, as logged"}
+PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
+AXES = {"flops": "operations (FLOP, T = 10¹²), products and convolutions", "seconds": "seconds of training steps, as logged"}
 
 
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
@@ -29,11 +29,14 @@ def draw(frame: pd.DataFrame) -> Figure:
         for label in labels:
             style.band(ax, rows[rows["trained_with"] == label], cost, label, markersize=3.5)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(EngFormatter(sep="") if cost == "flops" else "{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
         if quantity == "train_loss":
             ax.set_yscale("log")
             style.plain_log(ax.yaxis)
         else:
+            style.accuracy_axis(ax, rows["estimate"])
             ax.set_xlabel(AXES[cost])
     handles = [style.handle(label) for label in labels]
     note = style.seeds_text(frame) + "; seconds depend on what else the machine did, operations do not"

@@ -2,12 +2,14 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from analysis import accuracy, logs
 from figures import style
 
 EXPERIMENTS = ("convergence",)
 POOLED = True
+LINEAR = 5  # points, up to which the axis is linear
 BASELINE, BEST = "frozen", "bp"
 SETTING = ["dataset", "architecture", "epochs"]
 
@@ -36,7 +38,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set(
             yticks=range(len(labels)),
             ylim=(-0.6, len(labels) - 0.4),
-            xlabel="test accuracy beyond frozen hidden layers (points)",
+            xlabel=f"test accuracy beyond frozen hidden layers (points; linear to ±{LINEAR})",
         )
         ax.set_yticklabels([style.look(label).name for label in labels])
         ax.axvline(0, color=style.INK, linewidth=0.8)
@@ -46,8 +48,12 @@ def draw(frame: pd.DataFrame) -> Figure:
             y, look = labels.index(row.trained_with), style.look(row.trained_with)
             ax.plot([100 * row.low, 100 * row.high], [y, y], color=look.color, linewidth=1.1)
             ax.plot(100 * row.estimate, y, **look.line(linestyle="none", markersize=5))
-        span = 100 * (rows["estimate"].max() - rows["estimate"].min()) + 1  # wide intervals of few seeds run off the panel
-        ax.set_xlim(100 * rows["estimate"].min() - span / 4, 100 * rows["estimate"].max() + span / 4)
+        ax.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)  # a method that falls apart must not hide the others
+        ax.set_xlim(min(150 * rows["estimate"].min(), -LINEAR / 2), max(150 * rows["estimate"].max(), LINEAR / 2))
+        low, high = ax.get_xlim()
+        ax.set_xticks([t for t in (-100, -50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50) if low <= t <= high], minor=False)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
     handles = [style.mark("BP", "none", style.GREY, "--"), style.mark("frozen hidden layers", "none", style.INK, "-")]
     style.legend(fig, handles, style.seeds_text(frame, "lines"))
     return fig

@@ -134,8 +134,9 @@ def gaps(job: Job, root: str | Path) -> str:
         short = found[found["runs"] < found["planned"]]
         if len(short):
             line = f"Partial record of {experiment.name}: {found['runs'].sum()} of {found['planned'].sum()} runs"
-            parts = [f"{style.look(row.trained_with).name} {row.runs} of {row.planned}" for row in short.itertuples()]
-            lines.append(line + (f" ({', '.join(parts)})" if len(found) > 1 else ""))
+            groups = short.groupby(["runs", "planned"], sort=False)["trained_with"].agg(list)
+            parts = [f"{_names(group)} {runs} of {planned}" for (runs, planned), group in groups.items()]
+            lines.append(line + (f" ({'; '.join(parts)})" if len(found) > 1 else ""))
     if job.absent:
         lines.append("No run yet of " + ", ".join(experiment.name for experiment in job.absent))
     return "; ".join(lines)
@@ -159,3 +160,8 @@ def _jobs(name: str, module: ModuleType, by_role: dict[str, list]) -> list[Job]:
 
 def _module(job: Job) -> str:
     return job.module.__name__.rpartition(".")[2]
+
+
+def _names(labels: list[str]) -> str:
+    """Name estimators, or count them where they are many."""
+    return ", ".join(style.look(label).name for label in labels) if len(labels) <= 5 else f"{len(labels)} estimators"

@@ -313,9 +313,10 @@ def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:
     fewer = frame[frame["seeds"] < most]
     if len(fewer):
         column = "trained_with" if "estimator" not in frame else "estimator"
-        names = ", ".join(look(label).name for label in ordered(fewer[column])) if column in frame else "some points"
+        names = ordered(fewer[column]) if column in frame else []
+        who = ", ".join(look(label).name for label in names) if 0 < len(names) <= 8 else "some points"
         low, high = int(fewer["seeds"].min()), int(fewer["seeds"].max())
-        count += f" ({low if low == high else f'{low} to {high}'} for {names})"
+        count += f" ({low if low == high else f'{low} to {high}'} for {who})"
     kinds = set(frame["interval"])
     if kinds == {"none"}:
         return f"{count}: no interval"

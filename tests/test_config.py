@@ -85,9 +85,10 @@ def test_the_id_does_not_depend_on_the_order_of_keys():
     training = {"steps": 1, "batch_size": 4}
     backwards = dict(reversed(training.items()))
     common = {"network": {"hidden": [4]}, "estimator": {"name": "bp"}}
-    assert RunConfig.model_validate(common | {"training": training}).id == RunConfig.model_validate(
-        {"training": backwards} | common
-    ).id
+    assert (
+        RunConfig.model_validate(common | {"training": training}).id
+        == RunConfig.model_validate({"training": backwards} | common).id
+    )
 
 
 @pytest.mark.parametrize(

@@ -113,3 +113,11 @@ def test_norms_and_inner_products_of_parameters_of_any_shape(shape):
     flat = gradient.reshape(5, -1)
     close(draws.norm2(gradient), flat.square().sum(1))
     close(draws.inner(gradient, other)[:, 0], flat @ other.flatten())
+
+
+def test_inner_products_over_a_million_components_keep_six_digits():
+    """As long as those of a hidden layer of the paper; a single product of matrices would keep three."""
+    draw = torch.randn(800, 784, generator=torch.Generator().manual_seed(0))
+    norm2 = draw.double().square().sum()
+    torch.testing.assert_close(draws.inner(draw.unsqueeze(0), draw, -draw)[0] / norm2, torch.tensor([1.0, -1.0]).double(),
+                               rtol=1e-6, atol=0)  # fmt: skip

@@ -89,9 +89,7 @@ def test_dkp_feedback_approaches_a_readout_that_learns_at_the_same_rate_and_deca
     for seed in range(20):
         estimator.backward(*make_batch(net, seed=seed))
         weights.step()
-    torch.testing.assert_close(
-        estimator.feedback[-1] - net[2].weight, (1 - rate * decay) ** 20 * start, rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(estimator.feedback[-1] - net[2].weight, (1 - rate * decay) ** 20 * start, rtol=1e-10, atol=1e-12)
 
 
 def test_drtp_hidden_gradients_do_not_depend_on_the_output():

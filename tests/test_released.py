@@ -14,7 +14,7 @@ from fdfa_core.data.dataset import Dataset
 from fdfa_core.errors import RunError
 
 # A checkout that uses of torchvision what the released code does, and reports the mean pixel in place of a loss.
-MAIN = '''
+MAIN = """
 import argparse, csv, torch
 from torchvision import datasets, transforms
 
@@ -32,7 +32,7 @@ def main(arguments):
         writer.writerow(["Epoch", "Training Loss", "Test Loss", "Test Accuracy"])
         for epoch in range(1, int(args.epochs) + 1):
             writer.writerow([epoch, 0, x.mean().item(), 10 * y.float().mean().item() + epoch])
-'''
+"""
 
 
 def metrics(accuracies, label="bp", epoch=1.0):

@@ -157,9 +157,7 @@ def fg_w_per_sample(slow: Slow, v: Tensor, how: str = "mean") -> Gradients:
     return slow.split(sum(each) / len(each))
 
 
-def fg_a(
-    slow: Slow, us: list[Tensor], *, site="pre", readout="exact", joint=True, combine="mean", slope="sample"
-) -> Gradients:
+def fg_a(slow: Slow, us: list[Tensor], *, site="pre", readout="exact", joint=True, combine="mean", slope="sample") -> Gradients:
     """us: a tensor (K, N, n of all sites) if joint, or one per site."""
     blocks = [*slow.hidden] + ([len(slow.hidden)] if readout == "perturbed" else [])
     site_of = {block: site if block in slow.hidden else "post" for block in blocks}
@@ -320,9 +318,7 @@ def lg_fg_w(slow: Slow, vs: list[Tensor], readouts, how: str = "mean") -> Gradie
     for block in slow.hidden:
         own = slow.own(block)
         if own:
-            local = jacrev(
-                lambda p, b=block: local_losses(slow, b, slow.block_value(b, "post", p), readouts).mean()
-            )(own)
+            local = jacrev(lambda p, b=block: local_losses(slow, b, slow.block_value(b, "post", p), readouts).mean())(own)
             found |= slow.split(combined(flat(local), next(vs), how), list(own))
     return found | slow.readout()
 
