@@ -8,6 +8,7 @@ from analysis import closed_forms, logs
 from figures import style
 
 EXPERIMENTS = ("width", "batch", "layers")
+OPTIONAL = ("batch", "layers")
 
 
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
