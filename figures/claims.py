@@ -26,13 +26,13 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
         {
             "": frame["claim"],
             "claim": frame["statement"],
-            "statistic": frame["statistic"],
-            "claimed": [f"{sign[row.direction]} {row.threshold:g}" for row in frame.itertuples()],
-            "estimate": [_estimate(row) for row in frame.itertuples()],
-            "weakest of": [_weakest(row) for row in frame.itertuples()],
-            "seeds": frame["seeds"].astype(str),
-            "p (corrected)": ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in frame["p_holm"]],
             "verdict": frame["verdict"],
+            "estimate": [_estimate(row) for row in frame.itertuples()],
+            "claimed": [f"{sign[row.direction]} {row.threshold:g}" for row in frame.itertuples()],
+            "p (corrected)": ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in frame["p_holm"]],
+            "seeds": frame["seeds"].astype(str),
+            "statistic": frame["statistic"],
+            "weakest of": [_weakest(row) for row in frame.itertuples()],
         }
     )
 

@@ -21,7 +21,7 @@ from figures import render, style
 from figures.plan import Job, gaps, plan
 
 NAME = "report.html"
-CLAIM_COLUMNS = ("", "claim", "estimate", "seeds", "p (corrected)", "verdict")
+CLAIM_COLUMNS = ("", "claim", "verdict", "estimate", "claimed", "p (corrected)", "seeds")
 FIRST = ("claims", "accuracy")  # tables that answer the questions; the others follow by name
 BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
 
