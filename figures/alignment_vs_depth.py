@@ -10,7 +10,7 @@ EXPERIMENTS = ("depth",)
 PANELS = {
     "first": "first hidden block",
     "mean": "mean of hidden blocks",
-    "accuracy": "test accuracy",
+    "accuracy": "test accuracy (logit scale)",
 }
 
 
@@ -43,7 +43,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.axhline(90, color=style.GREY, linewidth=0.8)
             ax.set(ylim=(-5, 110), yticks=range(0, 91, 30))
         else:
-            ax.set_ylim(top=min(ax.get_ylim()[1], 1))
+            style.accuracy_axis(ax, rows["estimate"])
     axes[0].set_ylabel("angle to BP's gradient of the batch (°)")
     style.legend(fig, [style.handle(label) for label in labels], style.seeds_text(frame, "bars"))
     return fig

@@ -87,6 +87,8 @@ def plan(
     possible: list[Job] = []
     missing: dict[str, str] = {}
     for name, module in discover().items():
+        if profile not in getattr(module, "PROFILES", (profile,)):
+            continue
         lacking = [role for role in module.EXPERIMENTS if role not in by_role and role not in optional(module)]
         bench = getattr(module, "BENCH", None)
         if bench and benches.path(bench).is_file():

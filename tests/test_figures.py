@@ -201,6 +201,21 @@ def test_recorded_benchmarks_feed_the_figures_of_cost():
             assert np.isfinite(frame.select_dtypes("number").to_numpy()).all() and module.draw(frame).axes
 
 
+# --- which a profile has ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_a_profile_that_is_run_whole_has_the_experiments_of_all_its_figures(profile, tmp_path):
+    jobs, missing = render.plan(profile, tmp_path)
+    everywhere = {name for name, module in render.discover().items() if not hasattr(module, "PROFILES")}
+    assert {job.name for job in jobs} == everywhere and not missing
+
+
+def test_a_figure_of_another_profile_is_unknown(place):
+    with pytest.raises(UnknownName, match="released_code"):
+        again(place, ["released_code"])
+
+
 # --- when they are made again ----------------------------------------------------------------------------------------
 
 
