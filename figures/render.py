@@ -6,8 +6,8 @@ A figure is a module of this package with `EXPERIMENTS`, `compute(logs) -> DataF
 `EXPERIMENTS` are roles: an experiment's file name, or the `role` that its file states. Where a profile has several experiments
 of a role, the module is rendered once for each, as ``<module>-<experiment>``, or, with ``POOLED = True``, once for all of them
 together. Roles in `OPTIONAL` are those that `compute` can do without. A figure of cost names a recorded
-benchmark as `BENCH`, which `compute` gets in place of logs, and has no experiments. `PROFILES` are those that a module is for, if
-not all.
+benchmark as `BENCH`, which `compute` gets in place of logs, and has no experiments. `PROFILES` are those that a module is for,
+if not all.
 """
 
 from __future__ import annotations
