@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--dataset", default="MNIST", choices=list(NAMES))
     options = parser.parse_args()
+    if not (options.checkout / "main.py").is_file():
+        parser.error(f"{options.checkout}: holds no main.py; accepted: a checkout of the released code")
     from analysis import released
 
     jobs = product(options.seeds, options.modes)

@@ -41,4 +41,4 @@ def curves(log: logs.Logs, x: str, with_slopes: bool = True) -> pd.DataFrame:
 def slope_text(row) -> str:
     """Return a row's slope with its interval."""
     interval = f" [{row.slope_low:.2f}, {row.slope_high:.2f}]" if row.slope_interval != "none" else ""
-    return f"{row.slope:.2f}{interval}".replace("-", "−")
+    return f"{row.slope:.2f}{interval}".replace("-0.00", "0.00").replace("-", "−")

@@ -40,9 +40,9 @@ def draw(frame: pd.DataFrame) -> Figure:
     for ax, quantity in zip(axes, PANELS, strict=True):
         rows = frame[frame["quantity"] == quantity]
         for label in labels:
-            _bars(ax, rows[rows["estimator"] == label], style.look(label).line())
+            style.bars(ax, rows[rows["estimator"] == label], "size", label)
         for name, (_, label, marker, linestyle) in DRAWS.items():
-            _bars(ax, rows[rows["estimator"] == name], style.look(label).line(marker=marker, linestyle=linestyle))
+            style.bars(ax, rows[rows["estimator"] == name], "size", label, marker=marker, linestyle=linestyle)
         ax.axhline(1, color=bp.color, linewidth=1, linestyle=bp.linestyle, zorder=1)
         ax.set_xscale("log")
         style.ticks(ax, rows["size"])
@@ -60,9 +60,3 @@ def draw(frame: pd.DataFrame) -> Figure:
     note = "784-800-800-10 with batch normalisation (draws: without), batch 64, but for what changes; medians, bars: quartiles"
     style.legend(fig, handles, f"{note}\n{frame['machine'].iloc[0]}")
     return fig
-
-
-def _bars(ax, rows: pd.DataFrame, line: dict) -> None:
-    rows = rows.sort_values("size")
-    ax.plot(rows["size"], rows["estimate"], **line)
-    ax.vlines(rows["size"], rows["low"], rows["high"], color=line["color"], linewidth=1)

@@ -45,15 +45,10 @@ def draw(frame: pd.DataFrame) -> Figure:
         style.ticks(ax, rows["width"])
         ends = rows[rows["width"] == rows.groupby("estimator")["width"].transform("max")]
         style.end_labels(
-            ax, [(r.estimate, _slope(r), style.look(r.estimator).color) for r in ends.itertuples()], "slope [95 %]"
+            ax, [(r.estimate, _scaling.slope_text(r), style.look(r.estimator).color) for r in ends.itertuples()], "slope [95 %]"
         )
     axes[0].set_ylabel("total variance ÷ ‖∇ of the block‖²")
     handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]
     handles += [_scaling.theory_handle()] if "theory" in frame else []
     style.legend(fig, handles, style.seeds_text(frame, "bars and slopes"))
     return fig
-
-
-def _slope(row) -> str:
-    interval = f" [{row.slope_low:.2f}, {row.slope_high:.2f}]" if row.slope_interval != "none" else ""
-    return f"{row.slope:.2f}{interval}".replace("-0.00", "0.00").replace("-", "−")
