@@ -75,9 +75,11 @@ experiment_files = click.argument("files", nargs=-1, type=click.Path(path_type=P
 def train(file: Path, chosen: tuple[str, ...], device: str, threads: int, root: Path, data_dir: Path | None) -> None:
     """Carry out the runs of an experiment FILE one after another, or take up what was interrupted."""
     from fdfa_core.config import load_experiment, require_known
+    from fdfa_core.memory import keep_freed_memory
     from fdfa_core.runs import is_complete, read_summary
     from fdfa_core.training import train as carry_out
 
+    keep_freed_memory()
     experiment = load_experiment(file)
     runs = [r for r in experiment.runs() if not chosen or r.id.startswith(chosen)]
     if not runs:

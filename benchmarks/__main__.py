@@ -61,7 +61,9 @@ def _measure(benches: list[str], threads: int) -> None:
     """Run benches, each in a fork of this process; they print every row as JSON."""
     from benchmarks.cost import TABLES
     from benchmarks.rows import BENCHES
+    from fdfa_core.memory import keep_freed_memory
 
+    keep_freed_memory()  # as in a sweep
     for name in benches:
         if name not in (*BENCHES, *TABLES):
             raise SystemExit(f"{name}: no such bench; there are {', '.join([*BENCHES, *TABLES])}")

@@ -257,7 +257,10 @@ def _() -> Iterator[Row]:
 
 def _child(code: str) -> dict[str, float]:
     """Run code in a fresh process with as many threads; it prints JSON as its last line."""
-    prelude = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+    prelude = (
+        "import torch, fdfa_core.memory; fdfa_core.memory.keep_freed_memory(); "
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+    )
     done = subprocess.run([sys.executable, "-c", prelude + code], check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -123,8 +123,10 @@ def sweep(
 
 def carry_out_one(config: RunConfig, root: Path, wait: bool, threads: int | None, options: dict) -> Outcome:
     """Carry out one run in this process and say what became of it; never raises an `Exception`."""
+    from fdfa_core.memory import keep_freed_memory
     from fdfa_core.training import train
 
+    keep_freed_memory()
     try:
         directory = train(config, root, threads=threads, wait=wait, **options)
         return Outcome(config.id, read_summary(directory)["status"] if directory else "elsewhere")
