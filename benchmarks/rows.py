@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from benchmarks.networks import BATCH_SIZE, NETWORKS, bp_step, estimator_step, m
 from benchmarks.timing import Spread, ratio, take_turns
 from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
+from fdfa_core.runs import is_complete, read_provenance
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,49 @@ def _() -> Iterator[Row]:
     seconds = take_turns(functions, 100)
     share = ratio(seconds["input"], seconds["input"] + seconds["step"])
     yield Row("Share of the input pipeline in a BP step, fc-bn", share, 0.03, 1e3 * float(np.median(seconds["step"])))
+
+
+# Sweeps ------------------------------------------------------------------------------------------------------------------
+
+SWEEP = """
+[data]
+name = "digits"
+[network]
+architecture = "fully_connected"
+hidden = [800, 800]
+batch_norm = true
+[training]
+epochs = 60
+[[cases]]
+estimator = { name = "fdfa" }
+[grid]
+seed = [0, 1, 2, 3, 4, 5, 6, 7]
+"""
+
+
+@bench("sweep")
+def _() -> Iterator[Row]:
+    cores = os.cpu_count() or 1
+    if torch.get_num_threads() > 1 or cores < 2:  # a sweep has one thread a process
+        return
+    whole, running = {}, {}
+    for processes in (1, 2):
+        with tempfile.TemporaryDirectory() as directory:
+            experiment, runs = Path(directory) / "sweep.toml", Path(directory) / "runs"
+            experiment.write_text(f'description = "{processes} processes"\n{SWEEP}')
+            command = [sys.executable, "-W", "ignore", "-m", "fdfa_cli", "sweep", experiment, "--runs", runs]
+            # as many cores as processes: else a single process would take a thread for each
+            environment = os.environ | {"LOKY_MAX_CPU_COUNT": str(processes)}
+            start = time.perf_counter()
+            subprocess.run(command, env=environment, check=True, capture_output=True)
+            whole[processes] = time.perf_counter() - start
+            about = [read_provenance(run) for run in runs.iterdir() if is_complete(runs, run.name)]
+            started, finished = ([datetime.fromisoformat(run[key]) for run in about] for key in ("started", "finished"))
+            running[processes] = (max(finished) - min(started)).total_seconds()
+    figure = "Time of a sweep of 8 runs with two processes / with one, one thread each"
+    for label, seconds, limit in (("from first start to last end", running, 1 / 1.8), ("with all start-up", whole, None)):
+        value = seconds[2] / seconds[1]
+        yield Row(f"{figure}, {label}", Spread(value, value, value), limit, 1e3 * seconds[1])
 
 
 # Theory and memory, each in a process of its own ---------------------------------------------------------------------------
