@@ -16,6 +16,7 @@ from fdfa_core.errors import RunError
 RECORD = Path(__file__).resolve().parents[1] / "results" / "released_code.csv"
 LABELS = {"BP": "bp", "DFA": "dfa", "FDFA": "fdfa(feedback_lr=0.0001, feedback_rule=adam)"}
 QUANTITIES = ("test_accuracy", "test_loss")
+COLUMNS = ("mode", "seed", "epoch", *QUANTITIES)
 
 
 def write(rows: Iterable[dict[str, object]], path: Path = RECORD) -> None:
@@ -28,11 +29,17 @@ def read(path: Path = RECORD) -> pd.DataFrame:
     """Return the record: a row for each mode, seed and epoch.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or it lacks columns.
     """
     if not path.is_file():
         raise RunError(f"{path}: is missing; `python -m benchmarks.released_code CHECKOUT` writes it")
-    return pd.read_csv(path)
+    try:
+        found = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: is not a CSV file: {error}") from error
+    if missing := [column for column in COLUMNS if column not in found]:
+        raise RunError(f"{path}: lacks {', '.join(missing)}; `python -m benchmarks.released_code CHECKOUT` writes it anew")
+    return found
 
 
 def compare(metrics: pd.DataFrame, theirs: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:

@@ -62,7 +62,8 @@ def test_released_code_is_run_on_our_data_and_its_report_is_read(tmp_path, monke
 
 
 def test_record_is_read_as_it_was_written(tmp_path):
-    released.write([{"mode": "BP", "seed": 0, "epoch": 1, "test_accuracy": 0.97}], tmp_path / "results" / "record.csv")
+    row = {"mode": "BP", "seed": 0, "epoch": 1, "test_accuracy": 0.97, "test_loss": 0.1}
+    released.write([row], tmp_path / "results" / "record.csv")
     assert released.read(tmp_path / "results" / "record.csv").to_dict("list")["test_accuracy"] == [0.97]
 
 
@@ -92,3 +93,10 @@ def test_recorded_runs_agree_with_the_released_code():
     record = Path(__file__).parents[1] / "results" / "paper"
     found = released.compare(logs.load(record, "released", profile="paper").metrics, released.read())
     assert set(found["trained_with"]) == set(released.LABELS.values()) and found["p_holm"].min() > 0.05
+
+
+@pytest.mark.parametrize("content, said", [("", "not a CSV"), ("mode,seed\nBP,0\n", "epoch, test_accuracy, test_loss")])
+def test_a_damaged_record_is_named_with_what_it_lacks(tmp_path, content, said):
+    (path := tmp_path / "record.csv").write_text(content)
+    with pytest.raises(RunError, match=f"record.csv.*{said}"):
+        released.read(path)
