@@ -189,7 +189,8 @@ def _against(others: tuple[str, ...], column: str, per_run: Callable[[Rows], Row
             for other in trained[trained.isin(others)].index:
                 if len(labels) and {labels[0], other} <= set(wide):
                     pair = wide[[labels[0], other]].dropna()
-                    found[f"`{other}`, {setting[0]}, {setting[1]}"] = (pair[labels[0]] - pair[other]).to_numpy()
+                    name = f"`{labels[0]}` against `{other}`, {setting[0]}, {setting[1]}"
+                    found[name] = (pair[labels[0]] - pair[other]).to_numpy()
         return found
 
     return values

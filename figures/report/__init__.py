@@ -112,18 +112,45 @@ def results(profile: str, root: str | Path, experiments: str | Path = logs.EXPER
     order = dict(zip(cost["experiment"], cost["runs"], strict=True))
     jobs.sort(key=lambda job: -sum(order[experiment.name] for experiment in job.all_experiments))
     for name in ("accuracy", "claims"):
-        for job in [job for job in jobs if job.name.partition("-")[0] == name][:1]:  # of several, the one with most evidence
+        several = [job for job in jobs if job.name.partition("-")[0] == name]
+        for job in several[:1]:  # the one with most evidence
             parts += _summary(job, root, profile)
+        if name == "claims" and len(several) > 1:
+            parts += _elsewhere(several[1:], root, profile)
     absent = cost.loc[cost["runs"] < cost["planned"], "experiment"]
     if len(absent):
         parts.append("What is missing, each by `fdfa sweep experiments/paper/NAME.toml`: " + ", ".join(absent) + ".")
     return "\n\n".join(parts) + "\n"
 
 
+def _computed(job: Job, root: str | Path, profile: str) -> pd.DataFrame:
+    """Return what a figure or table is drawn from."""
+    read = functools.partial(logs.read, root, profile=profile, partial=True)
+    return job.module.compute({role: logs.pooled([read(e) for e in group]) for role, group in job.experiments.items()})
+
+
+def _elsewhere(jobs: list[Job], root: str | Path, profile: str) -> list[str]:
+    """Return the paragraphs on the claims about training, tested on further data sets and networks."""
+    tables, notes = [], []
+    for job in jobs:
+        trained = [experiment.name for experiment in job.experiments.get("convergence", [])]
+        frame = _computed(job, root, profile)
+        frame = frame[(frame["evidence"] == "convergence") & (frame["components"] > 0)]
+        if len(frame):
+            shown = job.module.show(frame)
+            shown.insert(0, "on", ", ".join(trained))
+            tables.append(shown[[c for c in ("on", *CLAIM_COLUMNS, "weakest of") if c in shown and c != "claim"]])
+            notes += [note] if (note := gaps(job, root)) else []
+    if not tables:
+        return []
+    head = "The claims about training on further data sets and networks (p corrected over all claims of each such table):"
+    text = pd.concat(tables).to_markdown(index=False, disable_numparse=True)
+    return [head, text, *(f"{note}." for note in dict.fromkeys(notes))]
+
+
 def _summary(job: Job, root: str | Path, profile: str) -> list[str]:
     """Return the paragraphs that the README has of a table."""
-    read = functools.partial(logs.read, root, profile=profile, partial=True)
-    frame = job.module.compute({role: logs.pooled([read(e) for e in group]) for role, group in job.experiments.items()})
+    frame = _computed(job, root, profile)
     if job.name == "accuracy":
         head, shown = (
             "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:",
