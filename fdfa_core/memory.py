@@ -60,9 +60,8 @@ def peak_memory(function: Callable[[], object]) -> int:
 
 
 # Parameters of mallopt(3), by number as in <malloc.h>, and what the environment calls them.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
-LARGEST_KEPT = 2**25  # bytes: the most that glibc takes for its threshold on 64 bits
 GROWTH = 2**26  # bytes of addresses (not of memory) that are asked for at a time
 
 
@@ -71,7 +70,7 @@ def keep_freed_memory() -> bool:
 
     A training step frees and needs the same megabytes over and over. glibc returns a large block at once, and every page of
     the next one then costs a page fault, which can take longer than what is computed in it. For processes that do nothing but
-    train, as those of a sweep, which call it. Results do not change. Blocks above 32 MiB are handed back as before.
+    train, as those of a sweep, which call it: what the process once held it holds to its end. Results do not change.
 
     Returns:
         Whether it took effect: not on other C libraries, nor where the environment sets the allocator (MALLOC_…_).
@@ -82,5 +81,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or another system
         return False
-    chosen = {_TRIM_THRESHOLD: -1, _TOP_PAD: GROWTH, _MMAP_THRESHOLD: LARGEST_KEPT}
+    chosen = {_TRIM_THRESHOLD: -1, _TOP_PAD: GROWTH, _MMAP_MAX: 0}
     return all([mallopt(parameter, value) for parameter, value in chosen.items()])
