@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml requirements.txt
 	$(VENV_PY) -m pip install $(PIP_ARGS) --no-deps --editable .
 	@touch "$(STAMP)"
 
-figures: $(STAMP) ## train what is missing, analyse and draw, into figures/out/PROFILE/
+figures: $(STAMP) ## train what is missing (recorded profiles are only drawn), analyse and draw, into figures/out/PROFILE/
 	$(FDFA) figures --profile $(PROFILE) $(JOBS_FLAG)
 
 # Two test processes of one thread each: two processes that both take two threads stand in each other's way.
@@ -50,7 +50,7 @@ bench: $(STAMP) ## measure speed and memory: table and CSV
 paper: $(STAMP) ## draw the paper-scale figures and tables from the recorded results
 	$(FDFA) figures --profile paper --runs results/paper
 
-reproduce: $(STAMP) ## recompute the paper-scale results from scratch (it says first how many hours that takes)
+reproduce: $(STAMP) ## compute the paper-scale runs anew, into runs/ (it says first what the recorded ones took)
 	$(FDFA) cost --profile paper $(PAPER)
 	$(FDFA) sweep $(PAPER) $(JOBS_FLAG)
 

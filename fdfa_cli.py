@@ -136,7 +136,12 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
 @main.command()
 @click.option("--only", multiple=True, metavar="NAME", help="Only this figure or table (repeatable).")
 @click.option("--out", type=click.Path(path_type=Path), help="Where they go.  [default: figures/out/PROFILE]")
-@click.option("--train/--no-train", "may_train", default=True, help="Carry out missing runs first, or draw what is there.")
+@click.option(
+    "--train/--no-train",
+    "may_train",
+    default=True,
+    help="Carry out missing runs first (never among recorded results), or draw what is there.",
+)
 @click.option(
     "--runs",
     "root",
@@ -245,18 +250,21 @@ def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
         click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {hours:>9}")
     known = table["hours_all"].notna()
     more = "" if known.all() else f", without the {(~known).sum()} experiments that nothing is recorded of"
-    total = table["hours_all"].sum()
-    click.echo(f"Together {total:.1f} h of one process, on the machine of the record as busy as it was{more}.")
+    total = f"{table['hours_all'].sum():.1f} h of one process" if known.any() else "unknown"
+    click.echo(f"Together {total}, on the machine of the record as busy as it was{more}.")
 
 
 @main.command()
 @experiment_files
 @options("runs")
 def tuned(files: tuple[Path, ...], root: Path) -> None:
-    """Show the best learning rate of each estimator in the grids of the experiment FILEs."""
+    """Show the best learning rate of each estimator in the grids of the experiment FILEs, or of all of experiments/tuning."""
     from analysis import logs, tuning
 
     for experiment in _experiments(files, "tuning"):
+        if not files and not logs.coverage(root, experiment)["runs"].any():
+            click.echo(f"{experiment.name}: no run is there (fdfa sweep {experiment.path.as_posix()})")
+            continue
         found = logs.read(root, experiment, "tuning", partial=True)
         rates = found.metrics["run"].map(found.runs.set_index("run")["learning_rate"])
         click.echo(f"{experiment.name}: {experiment.description}")
@@ -292,7 +300,7 @@ def report(out: Path | None, root: Path | None, profile: str) -> None:
 @click.option("--images", type=click.Path(path_type=Path), default=Path("docs/images"), help="Where the pictures go.")
 @options("profile")
 def previews(out: Path | None, images: Path, profile: str) -> None:
-    """Redraw the small pictures of the README from the figures of a profile."""
+    """Redraw the small pictures of the README from the figures of a profile with one experiment a role (smoke, quick)."""
     from figures import render
 
     click.echo("\n".join(map(str, render.previews(out or Path("figures") / "out" / profile, images))))
@@ -346,7 +354,7 @@ def list_() -> None:
     click.echo("estimators")
     for name in available_estimators():
         settings = ", ".join(f"{option}={default!r}" for option, default in estimator_options(name).items())
-        click.echo(f"  {name:12}{settings}")
+        click.echo(f"  {name:16}{settings}")
     click.echo("architectures\n  " + ", ".join(ARCHITECTURES))
     click.echo("data sets\n  " + ", ".join(available_datasets()))
     for profile in profiles():

@@ -119,7 +119,7 @@ def read(root: str | Path, experiment: config.Experiment, profile: str, *, parti
     if missing and not (partial and len(missing) < len(configs)):
         raise RunError(
             f"{root / missing[0].id}: is missing or unfinished ({len(missing)} of {len(configs)} runs of experiment "
-            f"{experiment.name!r}); make them with: fdfa sweep --profile {profile}"
+            f"{experiment.name!r}); make them with: fdfa sweep {experiment.path.as_posix()}"
         )
     configs = [c for c in configs if c not in missing]
     frames: dict[str, list[pd.DataFrame]] = {"runs": [], **{name: [] for name in TABLES}}

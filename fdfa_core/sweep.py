@@ -185,7 +185,7 @@ def _dask(address: str, root: Path, options: dict) -> Iterator[tuple[int, CarryO
     try:
         from distributed import Client, as_completed
     except ImportError as error:
-        raise Unsupported("a cluster needs the packages dask and distributed: pip install 'fdfa[cluster]'") from error
+        raise Unsupported("a cluster needs the packages dask and distributed: pip install -e '.[cluster]'") from error
     try:
         client = Client(address, timeout=30)
     except (OSError, ValueError) as error:

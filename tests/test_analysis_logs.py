@@ -48,7 +48,7 @@ def test_diverged_runs_are_kept_and_marked(place):
 
 def test_a_missing_run_is_an_error_that_says_how_to_make_it(place):
     victim(place).rename(victim(place).with_suffix(".partial"))
-    with pytest.raises(RunError, match=r"1 of 12 runs of experiment 'convergence'.*fdfa sweep --profile tiny"):
+    with pytest.raises(RunError, match=r"1 of 12 runs of experiment 'convergence'.*fdfa sweep .*tiny/convergence.toml"):
         load(place)
 
 

@@ -273,7 +273,7 @@ def test_a_missing_experiment_is_an_error_that_names_figure_and_experiment(place
 
 def test_a_missing_run_is_an_error_that_says_how_to_make_it(place):
     shutil.rmtree(run_of(place))
-    with pytest.raises(RunError, match="fdfa sweep --profile tiny"):
+    with pytest.raises(RunError, match="fdfa sweep .*tiny/.*toml"):
         again(place)
 
 
