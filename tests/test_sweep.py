@@ -213,7 +213,7 @@ def test_a_directory_of_something_else_is_refused_before_anything_runs(tmp_path)
 
 def test_a_cluster_without_the_package_for_it_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(Unsupported, match=r"needs the packages dask and distributed: pip install 'fdfa\[cluster\]'"):
+    with pytest.raises(Unsupported, match=r"needs the packages dask and distributed: pip install -e '.\[cluster\]'"):
         sweep(FINE, tmp_path, cluster="tcp://localhost:1")
 
 
