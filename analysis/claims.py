@@ -53,7 +53,7 @@ class Claim:
 
 
 def components(logs_of: Mapping[str, logs.Logs], level: float = 1 - LEVEL) -> pd.DataFrame:
-    """Return one row for each component of each claim that the logs can test.
+    """Return one row for each component of each claim that the logs hold; p = 1 where one seed, or equal ones, allow no test.
 
     Returns:
         Columns `claim`, `component` (labels of estimators between backticks), `evidence`, `estimate`, `low`, `high`
@@ -64,9 +64,8 @@ def components(logs_of: Mapping[str, logs.Logs], level: float = 1 - LEVEL) -> pd
         found = claim.components(logs_of[claim.evidence]) if claim.evidence in logs_of else {}
         for name, values in found.items():
             values = np.asarray(values, float)
-            if len(values) < 2 or np.ptp(values) == 0:
-                continue  # one seed, or seeds that cannot differ, allow no test
-            rows.append([claim.number, name, claim.evidence, *_test(claim, values, level)])
+            if len(values):
+                rows.append([claim.number, name, claim.evidence, *_test(claim, values, level)])
     columns = ["claim", "component", "evidence", "estimate", "low", "high", "seeds", "p", "p_opposite"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -102,6 +101,10 @@ def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def _test(claim: Claim, values: np.ndarray, level: float) -> tuple[float, ...]:
+    if len(values) < 2 or np.ptp(values) <= 1e-9 * max(1.0, np.abs(values).max()):
+        # One seed, or seeds that differ by rounding alone, allow no test; but the claim is of this component, too.
+        value = float(np.exp(values.mean()) if claim.ratio else values.mean())
+        return value, value, value, len(values), 1.0, 1.0
     null = np.log(claim.threshold) if claim.ratio else claim.threshold
     opposite = "less" if claim.direction == "greater" else "greater"
     p, p_opposite = (float(stats.ttest_1samp(values, null, alternative=side).pvalue) for side in (claim.direction, opposite))

@@ -53,6 +53,13 @@ def test_one_component_the_other_way_is_enough_against_a_claim(monkeypatch):
     assert judge(monkeypatch, [[1.0, 1.1, 0.9, 1], [-1.0, -1.1, -0.9, -1]])["verdict"].item() == "not supported"
 
 
+@pytest.mark.parametrize("untestable", [[-1.0], [-0.1, -0.1, -0.1], [0.3, 0.1 + 0.2]])
+def test_a_component_that_cannot_be_tested_is_still_one_that_must_hold(monkeypatch, untestable):
+    """One seed, or seeds that differ by rounding alone, say nothing; left out, they would let the others decide."""
+    row = judge(monkeypatch, [[1.0, 1.1, 0.9, 1.05], untestable]).iloc[0]
+    assert (row["verdict"], row["components"], row["p"]) == ("inconclusive", 2, 1.0)
+
+
 def test_a_p_value_that_would_do_alone_may_not_among_ten(monkeypatch):
     border = [[0.5, 1.5, 1.0, 0.1, 0.4]]  # one-sided p = 0.024
     alone = judge(monkeypatch, border)["verdict"].tolist()

@@ -7,6 +7,7 @@ from toys import make_batch, make_toy
 
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
 from fdfa_core.estimators import available_estimators, make_estimator
+from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.network import BlockNetwork
 
 
@@ -204,3 +205,10 @@ def test_drtp_targets_must_fit_the_outputs():
     estimator = make_estimator("drtp", net, loss=lambda out, t: (out.mean(1) - t).square())
     with pytest.raises(InvalidInput, match=r"y: shape: got \(4,\); accepted: class indices \(N,\), or \(4, 3\)"):
         estimator.estimate(x, torch.zeros(4, dtype=torch.float64))
+
+
+def test_a_projection_of_infinite_slopes_is_no_number_and_no_crash():
+    """The solver refuses what is not finite, and a run that diverges would fail in place of saying so."""
+    slopes, directions = torch.tensor([[1.0, 2.0], [torch.inf, 1.0]]), torch.eye(3)[:2].expand(2, 2, 3).clone()
+    found = Tangents("gaussian", 2, "projection").combine(slopes, directions)
+    assert torch.allclose(found[0], torch.tensor([1.0, 2.0, 0.0])) and found[1].isnan().all()

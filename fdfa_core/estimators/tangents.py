@@ -61,4 +61,7 @@ class Tangents:
         # Least-norm solution of V g = s. Solving with V rather than with its Gram matrix keeps the digits where K is near d.
         driver = "gelsd" if directions.device.type == "cpu" else "gels"  # CUDA has only the one for full rank
         tolerance = self.count * torch.finfo(directions.dtype).eps
-        return torch.linalg.lstsq(directions, slopes.unsqueeze(-1), rcond=tolerance, driver=driver).solution.squeeze(-1)
+        finite = slopes.isfinite().all(-1, keepdim=True)  # a run that diverges must go on to say so: the solver would not
+        slopes = torch.where(finite, slopes, 0).unsqueeze(-1)
+        found = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
+        return torch.where(finite, found, torch.nan)
