@@ -53,8 +53,8 @@ def mean_jacobian(net: BlockNetwork, x: Tensor, site: str = "post") -> list[Tens
 
     with torch.enable_grad():
         for block in list(net)[:-1]:
-            x = block.activation(tape(block.affine(x))) if site == "pre" else tape(block(x))
-        outputs = net[-1](x)
+            x = block.activation(tape(block.affine(x.clone())).clone()) if site == "pre" else tape(block(x.clone()))
+        outputs = net[-1](x.clone())
     means = outputs.mean(0)
     rows = [torch.autograd.grad(mean, values, retain_graph=True) for mean in means]
     return [torch.stack([g.sum(0).flatten() for g in block]) for block in zip(*rows, strict=True)]

@@ -238,3 +238,16 @@ def test_refuses_a_given_batch_of_another_size():
 )
 def test_refuses_impossible_options(error, match, name, options):
     refused(error, match, name=name, **options)
+
+
+@pytest.mark.parametrize("site", ["pre", "post"])
+def test_an_activation_that_works_in_place_changes_nothing(site):
+    """It overwrites what the theory differentiates by, unless that is kept apart."""
+    def net(inplace):
+        torch.manual_seed(0)
+        blocks = [Block(nn.Linear(i, o), nn.ReLU(inplace=inplace)) for i, o in ((6, 5), (5, 4))]
+        return BlockNetwork(*blocks, nn.Linear(4, 3))
+
+    x, y = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
+    found, wanted = (predict("fg-a", net(inplace), x, y, 4, site=site).total() for inplace in (True, False))
+    assert found == pytest.approx(wanted)

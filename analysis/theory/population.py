@@ -38,14 +38,14 @@ class Chunk:
             for block in net.hidden:
                 below = x
                 if site == "pre":
-                    x = self._tape(block.affine(x))
+                    x = self._tape(block.affine(x.clone()))
                     self.maps.append(local_map(block, below.detach(), site, names))
-                    x = block.activation(x)
+                    x = block.activation(x.clone())  # it may work in place, and the taped value must stay
                 else:
-                    x = self._tape(block(x))
+                    x = self._tape(block(x.clone()))
                     self.maps.append(local_map(block, below.detach(), site, names))
             self.maps.append(local_map(net.readout, x.detach(), "post", names))
-            self._output = net.readout(x)
+            self._output = net.readout(x.clone())
         self.output = self._output.detach()
         if self.output.dim() != 2:
             raise Unsupported(f"the readout returns shape {tuple(self.output.shape)}; the theory needs outputs (N, O)")
