@@ -122,7 +122,7 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
     from fdfa_core.runs import write_atomically
 
     for experiment in _experiments(files, profile):
-        tables = _statistics(experiment, logs.read(root, experiment, profile))
+        tables = _statistics(experiment, logs.read(root, experiment))
         click.echo(f"{experiment.name}: {experiment.description}")
         if "accuracy" in tables:
             with pd.option_context("display.float_format", "{:.4g}".format):
@@ -228,7 +228,7 @@ def record(files: tuple[Path, ...], out: Path | None, allow_dirty: bool, profile
         refused += len(outcome.refused)
         click.echo(f"{experiment.name}: {outcome}")
         if not outcome.missing and not outcome.refused:
-            count = closed_forms.record(logs.read(out, experiment, profile), out)
+            count = closed_forms.record(logs.read(out, experiment), out)
             click.echo(f"{experiment.name}: closed forms of {count} networks") if count else None
     click.echo(f"{out} holds {recording.size(out) / 1e6:.1f} MB")
     if refused:
@@ -265,7 +265,7 @@ def tuned(files: tuple[Path, ...], root: Path) -> None:
         if not files and not logs.coverage(root, experiment)["runs"].any():
             click.echo(f"{experiment.name}: no run is there (fdfa sweep {experiment.path.as_posix()})")
             continue
-        found = logs.read(root, experiment, "tuning", partial=True)
+        found = logs.read(root, experiment, partial=True)
         rates = found.metrics["run"].map(found.runs.set_index("run")["learning_rate"])
         click.echo(f"{experiment.name}: {experiment.description}")
         for row in tuning.chosen(found.metrics.assign(learning_rate=rates)).itertuples():

@@ -84,7 +84,7 @@ def differences(
         block = []
         for name in group["trained_with"].unique():
             pair = wide[[name, against]].dropna() if name != against else None
-            if pair is None or len(pair) < 2 or np.ptp(pair[name] - pair[against]) < 1e-9:
+            if pair is None or not statistics.testable(pair[name] - pair[against]):
                 gap = 0.0 if pair is None or pair.empty else float((pair[name] - pair[against]).mean())
                 block.append([*key, name, gap, gap, gap, np.nan])
             else:

@@ -101,8 +101,7 @@ def verdicts(tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def _test(claim: Claim, values: np.ndarray, level: float) -> tuple[float, ...]:
-    if len(values) < 2 or np.ptp(values) <= 1e-9 * max(1.0, np.abs(values).max()):
-        # One seed, or seeds that differ by rounding alone, allow no test; but the claim is of this component, too.
+    if not statistics.testable(values):  # but the claim is of this component, too
         value = float(np.exp(values.mean()) if claim.ratio else values.mean())
         return value, value, value, len(values), 1.0, 1.0
     null = np.log(claim.threshold) if claim.ratio else claim.threshold

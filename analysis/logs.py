@@ -92,7 +92,7 @@ def load(root: str | Path, experiment: str, *, profile: str = "quick", experimen
         UnknownName: there is no such profile or experiment.
         RunError: a run is missing (the message says which command makes it), or one of its files cannot be read.
     """
-    return read(root, find(experiment, profile, experiments), profile)
+    return read(root, find(experiment, profile, experiments))
 
 
 def profile(name: str, experiments: str | Path = EXPERIMENTS) -> dict[str, config.Experiment]:
@@ -108,7 +108,7 @@ def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> conf
     return config.load_experiment(Path(experiments) / profile / f"{name}.toml")
 
 
-def read(root: str | Path, experiment: config.Experiment, profile: str, *, partial: bool = False) -> Logs:
+def read(root: str | Path, experiment: config.Experiment, *, partial: bool = False) -> Logs:
     """Read all runs of an experiment that is loaded already, or with `partial` those that are there (one at least).
 
     Raises:

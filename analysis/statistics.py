@@ -291,6 +291,12 @@ def slopes(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], level: float 
 # --- tests -----------------------------------------------------------------------------------------------------------
 
 
+def testable(values: ArrayLike) -> bool:
+    """Return whether a t-test over seeds can say anything: two values at least, which differ by more than rounding."""
+    values = np.asarray(values, float)
+    return len(values) > 1 and bool(np.ptp(values) > 1e-9 * max(1.0, np.abs(values).max()))
+
+
 def difference(
     a: ArrayLike,
     b: ArrayLike,

@@ -85,7 +85,7 @@ def render(
 
     @functools.cache
     def load(path: Path) -> log_frames.Logs:
-        return log_frames.read(root, by_path[path], profile, partial=skip is not None)
+        return log_frames.read(root, by_path[path], partial=skip is not None)
 
     @functools.cache
     def fingerprint(path: Path) -> str:

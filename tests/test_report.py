@@ -186,7 +186,7 @@ def test_claims_about_training_are_told_of_every_further_data_set(monkeypatch):
     monkeypatch.setattr(report, "_computed", lambda *_: claims.verdicts(tested))
     monkeypatch.setattr(report, "gaps", lambda *_: "")
     jobs = [plan.Job(f"claims-{on}", claims_table, {"convergence": [SimpleNamespace(name=on)]}) for on in ("one", "two")]
-    head, table = report._elsewhere(jobs, "runs", "tiny")
+    head, table = report._elsewhere(jobs, "runs")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     assert [row[:4] for row in rows] == [[on, "4", "inconclusive", "0.97 [0.9, 1.1]"] for on in ("one", "two")]
 

@@ -114,27 +114,27 @@ def results(profile: str, root: str | Path, experiments: str | Path = logs.EXPER
     for name in ("accuracy", "claims"):
         several = [job for job in jobs if job.name.partition("-")[0] == name]
         for job in several[:1]:  # the one with most evidence
-            parts += _summary(job, root, profile)
-        if name == "claims" and len(several) > 1:
-            parts += _elsewhere(several[1:], root, profile)
+            parts += _summary(job, root)
+        if name == "claims":
+            parts += _elsewhere(several[1:], root)
     absent = cost.loc[cost["runs"] < cost["planned"], "experiment"]
     if len(absent):
         parts.append("What is missing, each by `fdfa sweep experiments/paper/NAME.toml`: " + ", ".join(absent) + ".")
     return "\n\n".join(parts) + "\n"
 
 
-def _computed(job: Job, root: str | Path, profile: str) -> pd.DataFrame:
+def _computed(job: Job, root: str | Path) -> pd.DataFrame:
     """Return what a figure or table is drawn from."""
-    read = functools.partial(logs.read, root, profile=profile, partial=True)
+    read = functools.partial(logs.read, root, partial=True)
     return job.module.compute({role: logs.pooled([read(e) for e in group]) for role, group in job.experiments.items()})
 
 
-def _elsewhere(jobs: list[Job], root: str | Path, profile: str) -> list[str]:
+def _elsewhere(jobs: list[Job], root: str | Path) -> list[str]:
     """Return the paragraphs on the claims about training, tested on further data sets and networks."""
     tables, notes = [], []
     for job in jobs:
         trained = [experiment.name for experiment in job.experiments.get("convergence", [])]
-        frame = _computed(job, root, profile)
+        frame = _computed(job, root)
         frame = frame[(frame["evidence"] == "convergence") & (frame["components"] > 0)]
         if len(frame):
             shown = job.module.show(frame)
@@ -148,9 +148,9 @@ def _elsewhere(jobs: list[Job], root: str | Path, profile: str) -> list[str]:
     return [head, text, *(f"{note}." for note in dict.fromkeys(notes))]
 
 
-def _summary(job: Job, root: str | Path, profile: str) -> list[str]:
+def _summary(job: Job, root: str | Path) -> list[str]:
     """Return the paragraphs that the README has of a table."""
-    frame = _computed(job, root, profile)
+    frame = _computed(job, root)
     if job.name == "accuracy":
         head, shown = (
             "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:",
