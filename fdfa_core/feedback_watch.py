@@ -52,7 +52,7 @@ def mean_jacobian(net: BlockNetwork, x: Tensor, site: str = "post") -> list[Tens
         return values[-1]
 
     with torch.enable_grad():
-        for block in list(net)[:-1]:
+        for block in list(net)[:-1]:  # each module gets a copy: it may work in place, and what is taped must stay
             x = block.activation(tape(block.affine(x.clone())).clone()) if site == "pre" else tape(block(x.clone()))
         outputs = net[-1](x.clone())
     means = outputs.mean(0)

@@ -81,6 +81,16 @@ def test_mean_jacobian_is_that_of_the_samples(site):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("site", ["pre", "post"])
+def test_mean_jacobian_of_activations_that_work_in_place(site):
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
+    found, wanted = fully_connected([6, 5, 4, 3], seed=0), fully_connected([6, 5, 4, 3], seed=0)
+    for block in found.hidden:
+        block.activation = torch.nn.ReLU(inplace=True)
+    for a, b in zip(mean_jacobian(found, x, site), mean_jacobian(wanted, x, site), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("warmup", [False, True])
 def test_averages_weigh_every_step_as_the_feedback_does(warmup):
     _, found, met = watch(5, frozen=False, feedback_lr=0.3, warmup=warmup)

@@ -243,6 +243,7 @@ def test_refuses_impossible_options(error, match, name, options):
 @pytest.mark.parametrize("site", ["pre", "post"])
 def test_an_activation_that_works_in_place_changes_nothing(site):
     """It overwrites what the theory differentiates by, unless that is kept apart."""
+
     def net(inplace):
         torch.manual_seed(0)
         blocks = [Block(nn.Linear(i, o), nn.ReLU(inplace=inplace)) for i, o in ((6, 5), (5, 4))]

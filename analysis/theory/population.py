@@ -35,12 +35,12 @@ class Chunk:
     def __init__(self, net: BlockNetwork, x: Tensor, y: Tensor | None, loss, site: str, names: dict[nn.Parameter, str]):
         self.size, self.maps, self._sites = len(x), [], []
         with torch.enable_grad():
-            for block in net.hidden:
+            for block in net.hidden:  # each module gets a copy: it may work in place, and what is taped must stay
                 below = x
                 if site == "pre":
                     x = self._tape(block.affine(x.clone()))
                     self.maps.append(local_map(block, below.detach(), site, names))
-                    x = block.activation(x.clone())  # it may work in place, and the taped value must stay
+                    x = block.activation(x.clone())
                 else:
                     x = self._tape(block(x.clone()))
                     self.maps.append(local_map(block, below.detach(), site, names))
