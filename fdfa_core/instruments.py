@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fdfa_core.checks import preserve_random_stream
 from fdfa_core.config import EstimatorConfig, RunConfig, located
 from fdfa_core.estimators import Estimator, label, make_estimator
 from fdfa_core.feedback_watch import FeedbackWatch
@@ -78,6 +80,8 @@ class Instruments:
             return None
         config = self.config
         raw: dict[str, Tensor] | None = {} if config.raw_gradients else None
+        with torch.no_grad(), preserve_random_stream(x.device):
+            self.trained_by.trace(x)  # feedback that is drawn at the first batch comes from training's stream all the same
         own_stream = self.trained_by.generator.get_state()
         # A stream of its own for each probe: draws that began where training's stream stands would recur one step later.
         self.trained_by.generator.manual_seed(derive(self.seed, SELF, step))
