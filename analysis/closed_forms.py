@@ -51,7 +51,7 @@ class Problem:
     Attributes:
         config: the configuration.
         net: the network before the first step, in training mode.
-        reference: the probes' reference set (x, y).
+        reference: the samples (x, y) of the probes' reference set that fill a batch of training.
         train: the training set (x, y).
     """
 
@@ -64,7 +64,9 @@ class Problem:
         train, _ = materials.splits(self.config, dataset)
         self.net = materials.network(self.config, train, dataset).train()
         self.train = materials.samples(train, self.net)
-        self.reference = materials.samples(materials.reference(train, self.config.probe.reference_size), self.net)
+        x, y = materials.samples(materials.reference(train, self.config.probe.reference_size), self.net)
+        whole = len(x) - len(x) % self.config.training.batch_size
+        self.reference = x[:whole], y[:whole]
 
     @property
     def estimators(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def contests(logs: log_frames.Logs) -> pd.DataFrame:
     rows = {}
     for run in logs.runs.itertuples():
         for estimator in json.loads(run.config)["probe"]["estimators"]:
-            if estimator["name"] == "fdfa":
+            if estimator["name"] == "fdfa" and estimator.get("joint") != "cyclic":  # whose blocks are not perturbed every step
                 way = (run.seed, estimator.get("joint", True), estimator.get("tangents", 1))
                 rows.setdefault(way, run.config)
     return pd.concat(
@@ -308,7 +310,7 @@ class _FeedbackForms:
             batch_size = self.problem.config.training.batch_size
             self.laws[key] = feedback_law(self.problem.net, self.problem.train[0], batch_size, feedback_lr=1.0, **given)
         law = replace(self.laws[key], feedback_lr=rate, warmup=warmup)
-        if not warmup or step < 1:
+        if not warmup or step < 1 or given.get("joint") == "cyclic":  # whose blocks wait for their first turn
             return self._predict(law, step, given)
         # With warm-up the feedback's mean is J̄ from the first step on, and α scales the two noise parts alone.
         if key not in self.whole:
@@ -364,7 +366,7 @@ def _predict(problem: Problem, name: str, **options):
 def _check(run: str, rows: pd.DataFrame) -> None:
     """Refuse a network that is not the run's: its gradient has another norm."""
     off = (rows["reference_norm"] / rows["target_norm"] - 1).abs()
-    if (off > 0.05).any():  # a last part of the reference set that fills no batch makes a small difference
+    if (off > 1e-3).any():  # the same in float32, up to rounding on another machine
         worst = rows.loc[off.idxmax()]
         raise RunError(
             f"run {run}: the gradient of the network rebuilt from its configuration has the norm "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 
@@ -46,7 +48,7 @@ def _measured(probes: pd.DataFrame) -> pd.DataFrame:
     rows = logs.last_step(probes[probes["level"] == "hidden"])
     rows = rows.assign(
         feedback_lr=logs.option(rows, "feedback_lr"),
-        joint=~rows["options"].str.contains("joint"),
+        joint=rows["options"].map(lambda text: json.loads(text).get("joint", True)),
         tangents=logs.option(rows, "tangents").fillna(1).astype(int),
     )
     keys = ["seed", "batch_size", *WAY]

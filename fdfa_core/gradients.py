@@ -47,7 +47,7 @@ class Reference:
     """The gradient that a large fixed set of samples gives, and how well a batch of the training size tells it.
 
     Attributes:
-        x: inputs of the set.
+        x: inputs of the set, without those that fill no batch.
         y: its targets.
         gradient: ∇ per parameter, the mean of the batch gradients over disjoint batches. With batch normalisation in
             training mode this is the mean of what training sees; without, it is the gradient on the whole set.
@@ -73,11 +73,8 @@ class Reference:
         batches = len(x) // batch_size
         if batches < 2:
             raise InvalidInput("reference set: size", len(x), f"at least two batches of {batch_size} samples")
-        whole = slice(0, batches * batch_size)
-        each = [
-            true_gradient(net, xs, ys, loss)
-            for xs, ys in zip(x[whole].split(batch_size), y[whole].split(batch_size), strict=True)
-        ]
+        x, y = x[: batches * batch_size], y[: batches * batch_size]  # what is drawn from the set is what its gradient is of
+        each = [true_gradient(net, *batch, loss) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
         gradient, variance, gram = {}, {}, {}
         for name in each[0]:
             stacked = torch.stack([g[name].flatten() for g in each])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fdfa_core.cutting import cut
 from fdfa_core.errors import InvalidInput, Unsupported
-from fdfa_core.estimators import Estimator, available_estimators, estimator_options, label, make_estimator
+from fdfa_core.estimators import Estimator, available_estimators, estimator_class, estimator_options, label, make_estimator
 from fdfa_core.gradients import VANISHED, Reference
 from fdfa_core.memory import peak_memory
 from fdfa_core.moments import SAMPLINGS, probe
@@ -55,7 +55,9 @@ def measure(
         loss: as in `make_estimator`.
         seed: of all random streams; equal seeds give equal numbers.
         sampling: "given_batch": draws on (x, y), compared to its gradient. "fresh_batches": each draw on its own batch of
-            `batch_size` samples drawn with replacement from (x, y), compared to the gradient on (x, y).
+            `batch_size` samples drawn with replacement from (x, y), compared to the gradient on (x, y). The R states of an
+            estimator that learns have followed one history of batches, drawn by `seed`, as they would in a training run:
+            variance, bias and their errors are those given that history. Average over seeds for all histories.
         batch_size: of "fresh_batches".
         burn_in: steps of the states' own learning before the draws; None lets each estimator say how many it needs.
         progress: show a progress bar.
@@ -162,6 +164,10 @@ class Measurements(pd.DataFrame):
         notes = ["τ: the true gradient, ± one standard error, ms and MB: time and peak memory of one estimate."]
         if not chosen["valid"].all():
             notes.append(f"–: ‖τ‖ is below {VANISHED:g}, so that angles and ratios mean nothing.")
+        fresh = chosen[chosen["sampling"] == "fresh_batches"].drop_duplicates("estimator")
+        learn = [row.estimator for row in fresh.itertuples() if estimator_class(row.method).stateful]
+        if learn:
+            notes.append(f"Variance, bias² and errors are those given one history of batches: {', '.join(learn)}.")
         notes += [f"Not measured: {name}: {why}" for name, why in self.attrs.get("unsupported", {}).items()]
         return "\n".join([*_aligned(lines), *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
 

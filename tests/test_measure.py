@@ -10,8 +10,10 @@ from torch import nn
 
 from fdfa_core import Block, BlockNetwork, available_estimators, fully_connected, measure, true_gradient
 from fdfa_core.errors import InvalidInput, Unsupported
-from fdfa_core.estimators import label
+from fdfa_core.estimators import label, make_estimator
+from fdfa_core.gradients import Reference
 from fdfa_core.memory import peak_memory
+from fdfa_core.moments import probe
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 FEW = ("bp", "fg-w", "fg-a", "dfa", "fdfa")
@@ -94,6 +96,25 @@ def test_fresh_batches_are_compared_to_the_gradient_on_all_samples():
     row = at(measure(network, X, Y, ["bp"], 4, sampling="fresh_batches", batch_size=2), "bp")
     norm2 = sum(g.square().sum() for g in true_gradient(network, X, Y).values())
     assert row["target_norm"] ** 2 == pytest.approx(float(norm2), rel=1e-5)
+
+
+def test_samples_that_fill_no_batch_are_no_bias_of_backpropagation():
+    """Batches of samples left out of the reference gradient would differ from it by more than by chance."""
+    network = net()
+    x = torch.cat([X, 100 + X[:3]])  # three that would stand out
+    reference = Reference.compute(network, x, torch.cat([Y, Y[:3]]), 4)
+    bp = {"bp": make_estimator("bp", network)}
+    rows = probe(network, X[:4], Y[:4], bp, reference, replicates=400, sampling="fresh_batches")
+    row = next(row for row in rows if row["level"] == "network")
+    assert len(reference.x) == len(reference.y) == 8
+    assert abs(row["bias2"]) < 4 * row["bias2_se"] < 0.1 * row["variance"]
+
+
+def test_table_says_that_states_share_one_history_of_batches():
+    frame = measure(net(), X, Y, ["fg-w", "fdfa"], 4, sampling="fresh_batches", batch_size=2, burn_in=1)
+    assert "given one history of batches: fdfa." in " ".join(frame.summary().split())
+    assert "history" not in measure(net(), X, Y, ["fdfa"], 4, burn_in=1).summary()
+    assert "history" not in measure(net(), X, Y, ["fg-w"], 4, sampling="fresh_batches", batch_size=2).summary()
 
 
 def test_own_loss_is_the_one_that_is_differentiated():

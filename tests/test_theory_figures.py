@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 from analysis import closed_forms, cosines, feedback, logs, momentum, phases, statistics
+from analysis.theory import feedback_law, predict
 from fdfa_core.config import load_profile
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.training import train
@@ -53,7 +54,8 @@ seed = [0, 1]
 """,
     "batch": FROZEN + FRESH + """
 estimators = [{ name = "self" }, { name = "fg-a", site = "post" },
-              { name = "fdfa", feedback_lr = 0.3, warmup = true }, { name = "fdfa", feedback_lr = 0.3 }]
+              { name = "fdfa", feedback_lr = 0.3, warmup = true }, { name = "fdfa", feedback_lr = 0.3 },
+              { name = "fdfa", feedback_lr = 0.3, warmup = true, joint = "cyclic" }]
 [grid]
 "training.batch_size" = [2, 8]
 seed = [0, 1, 2]
@@ -215,6 +217,13 @@ def test_measured_ratios_of_fdfa_to_fg_a_are_those_of_the_phase_diagram(logged):
     assert both["estimate"].to_numpy() == pytest.approx(both["estimate_grid"].to_numpy(), rel=0.25)
 
 
+def test_options_spelt_out_are_those_left_out(logged):
+    log, grid = logged["batch"], (np.array([2, 8]), np.array([0.3]))
+    spelt = log.probes["options"].map(lambda text: json.dumps({"joint": True, "tangents": 1} | json.loads(text)))
+    explicit = logs.Logs(log.runs, log.metrics, log.probes.assign(options=spelt), log.timing, log.feedback)
+    pd.testing.assert_frame_equal(phases.diagram(explicit, *grid), phases.diagram(log, *grid))
+
+
 # What averages do ----------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +273,22 @@ def test_a_network_that_is_not_the_runs_is_refused(logged):
 
 def test_runs_whose_weights_move_have_no_closed_form(logged):
     assert closed_forms.of(logged["drift"]).empty
+
+
+def test_blocks_that_take_turns_have_learnt_less_often(logged):
+    """After three steps the first of two blocks has had two turns and the second one."""
+    early = logs.Logs(logged["batch"].runs, pd.DataFrame(), logged["batch"].probes.assign(step=3), pd.DataFrame())
+    forms = closed_forms.of(early)
+    run, label = early.runs.iloc[0], "fdfa(feedback_lr=0.3, joint=cyclic, warmup=True)"
+    found = forms[(forms["run"] == run["run"]) & (forms["estimator"] == label)].set_index("block")
+    problem = closed_forms.Problem(run["config"])
+    options = {"feedback_lr": 0.3, "warmup": True, "joint": "cyclic", "steps": 3}
+    law = feedback_law(problem.net, problem.train[0], run["batch_size"], **{k: v for k, v in options.items() if k != "steps"})
+    expected = predict("fdfa", problem.net, *problem.reference, run["batch_size"], feedback_law=law, **options).frame()
+    expected = expected[(expected["level"] == "block") & (expected["block"] < 2)].set_index("block")
+    assert len(found) == 2
+    pd.testing.assert_series_equal(found["variance"], expected["variance"])
+    pd.testing.assert_series_equal(found["bias2"], expected["bias2"])
 
 
 def test_figures_of_what_has_no_closed_form_have_no_theory(logged):
