@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from fdfa_core.errors import FdfaError, InvalidInput, UnknownName
 
+NAMING = ("name", "architecture", "kind")  # keys that say what a table is, and so which others it may hold
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 
@@ -294,7 +295,8 @@ def load_experiment(path: str | Path) -> Experiment:
             point = dict(zip(swept, values, strict=True))
             origin = Origin(path, index, override, point)
             table = merge(tables, override)
-            for key, value in point.items():
+            # a name replaces its table with all options, so that names come before the options that are swept beside them
+            for key, value in sorted(point.items(), key=lambda item: item[0].rpartition(".")[2] not in NAMING):
                 table = merge(table, _nested(key, value))
             config = _validate(table, origin)
             if config.id in runs:
@@ -345,7 +347,7 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     merged = dict(base)
     for key, value in override.items():
         old, tables = merged.get(key), isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        refines = tables and value.keys().isdisjoint({"name", "architecture", "kind"})
+        refines = tables and value.keys().isdisjoint(NAMING)
         merged[key] = merge(old, value) if refines else value
     return merged
 

@@ -105,7 +105,8 @@ def check(
         for name, parameter in signature(ARCHITECTURES[config.network.architecture]).parameters.items()
         if parameter.kind is Parameter.KEYWORD_ONLY and name != "seed"
     }
-    _check_options(config.network.options, known, locate, "network")
+    _check_names(config.network.options, known, locate, "network")
+    _check_types(config.network.options, known, locate, "network")
     _check_estimator(config.estimator, locate, "estimator")
     for i, estimator in enumerate(config.probe.estimators if config.probe else []):
         if estimator.name != SELF:
@@ -403,24 +404,30 @@ def _restored_globals() -> Iterator[None]:
 
 def _check_estimator(estimator: EstimatorConfig, locate: Callable[[str], str], key: str) -> None:
     require_known(locate(f"{key}.name"), estimator.name, available_estimators())
-    _check_options(estimator.options, estimator_options(estimator.name), locate, key)
+    _check_names(estimator.options, estimator_options(estimator.name), locate, key)
 
 
-def _check_options(given: Mapping[str, Any], known: Mapping[str, Any], locate: Callable[[str], str], key: str) -> None:
-    """Check names, and types as far as a default value shows them; the owner of an option checks the rest."""
-    for name, value in given.items():
+def _check_names(given: Mapping[str, Any], known: Mapping[str, Any], locate: Callable[[str], str], key: str) -> None:
+    """Check that options exist and that none is missing; their owner checks the values."""
+    for name in given:
         require_known(f"{locate(f'{key}.{name}')} (unknown option)", name, known)
-        default = known[name]
-        fits = isinstance(value, type(default)) and (isinstance(value, bool) == isinstance(default, bool))
-        if isinstance(default, bool | int | str) and not fits:
-            raise InvalidInput(locate(f"{key}.{name}"), value, f"a {type(default).__name__}, such as {default!r}")
     for name, default in known.items():
         if default is Parameter.empty and name not in given:
             raise InvalidInput(locate(f"{key}.{name}"), "nothing", f"a value for {name}; it has no default")
 
 
+def _check_types(given: Mapping[str, Any], known: Mapping[str, Any], locate: Callable[[str], str], key: str) -> None:
+    """Check types as far as a default value shows them, for the builders of networks, which take what is true for True."""
+    for name, value in given.items():
+        default = known[name]
+        fits = isinstance(value, type(default)) and (isinstance(value, bool) == isinstance(default, bool))
+        if isinstance(default, bool | int | str) and not fits:
+            raise InvalidInput(locate(f"{key}.{name}"), value, f"a {type(default).__name__}, such as {default!r}")
+
+
 def _check_last_batch(net: nn.Module, samples: int, batch_size: int, drop_last: bool, locate: Callable[[str], str]) -> None:
-    normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
-    if normalises and not drop_last and samples % batch_size == 1:
-        accepted = "a size that leaves no last batch of one sample, or drop_last = true: batch normalisation needs two"
+    kind = nn.BatchNorm1d if batch_size == 1 else nn.modules.batchnorm._BatchNorm  # an image's pixels are several values
+    normalises = any(isinstance(module, kind) for module in net.modules())
+    if normalises and (batch_size == 1 or not drop_last and samples % batch_size == 1):
+        accepted = "two or more that leave no last batch of one sample, or drop_last = true: batch normalisation needs two"
         raise InvalidInput(locate("training.batch_size"), batch_size, accepted)

@@ -75,6 +75,15 @@ def test_other_tables_are_merged(write):
     assert load_experiment(write()).runs()[-1].training.batch_size == 64
 
 
+def test_the_order_of_swept_keys_does_not_matter(write):
+    rate, name = '"estimator.feedback_lr" = [0.5]', '"estimator.name" = ["fdfa", "grape"]'
+    found = []
+    for keys in ((rate, name), (name, rate)):
+        text = TOML.split("[[cases]]")[0] + "\n".join(['[estimator]\nname = "bp"\n[grid]', *keys])
+        found.append({r.id: r.estimator.options for r in load_experiment(write(text=text)).runs()})
+    assert found[0] == found[1] and list(found[0].values()) == [{"feedback_lr": 0.5}] * 2
+
+
 def test_the_id_is_the_hash_of_the_canonical_json():
     run = RunConfig.model_validate({"network": {"hidden": [4]}, "estimator": {"name": "bp"}, "training": {"steps": 1}})
     text = json.dumps(json.loads(run.canonical()), sort_keys=True, separators=(",", ":"))
@@ -202,6 +211,11 @@ CHECKED = {
         ('"digits"\n[network]', '"digits"\ntrain_size = 65\n[network]\nbatch_norm = true'),
         ["training.batch_size: got 64", "drop_last = true"],
     ),
+    "batches of one sample": (
+        ("hidden = [16, 16]", "hidden = [16, 16]\nbatch_norm = true"),
+        ("batch_size = 64", "batch_size = 1"),
+        ["training.batch_size: got 1", "batch normalisation needs two"],
+    ),
     "more samples than there are": (('name = "digits"', 'name = "digits"\ntrain_size = 1438'), ["data: n: got 1438", "1437"]),
     "a probe after the end": (
         ('kind = "geometric", first = 1, ratio = 2.0', 'kind = "at", steps = [1000]'),
@@ -214,17 +228,20 @@ CHECKED = {
 }
 
 
-@pytest.mark.parametrize("change, said", CHECKED.values(), ids=CHECKED)
-def test_check_refuses_what_cannot_run(write, change, said):
-    experiment = load_experiment(write(change))
+@pytest.mark.parametrize("changes, said", [(changes, said) for *changes, said in CHECKED.values()], ids=CHECKED)
+def test_check_refuses_what_cannot_run(write, changes, said):
+    experiment = load_experiment(write(*changes))
     with pytest.raises((InvalidInput, UnknownName)) as error:
         experiment.check()
     for words in ["experiment.toml: ", *said]:
         assert words in str(error.value)
 
 
-def test_check_accepts_what_can_run(write):
-    load_experiment(write()).check()
+@pytest.mark.parametrize(
+    "change", [(), ("feedback_lr = 0.1 }", 'joint = "cyclic" }'), ("feedback_lr = 0.1 }", "joint = false }")], ids=str
+)
+def test_check_accepts_what_can_run(write, change):
+    load_experiment(write(*[change] if change else [])).check()
 
 
 def test_check_leaves_out_finished_runs(write):

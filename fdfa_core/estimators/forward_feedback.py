@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -120,10 +121,10 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         self.feedback_lr = non_negative("feedback_lr", rate, positive=True)
         if feedback_rule == "momentum" and rate > 1:
             raise InvalidInput("feedback_lr", rate, "a number in (0, 1], the weight of the newest estimate")
+        self.warmup = one_of("warmup", warmup, (True, False))
         if warmup and feedback_rule != "momentum":
             raise InvalidInput("warmup", warmup, 'False with feedback_rule="adam"')
         self.responses = OutputResponses(perturbation, joint, tangents, directions)
-        self.warmup = bool(warmup)
         self.steps = 0
         self._adam: torch.optim.Adam | None = None
 
@@ -169,7 +170,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
 
     def own_state(self):
         """Return feedback, step count and Adam's moments."""
-        adam = None if self._adam is None else self._adam.state_dict()
+        adam = None if self._adam is None else copy.deepcopy(self._adam.state_dict())
         return {**super().own_state(), "steps": self.steps, "adam": adam}
 
     def load_own_state(self, state):
