@@ -321,6 +321,8 @@ def _stands_in(module: nn.Module) -> bool:
     fast = RULES.get(type(module))
     if fast is None or works_in_place(module) or "forward" in vars(module):
         return False
+    if any(isinstance(vars(module).get(name), Tensor) for name in ("weight", "bias")):
+        return False  # computed from other parameters before each call, as by `torch.nn.utils.weight_norm`
     return fast.stands_in and fast.serves(module)
 
 

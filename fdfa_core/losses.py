@@ -61,9 +61,9 @@ class CrossEntropy(Loss):
         super().__init__(lambda y, t: F.cross_entropy(y, t, reduction="none"), "cross_entropy")
 
     def prepare(self, outputs, targets):
-        """Check the labels."""
+        """Check the labels, and take integers and probabilities of any width."""
         check_labels(targets, outputs.shape[-1])
-        return targets
+        return targets.to(outputs.dtype) if targets.is_floating_point() else targets.long()
 
     def error(self, outputs, targets):
         """Return the mean loss and (softmax − target)/N."""
@@ -74,7 +74,7 @@ class CrossEntropy(Loss):
             loss = -(targets * log_p).sum() / n
             return loss, (log_p.exp() * targets.sum(-1, keepdim=True) - targets) / n
         # the operations of torch's own backward pass, without a graph around them
-        options = (targets.long(), None, 1, -100)  # no class weights, the mean, and the label to ignore, which was refused
+        options = (targets, None, 1, -100)  # no class weights, the mean, and the label to ignore, which was refused
         loss, total = aten.nll_loss_forward(log_p, *options)
         error = aten.nll_loss_backward(torch.ones_like(loss), log_p, *options, total)
         return loss, aten._log_softmax_backward_data(error, log_p, -1, log_p.dtype)
@@ -90,7 +90,7 @@ class MeanSquaredError(Loss):
         """Turn labels into one-hot targets and check shapes."""
         if not targets.is_floating_point() and targets.dim() == 1:
             check_labels(targets, outputs.shape[-1])
-            return F.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
+            return F.one_hot(targets.long(), outputs.shape[-1]).to(outputs.dtype)
         if targets.shape != outputs.shape:
             raise InvalidInput("y: shape", tuple(targets.shape), f"{tuple(outputs.shape)}, the shape of the outputs")
         return targets.to(outputs.dtype)

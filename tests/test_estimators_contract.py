@@ -134,6 +134,39 @@ def test_training_again_replaces_gradients(method, options):
     assert all(p.grad.isfinite().all() and not p.grad.requires_grad for p in net.parameters())
 
 
+@methods
+def test_parameters_that_do_not_train_get_no_gradient(method, options):
+    net = toy_for(options)
+    x, y = make_batch(net)
+    net[0].requires_grad_(False)
+    expected = make_estimator(method, net, seed=5, **options).estimate(x, y)
+    make_estimator(method, net, seed=5, **options).backward(x, y)
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-14)
+        else:
+            assert p.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@methods
+def test_labels_of_any_integer_type_are_the_same_labels(method, options, loss, dtype):
+    net = toy_for(options)
+    x, y = make_batch(net)
+    expected, found = (make_estimator(method, net, loss=loss, **options).estimate(x, labels) for labels in (y, y.to(dtype)))
+    assert same_bits(found, expected)
+
+
+@methods
+def test_probabilities_may_be_wider_than_the_network(method, options):
+    net = make_toy("fc", dtype=torch.float32)
+    x, y = make_batch(net)
+    p = F.one_hot(y, 3).double()
+    expected, found = (make_estimator(method, net, **options).estimate(x, targets) for targets in (p.float(), p))
+    assert same_bits(found, expected)
+
+
 # Randomness and state -------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +210,18 @@ def test_a_saved_state_goes_on_to_the_same_bits(method, options, steps):
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert same_bits(train(resumed, x, y), expected)
     assert same_bits(resumed.state_dict(), estimator.state_dict())
+
+
+@learning
+def test_a_saved_state_stays_as_it_was(method, options):
+    net = toy_for(options)
+    x, y = make_batch(net)
+    estimator = make_estimator(method, net, **options)
+    estimator.advance(x, y)
+    saved = estimator.state_dict()
+    before = copy.deepcopy(saved)
+    estimator.advance(x, y)
+    assert same_bits(saved, before)
 
 
 @methods

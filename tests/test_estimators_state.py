@@ -3,11 +3,13 @@
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 from toys import make_batch, make_toy
 from twins import Recorder
 
 from fdfa_core.estimators import make_estimator
 from fdfa_core.gradients import true_gradient
+from fdfa_core.network import Block, BlockNetwork
 from fdfa_core.perturbations import Gaussian
 
 
@@ -68,6 +70,21 @@ def test_pepita_without_projection_gives_no_hidden_update(toy):
     found = estimator.estimate(x, y)
     assert all((g.abs() < 1e-15).all() for g in hidden(net, found).values())
     assert found[list(found)[-1]].abs().max() > 0
+
+
+def test_pepita_gives_activations_with_parameters_their_gradient():
+    hidden_block = Block(nn.Linear(5, 4), nn.PReLU(4))
+    net = BlockNetwork(hidden_block, nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    estimator = make_estimator("pepita", net)
+    with torch.no_grad():
+        error = (net(x).softmax(-1) - torch.nn.functional.one_hot(y, 3)) / len(x)
+        moved = x + len(x) * error @ estimator.feedback[0].flatten(1)
+        change = (hidden_block(x) - hidden_block(moved)) / len(x)
+    expected = torch.autograd.grad(hidden_block(moved), list(hidden_block.parameters()), change)
+    found = estimator.estimate(x, y)
+    for (name, _), value in zip(net[0].named_parameters(prefix="0"), expected, strict=True):
+        torch.testing.assert_close(found[name], value)
 
 
 def test_dkp_feedback_gradient_of_the_last_hidden_block_is_the_readouts():

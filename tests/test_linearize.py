@@ -43,6 +43,25 @@ class InplaceFirst(nn.Module):
         return self.linear(self.act(x)) + x
 
 
+class HookedWeight(nn.Module):
+    """A weight made of two parameters before each call, by a hook, as `torch.nn.utils.weight_norm` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.inner.direction, self.inner.length = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.rand(4, 1))
+        del self.inner.weight
+        self.inner.weight = self.inner.direction.detach()
+        self.inner.register_forward_pre_hook(self.compose)
+
+    @staticmethod
+    def compose(layer, inputs):
+        layer.weight = layer.length * layer.direction / layer.direction.square().sum(1, keepdim=True).sqrt()
+
+    def forward(self, x):
+        return x + torch.tanh(self.inner(x))
+
+
 class InplaceAfter(nn.Module):
     """Works in place on what a normalisation returned, as residual networks do."""
 
@@ -184,6 +203,7 @@ GENERAL = {  # modules that need the general path, in whole or in part
     "tied-across-paths": (tied_across_paths, FLAT),
     "functional": (Functional, FLAT),
     "parametrised": (parametrised, FLAT),
+    "weight-by-hook": (HookedWeight, FLAT),
     "conv-same": (lambda: nn.Conv2d(4, 3, 2, padding="same"), IMAGE),
     "conv-circular": (lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"), IMAGE),
     "prelu": (nn.PReLU, FLAT),

@@ -36,14 +36,17 @@ class GradientAverage(Estimator):
         self.gradient_lr = float(gradient_lr)
         self.averaged = 0  # gradients in the average
         self.average: dict[str, Tensor] = {}
-        self._handed_on = False  # the step's average is the gradient that was just written
+        self._trains = False
+        self._newest: Gradients = {}  # the average that the step at hand wrote as its gradient
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the average with a new gradient in it; the state stays as it was."""
-        fresh = super().gradients(trace, error, targets, lead)
-        if not self.averaged:
-            return fresh
-        return {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in fresh.items()}
+        found = super().gradients(trace, error, targets, lead)
+        if self.averaged:
+            found = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in found.items()}
+        if self._trains:
+            self._newest = found
+        return found
 
     @property
     def rate(self) -> float:
@@ -52,19 +55,17 @@ class GradientAverage(Estimator):
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
         """Write the average of this step's gradient and those before, and keep it."""
-        self._handed_on = True
+        self._trains = True
         try:
-            loss = super().backward(x, y)
+            return super().backward(x, y)
         finally:
-            self._handed_on = False
-        self._keep({name: p.grad.clone() for name, p in self.net.named_parameters()})
-        return loss
+            self._trains, self._newest = False, {}
 
     def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
         """Move the average on, and then what the method itself learns."""
-        if not self._handed_on:
-            lead = () if self.replicas is None else (self.replicas,)
-            self._keep({name: dense(g).clone() for name, g in self.gradients(trace, error, targets, lead).items()})
+        lead = () if self.replicas is None else (self.replicas,)
+        found = self._newest or self.gradients(trace, error, targets, lead)
+        self.average, self.averaged = {name: dense(g).clone() for name, g in found.items()}, self.averaged + 1
         super().update(trace, error, targets)
 
     def stationary_steps(self) -> int:
@@ -79,9 +80,6 @@ class GradientAverage(Estimator):
         """Restore what `own_state` returned."""
         super().load_own_state(state)
         self.average, self.averaged = {name: m.clone() for name, m in state["average"].items()}, state["averaged"]
-
-    def _keep(self, average: dict[str, Tensor]) -> None:
-        self.average, self.averaged = average, self.averaged + 1
 
 
 @register("fg-a-averaged")

@@ -20,11 +20,13 @@ class Backpropagation(Estimator):
     def backward(self, x, y):
         """One plain training step: the network is called as any torch module."""
         x, y = check_batch(self.net, x, y)
+        trained = [p for p in self.net.parameters() if p.requires_grad]
         with torch.enable_grad():
             loss = self.loss(self.net(x), y)
-            found = torch.autograd.grad(loss, list(self.net.parameters()), materialize_grads=True, allow_unused=True)
-        for parameter, gradient in zip(self.net.parameters(), found, strict=True):
-            parameter.grad = gradient
+            found = torch.autograd.grad(loss, trained, materialize_grads=True, allow_unused=True) if trained else ()
+        gradients = dict(zip(trained, found, strict=True))
+        for parameter in self.net.parameters():
+            parameter.grad = gradients.get(parameter)
         return loss.detach()
 
     def estimate(self, x, y):

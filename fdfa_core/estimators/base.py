@@ -130,9 +130,10 @@ class Estimator(ABC):
         return {name: dense(g) for name, g in self.draws(x, y, replicates).items()}
 
     def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Write `p.grad` for every parameter, then advance the state. Returns the mean loss (0-d, detached).
+        """Write `p.grad` for every parameter that trains, then advance the state. Returns the mean loss (0-d, detached).
 
-        Buffers (running statistics) move once, as in any training step. Existing gradients are replaced, not added to.
+        Buffers (running statistics) move once, as in any training step. Existing gradients are replaced, not added to; a
+        parameter that does not require a gradient gets None.
         """
         if self.replicas is not None:
             raise InvalidInput("replicas", self.replicas, "None: an estimator that trains has one state")
@@ -144,7 +145,8 @@ class Estimator(ABC):
             loss, error = self.loss.error(trace.output, y)
             found = self.gradients(trace, error, y, ())
             for name, parameter in self.net.named_parameters():
-                parameter.grad = found[name]
+                if parameter.requires_grad:
+                    parameter.grad = found[name]
             self.update(trace, error, y)
         return loss
 

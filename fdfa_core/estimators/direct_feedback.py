@@ -152,7 +152,7 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         """Return the targets, one-hot for classes, divided by N."""
         if not targets.is_floating_point() and targets.dim() == 1:
             check_labels(targets, error.shape[-1])
-            targets = F.one_hot(targets, error.shape[-1])
+            targets = F.one_hot(targets.long(), error.shape[-1])
         if targets.shape != error.shape:
             raise InvalidInput("y: shape", tuple(targets.shape), f"class indices (N,), or {tuple(error.shape)}")
         return targets.to(error.dtype) / len(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 
@@ -52,7 +53,8 @@ class LearnedFeedback(DirectFeedback):
 
     def own_state(self):
         """Return the feedback and its optimiser's state."""
-        return {**super().own_state(), "optimizer": None if self._optimizer is None else self._optimizer.state_dict()}
+        optimizer = None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict())
+        return {**super().own_state(), "optimizer": optimizer}
 
     def load_own_state(self, state):
         """Restore the feedback and its optimiser's state."""

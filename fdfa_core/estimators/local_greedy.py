@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -136,7 +137,7 @@ class LocalGreedy(Estimator):
     def own_state(self):
         """Return the local readouts and their optimiser's state."""
         readouts = None if self._readouts is None else [[t.clone() for t in pair] for pair in self._readouts]
-        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
+        optimizer = None if self._optimizer is None else copy.deepcopy(self._optimizer.state_dict())
         return {"readouts": readouts, "optimizer": optimizer}
 
     def load_own_state(self, state: Mapping[str, object]):

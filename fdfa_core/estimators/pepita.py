@@ -69,7 +69,8 @@ class Pepita(Estimator):
         second = Trace(self.net, moved)
         found: Gradients = {}
         for before, after in zip(trace.hidden, second.hidden, strict=True):
-            site = "pre" if after.shapes["pre"] == after.output.shape else "post"
+            learns = after.above is not None and after.above.parametric  # an activation with parameters needs its own gradient
+            site = "pre" if after.shapes["pre"] == after.output.shape and not learns else "post"
             merge(found, after.pull((before.output - after.output) / samples, site))
         merge(found, second.readout.pull(self.loss.error(second.output, targets)[1]))
         return repeat(found, lead)
