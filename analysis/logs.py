@@ -133,6 +133,8 @@ def read(root: str | Path, experiment: config.Experiment, *, partial: bool = Fal
                 trained = table["estimator"] == "self"
                 table["source"] = np.where(trained, "self", "shadow")
                 table["estimator"] = table["estimator"].mask(trained, columns["trained_with"])
+            if table.empty:  # the run diverged before its first probe
+                continue
             frames[name].append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
     return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
 

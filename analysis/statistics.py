@@ -264,18 +264,16 @@ def slopes(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], level: float 
             raise InvalidInput(column, float(frame[column].min()), "positive numbers for a log–log slope")
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
-        points = group[x].nunique()
-        if points < 2:
+        if group[x].nunique() < 2:
             raise InvalidInput(x, group[x].unique().tolist(), f"two or more distinct values for a slope (group {key})")
-        lines, curvatures = [], []
+        group = group[group.groupby("seed")[x].transform("nunique") > 1]  # a seed that lost its other widths has no slope
+        lines, curvatures, points = [], [], group[x].nunique()
         for _, one in group.groupby("seed"):
-            if one[x].nunique() < 2:
-                continue  # a seed that lost its other widths (diverged runs) has no slope
             lines.append(stats.linregress(np.log(one[x]), np.log(one[y])))
             if one[x].nunique() > 2:
                 curvatures.append(np.polyfit(np.log(one[x]), np.log(one[y]), 2)[0])
         if not lines:
-            raise InvalidInput(x, points, f"a seed with two or more distinct values for a slope (group {key})")
+            raise InvalidInput(x, "one value a seed", f"a seed with two or more distinct values for a slope (group {key})")
         if len(lines) > 1:
             slope, low, high, _ = mean_interval([line.slope for line in lines], level)
             interval = "seeds"

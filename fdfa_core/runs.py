@@ -237,7 +237,7 @@ def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
     Args:
         directory: of the run.
         name: "metrics", "probes", "timing" or "feedback".
-        columns: columns that must be there beyond those that every such table has.
+        columns: columns that must be there beyond those that every such table has, if it has rows.
 
     Raises:
         RunError: the file is missing, truncated, not Parquet, or lacks a column; names the file and what was expected.
@@ -253,7 +253,8 @@ def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].removesuffix(".")
         raise RunError(f"{path}: is truncated or not Parquet ({reason}); expected the {name} table of a run") from error
-    missing = [column for column in (*TABLES[name], *columns) if column not in frame.columns]
+    wanted = (*TABLES[name], *(columns if len(frame) else ()))
+    missing = [column for column in wanted if column not in frame.columns]
     if missing:
         raise RunError(f"{path}: lacks the column {missing[0]!r} of a {name} table; it has {', '.join(frame.columns)}")
     return frame

@@ -7,6 +7,7 @@ import synthetic_logs
 from safetensors.numpy import save_file
 
 from analysis import logs
+from fdfa_core import runs
 from fdfa_core.errors import InvalidInput, RunError, UnknownName
 
 
@@ -44,6 +45,14 @@ def test_the_estimator_that_trains_is_probed_under_its_own_label(place):
 def test_diverged_runs_are_kept_and_marked(place):
     runs = load(place).runs
     assert runs.loc[runs["status"] == "diverged", ["trained_with", "seed", "diverged_step"]].values.tolist() == [["fg-w", 2, 2]]
+
+
+def test_a_run_that_diverged_before_its_first_probe_leaves_the_others_readable(place):
+    path = victim(place) / "probes.parquet"
+    whole = pd.read_parquet(path)
+    whole.iloc[:0][list(runs.TABLES["probes"])].to_parquet(path)  # what such a run writes: keys alone, and no rows
+    probes = load(place).probes
+    assert len(whole) and victim(place).name not in set(probes["run"]) and pd.api.types.is_float_dtype(probes["variance_se"])
 
 
 def test_a_missing_run_is_an_error_that_says_how_to_make_it(place):

@@ -160,6 +160,14 @@ def test_slope_of_one_seed_has_the_interval_of_its_fit():
     assert out["interval"] == "fit" and out["low"] < 1 < out["high"]
 
 
+def test_seeds_without_a_slope_leave_the_interval_alone():
+    """A seed with one width left, after its other runs diverged, says nothing of the slope, nor of its degrees of freedom."""
+    frame = pd.DataFrame({"g": "a", "seed": 0, "width": [1, 2, 4], "v": [1.0, 2.2, 3.9]})
+    lost = pd.DataFrame({"g": "a", "seed": [1, 2, 3], "width": [8, 8, 16], "v": [9.0, 9.0, 20.0]})
+    alone, both = (statistics.slopes(rows, "width", "v", ["g"]) for rows in (frame, pd.concat([frame, lost])))
+    pd.testing.assert_frame_equal(alone, both)
+
+
 def test_slope_needs_two_distinct_widths():
     with pytest.raises(InvalidInput, match="two or more distinct"):
         statistics.slopes(pd.DataFrame({"g": "a", "seed": [0, 1], "width": 32, "v": 1.0}), "width", "v", ["g"])

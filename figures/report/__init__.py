@@ -221,7 +221,7 @@ def _picture(path: Path) -> dict[str, object]:
 
 def _provenance(experiment, found: pd.DataFrame, profile: str) -> dict[str, object]:
     """Return what the page says of an experiment and where its runs come from."""
-    there = found[found["there"]]
+    there = found[found["there"]].convert_dtypes()  # runs that are missing made counts of whole things floats
     about = {
         "name": experiment.name,
         "description": experiment.description,
