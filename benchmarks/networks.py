@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -58,7 +57,3 @@ def estimator_step(name: str, net: BlockNetwork, x: Tensor, y: Tensor, **options
         optimizer.step()
 
     return step
-
-
-def parameters(net: BlockNetwork) -> int:
-    return sum(math.prod(p.shape) for p in net.parameters())

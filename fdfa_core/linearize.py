@@ -112,6 +112,7 @@ class Trace:
         site: the site that will be used; raises `Unsupported` where a hidden block lacks it.
         update_buffers: move running statistics, as a training step does.
         need_pull: keep what the local vector–Jacobian products need.
+        shortcuts: see below; they need what `pull` needs.
 
     Attributes:
         blocks: a `BlockMap` per block, readout last.
@@ -125,18 +126,25 @@ class Trace:
     """
 
     def __init__(
-        self, net: BlockNetwork, x: Tensor, *, site: str = "post", update_buffers: bool = False, need_pull: bool = True
+        self,
+        net: BlockNetwork,
+        x: Tensor,
+        *,
+        site: str = "post",
+        update_buffers: bool = False,
+        need_pull: bool = True,
+        shortcuts: bool = False,
     ):
-        context = Context(net, update_buffers, need_pull)
+        context = Context(net, update_buffers, need_pull or shortcuts)
         self.input = x
         self.blocks: list[BlockMap] = []
-        self.shortcuts = False
+        self.shortcuts = shortcuts
         self._jacobians: dict[str, list[Tensor]] = {}
         last = len(net) - 1
-        context.need_input = False  # of a block: its signals come from elsewhere
         with torch.no_grad():
             for i, block in enumerate(net):
                 context.where = f"block {i} ({type(block).__name__})"
+                context.need_input = shortcuts and i > 0  # else no signal leaves a block
                 if i < last:
                     require_site(net, i, site)
                 self.blocks.append(BlockMap(block, x, context, site if i < last else "post"))
@@ -194,6 +202,21 @@ class Trace:
             return slopes if outputs is None else slopes + (outputs * error).sum(-1)
         tangent = added(self.push(perturbations, site), outputs)
         return (tangent * error).sum(-1)
+
+    def gradient(self, error: Tensor) -> Gradients:
+        """Return the gradient of the loss for every parameter that it reaches, by a backward pass through all blocks.
+
+        For shortcuts alone: slopes along many directions of the parameters are inner products with it.
+
+        Args:
+            error: gradient of the loss with respect to the output (N, O).
+        """
+        found: Gradients = {}
+        parts = [part for block in self.blocks for part in block.parts]
+        for i, part in reversed(list(enumerate(parts))):
+            gradients, error = part.pull(error, i > 0)
+            merge(found, gradients)
+        return found
 
     def back(self, signal: Tensor, site: str) -> list[Tensor]:
         """Carry R signals (R, N, O) from the output down to a site of every hidden block: (R, N, …) each."""

@@ -677,9 +677,13 @@ def test_every_rule_is_of_a_module_that_torch_defines():
 # Shortcuts ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, options", [("fg-a", {}), ("fg-a", {"readout": "perturbed", "tangents": 2}), ("fdfa", {})])
-def test_draws_are_the_same_with_and_without_shortcuts(name, options):
-    net = fully_connected([4, 6, 5, 2], seed=0).double()
+SHORT = [("fg-a", {}), ("fg-a", {"readout": "perturbed", "tangents": 2}), ("fdfa", {}), ("fg-w", {}), ("fg-w", {"tangents": 3})]
+
+
+@pytest.mark.parametrize("name, options", SHORT)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_draws_are_the_same_with_and_without_shortcuts(name, options, batch_norm):
+    net = fully_connected([4, 6, 5, 2], batch_norm=batch_norm, seed=0).double()
     x, y = torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
     found = []
     for shortcuts in (False, True):
@@ -690,9 +694,29 @@ def test_draws_are_the_same_with_and_without_shortcuts(name, options):
     close(found[0], found[1])
 
 
-def test_training_takes_no_shortcut(monkeypatch):
-    """The method has no backward pass through the blocks, however many directions it takes a step."""
+@pytest.mark.parametrize("name", ["fg-a", "fdfa", "fg-w"])
+def test_training_takes_no_shortcut(monkeypatch, name):
+    """The method has no backward pass through the blocks, however many directions it takes a step or an estimate."""
     monkeypatch.setattr(Trace, "back", None)
+    monkeypatch.setattr(Trace, "gradient", None)
     net, x, y = fully_connected([4, 6, 5, 2], seed=0), torch.randn(3, 4), torch.tensor([0, 1, 1])
-    for name in ("fg-a", "fdfa"):
-        make_estimator(name, net, tangents=5).backward(x, y)
+    estimator = make_estimator(name, net, tangents=5)
+    estimator.backward(x, y)
+    estimator.estimate(x, y)
+
+
+@pytest.mark.parametrize("name", ["separate", "coupled", "inplace-first", "functional", "tied-across-paths"])
+def test_gradient_of_a_trace_is_that_of_backpropagation(name):
+    torch.manual_seed(0)
+    if name in MANY:
+        net, x = MANY[name]().double(), torch.randn(IMAGE, dtype=torch.float64)
+    else:
+        net = BlockNetwork(nn.Linear(4, 4), MODULES[name][0](), nn.Linear(4, 2)).double()
+        x = torch.randn(FLAT, dtype=torch.float64)
+    error = torch.randn(len(x), 2, dtype=torch.float64)
+    torch.manual_seed(1)  # dropout draws the same masks both times
+    found = Trace(net, x, shortcuts=True).gradient(error)
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(net(x), list(net.parameters()), error)
+    for (key, _), value in zip(net.named_parameters(), expected, strict=True):
+        close(dense(found[key]), value)

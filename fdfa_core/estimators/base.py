@@ -120,8 +120,7 @@ class Estimator(ABC):
             raise InvalidInput("replicates", replicates, f"{self.replicas}, the number of replicas of the state")
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device), self._using(replica):
-            trace = self.trace(x)
-            trace.shortcuts = self.shortcuts
+            trace = self.trace(x, shortcuts=self.shortcuts and replicates > 1)
             _, error = self.loss.error(trace.output, y)
             return self._ordered(self.gradients(trace, error, y, (replicates,)))
 
@@ -156,8 +155,7 @@ class Estimator(ABC):
             return
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device):
-            trace = self.trace(x)
-            trace.shortcuts = self.shortcuts and self.replicas is not None
+            trace = self.trace(x, shortcuts=self.shortcuts and self.replicas is not None)
             self.update(trace, self.loss.error(trace.output, y)[1], y)
 
     def state_dict(self) -> dict[str, object]:
@@ -171,9 +169,9 @@ class Estimator(ABC):
 
     # Shared machinery ------------------------------------------------------------------------------------------------
 
-    def trace(self, x: Tensor, update_buffers: bool = False) -> Trace:
-        """Run the network forward, block by block."""
-        return Trace(self.net, x, site=self.site, update_buffers=update_buffers, need_pull=self.need_pull)
+    def trace(self, x: Tensor, **options: bool) -> Trace:
+        """Run the network forward, block by block; options: `update_buffers` and `shortcuts` of `Trace`."""
+        return Trace(self.net, x, site=self.site, need_pull=self.need_pull, **options)
 
     @contextlib.contextmanager
     def _using(self, replica: int | None):

@@ -74,9 +74,9 @@ class DirectFeedback(Estimator):
         lead = () if self.replicas is None else (self.replicas,)
         self._feedback = Feedback(self.initial_feedback(lead, outputs, shape) for shape in shapes)
 
-    def trace(self, x: Tensor, update_buffers: bool = False) -> Trace:
+    def trace(self, x: Tensor, **options: bool) -> Trace:
         """Run the network forward; the first batch tells the feedback's shapes if nothing else did."""
-        trace = super().trace(x, update_buffers)
+        trace = super().trace(x, **options)
         if self._feedback is None:
             shapes = [tuple(block.site(self.site).shape[1:]) for block in trace.hidden]
             self._make_feedback(shapes, trace.output.shape[-1])

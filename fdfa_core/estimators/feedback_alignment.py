@@ -62,7 +62,7 @@ class FeedbackAlignment(Estimator):
         self.layered = [_is_layered(block) for block in net]
         self.feedback: dict[str, Tensor] = {}
 
-    def trace(self, x: Tensor, update_buffers: bool = False) -> _Pass:
+    def trace(self, x: Tensor, update_buffers: bool = False, shortcuts: bool = False) -> _Pass:
         """Run the network forward, block by block, each on a leaf of its own."""
         found = _Pass()
         for i, block in enumerate(self.net):

@@ -75,9 +75,9 @@ class LocalGreedy(Estimator):
             both.uniform_(-(units**-0.5), units**-0.5, generator=self.generator)
             self._readouts.append((both[..., :-1].clone(), both[..., -1].clone()))
 
-    def trace(self, x: Tensor, update_buffers: bool = False) -> Trace:
+    def trace(self, x: Tensor, **options: bool) -> Trace:
         """Run the network forward; the first batch tells the readouts' shapes if nothing else did."""
-        trace = super().trace(x, update_buffers)
+        trace = super().trace(x, **options)
         if self._readouts is None:
             shapes = [tuple(block.output.shape[1:]) for block in trace.hidden[:-1]]
             self._make_readouts(shapes, trace.output.shape[-1])

@@ -50,12 +50,12 @@ class Pepita(Estimator):
     def _make_feedback(self, outputs: int, shape: tuple[int, ...]) -> None:
         self._feedback = Feedback([uniform_feedback(self, (outputs, *shape), math.prod(shape)) * self.scale])
 
-    def trace(self, x: Tensor, update_buffers: bool = False) -> Trace:
+    def trace(self, x: Tensor, **options: bool) -> Trace:
         """Run the first pass; keep where the random stream stood, for the masks of the second."""
         if not x.is_floating_point():
             raise Unsupported(f"pepita adds the error to the input, which must hold floating-point numbers (it is {x.dtype})")
         self._random_state = _random_state(self.device)
-        trace = super().trace(x, update_buffers)
+        trace = super().trace(x, **options)
         if self._feedback is None:
             self._make_feedback(trace.output.shape[-1], tuple(x.shape[1:]))
         return trace

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
+from fdfa_core.draws import inner
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.registry import register
@@ -55,14 +56,16 @@ class WeightPerturbation(Estimator):
         if self.tangents.count > 1 and lead and lead[0] > (chunk := self.tangents.chunk(self.size)):
             return self.in_chunks(trace, error, targets, lead[0], chunk)
         v = self._sample(lead)
-        directions = self._split(v.flatten(0, -2) if self.tangents.axes(lead) else v.squeeze(0))
-        tangent = None
-        for block in trace.blocks:
-            tangent = block.push(tangent, parameters=directions)
-        if tangent is None:  # no parameter reaches the output
-            tangent = error.expand(*self.tangents.axes(lead), *error.shape) * 0
-        slopes = (tangent * error).sum((-2, -1)).view(*lead, -1)
-        return self._split(self.tangents.combine(slopes, v))
+        axes = self.tangents.axes(lead)
+        directions = self._split(v.flatten(0, -2) if axes else v.squeeze(0))
+        if trace.shortcuts and axes:  # slopes along many directions for one backward pass
+            slopes = sum(inner(directions[name], g)[:, 0] for name, g in trace.gradient(error).items()).to(v.dtype)
+        else:
+            tangent = None
+            for block in trace.blocks:
+                tangent = block.push(tangent, parameters=directions)
+            slopes = v.new_zeros(axes) if tangent is None else (tangent * error).sum((-2, -1))
+        return self._split(self.tangents.combine(slopes.view(*lead, -1), v))
 
     def _sample(self, lead: tuple[int, ...]) -> Tensor:
         return self.tangents.sample(lead, (self.size,), self.generator, self.dtype)
