@@ -51,6 +51,13 @@ def test_unbiased_estimators_have_the_gradient_as_mean(name):
         torch.testing.assert_close(mean, truth[parameter], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", FORMULAS)
+def test_labels_of_any_integer_type_are_the_same_labels(name):
+    net, x, y = problem()
+    found, expected = (predict(name, net, x, labels, 3, **OPTIONS.get(name, {})) for labels in (y.to(torch.int32), y))
+    assert found.total() == expected.total() and found.total("bias") == expected.total("bias")
+
+
 def test_parts_sum_to_the_variance():
     net, x, y = problem()
     found = predict("fdfa", net, x, y, 3, feedback_lr=0.3)

@@ -80,7 +80,7 @@ class Chunk:
     def one_hot(self) -> Tensor:
         """Targets (n, O), one-hot for classes."""
         y = self._targets
-        return y if y.is_floating_point() else F.one_hot(y, self.output.shape[1]).to(self.output.dtype)
+        return y if y.is_floating_point() else F.one_hot(y.long(), self.output.shape[1]).to(self.output.dtype)
 
     def jacobians(self) -> list[Tensor]:
         """Return ∂output/∂site of every hidden block, (n, O, units) each."""
