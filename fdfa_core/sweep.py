@@ -81,7 +81,8 @@ def sweep(
     Args:
         configs: what to run; repeated ones count once.
         root: directory of runs. Other sweeps may work in it at the same time.
-        processes: on this machine; default one a core.
+        processes: on this machine; default one a core. One is the caller's own, which then keeps the memory that it frees
+            (`fdfa_core.memory.keep_freed_memory`).
         cluster: address of a Dask scheduler, e.g. "tcp://host:8786", whose workers see `root` under the same path.
         data_directory: as in `fdfa_core.data.load`.
         checkpoint_seconds: as in `fdfa_core.training.train`.
