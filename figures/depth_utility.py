@@ -51,7 +51,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)  # a method that falls apart must not hide the others
         ax.set_xlim(min(150 * rows["estimate"].min(), -LINEAR / 2), max(150 * rows["estimate"].max(), LINEAR / 2))
         low, high = ax.get_xlim()
-        ax.set_xticks([t for t in (-100, -20, -5, -2, 0, 2, 5, 20) if low <= t <= high], minor=False)
+        ax.set_xticks([t for t in (-100, -20, -5, -2, 0, 2, 5, 10, 20) if low <= t <= high], minor=False)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
     handles = [style.mark("BP", "none", style.GREY, "--"), style.mark("frozen hidden layers", "none", style.INK, "-")]
