@@ -164,7 +164,7 @@ def figures(
     """
     recorded = RESULTS / profile
     root = root or (recorded if recorded.is_dir() else RUNS)
-    may_train = may_train and root != recorded
+    may_train = may_train and not root.resolve().is_relative_to(RESULTS.resolve())
     if may_train:
         _sweep(_experiments((), profile), root, data_dir, **how)
 
@@ -290,7 +290,7 @@ def report(out: Path | None, root: Path | None, profile: str) -> None:
     root = root or (recorded if recorded.is_dir() else RUNS)
     out = out or Path("figures") / "out" / profile
     skipped: dict[str, str] = {}
-    path = page.write(profile, root, out, skip=skipped.__setitem__ if root == recorded else None)
+    path = page.write(profile, root, out, skip=skipped.__setitem__ if root.resolve() == recorded.resolve() else None)
     _say_skipped(skipped)
     click.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

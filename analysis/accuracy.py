@@ -54,7 +54,8 @@ def table(
     means = done.groupby(by, sort=False, dropna=False).agg(
         best_accuracy=("best_test_accuracy", "mean"), train_loss=("train_loss", "mean")
     )
-    out = counts.join(accuracy).join(means).reset_index()
+    # merged by columns: an index with NaN (the width of a network without one) finds no partner
+    out = counts.reset_index().merge(accuracy.reset_index(), on=by, how="left").merge(means.reset_index(), on=by, how="left")
     out["seeds"] = out["seeds"].fillna(0).astype(int)
     out["interval"] = out["interval"].fillna("none")
     columns = [*by, "seeds", "diverged", "accuracy", "low", "high", "interval", "best_accuracy", "train_loss"]

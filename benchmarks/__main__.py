@@ -1,7 +1,7 @@
 """Run the benches, each with each number of threads in a process of its own, and write what they found.
 
     python -m benchmarks                           all: benchmarks/results/*.csv and the table in docs/performance.md
-    python -m benchmarks --only steps-fc draws-fc  some: printed, nothing written
+    python -m benchmarks --only steps-fc draws-fc  some: printed, nothing written (with --record: these rows anew)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
     parser.add_argument("--only", nargs="+", metavar="BENCH", help="these benches alone; print and write nothing")
+    parser.add_argument("--record", action="store_true", help="write what --only measured in place of what is recorded of it")
     parser.add_argument("--threads", nargs="+", type=int, help="numbers of threads (default: 1 and, with two cores, 2)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = report.machine()
     if machine["load"] > 0.3:
         print(f"Other processes keep {machine['load']:.1f} cores busy: ratios will be disturbed.", file=sys.stderr)
-    start, rows, tables = time.time(), [], {}
+    rows, tables = [], {}
     for n in threads:
         for kind, content in _in_child(options.only, n, first=n == threads[0]):
             if kind == "row":
@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
                 print(report.line(content), flush=True)
             else:
                 tables.setdefault(kind, []).append(content)
-    if not options.only:
-        report.write(ROOT, rows, tables, machine | {"minutes": (time.time() - start) / 60})
+    if options.record or not options.only:
+        report.write(ROOT, rows, tables, machine)
 
 
 def _in_child(only: list[str] | None, threads: int, first: bool):

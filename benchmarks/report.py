@@ -12,12 +12,15 @@ performance.csv:
 | `limit`, `met` | it must not exceed this, and whether the median does not; empty for a row that stands for comparison |
 | `baseline_milliseconds` | median of what the ratio is to |
 | `machine` | what it was measured on (a column of the tables of `benchmarks/cost.py`, too) |
+| `load` | cores that other processes kept busy in the minute before the benches began |
+| `date` | of the measurement |
 """
 
 from __future__ import annotations
 
 import os
 import platform
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -81,40 +84,63 @@ def machine() -> dict[str, object]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "torch": torch.__version__.split("+")[0],
-        "python": platform.python_version(),
         "load": os.getloadavg()[0],
+        "date": date.today().isoformat(),
     }
 
 
 def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: dict[str, object]) -> None:
-    """Write benchmarks/results and the table in docs/performance.md."""
+    """Write benchmarks/results and the table in docs/performance.md.
+
+    Args:
+        root: of the project.
+        rows: of performance.csv. What is recorded of the same bench and threads gives way to them, and the rest stays.
+        tables: those of the figures that were measured, whole.
+        about: what `machine` returned before the benches began.
+    """
     results = root / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    where = f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"
-    for name, table in {"performance": rows, **tables}.items():
-        pd.DataFrame(table).assign(machine=where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
+    results.mkdir(parents=True, exist_ok=True)
+    where = {"machine": f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"}
+    for name, found in tables.items():
+        pd.DataFrame(found).assign(**where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
+    if not rows:
+        return
     page = root / "docs" / "performance.md"
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{_table(rows, about)}\n{END}{after}", encoding="utf-8")
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    new = pd.DataFrame(rows).assign(**where, load=about["load"], date=about["date"])
+    record = results / "performance.csv"
+    merged(record, new).to_csv(record, index=False, float_format="%.6g")
+    page.write_text(f"{before}{BEGIN}\n\n{table(pd.read_csv(record))}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
-def _table(rows: list[dict], about: dict[str, object]) -> str:
-    """The table in Markdown: a line a figure, a column a number of threads."""
+def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+    """Return what is recorded with new rows in place of those of the same bench and threads, in the order of the benches."""
+    keys = ["threads", "bench"]
+    old = pd.read_csv(path) if path.exists() else new.iloc[:0]
+    order = {name: i for i, name in enumerate(benches(tables=False))}
+    stays = old["bench"].isin(list(order)) & ~old.set_index(keys).index.isin(new.set_index(keys).index)
+    parts = [part for part in (old[stays], new) if len(part)]
+    return pd.concat(parts, ignore_index=True).sort_values(keys, key=lambda c: c.map(order).fillna(c), kind="stable")
+
+
+def table(recorded: pd.DataFrame) -> str:
+    """Return the rows of performance.csv as a table in Markdown: a line a figure, a column a number of threads."""
+    # NaN stands for nothing
+    rows = [{k: None if v != v else v for k, v in row.items()} for row in recorded.to_dict("records")]
+    rows = [row | {"unit": row["unit"] or "", "met": row["limit"] is None or row["value"] <= row["limit"]} for row in rows]
     threads = sorted({row["threads"] for row in rows})
+    machines, dates = (sorted({row[key] for row in rows}) for key in ("machine", "date"))
     lines = [
-        f"Measured on {about['cores']} cores of {about['cpu']} with torch {about['torch']} and Python {about['python']}, in "
-        f"{about['minutes']:.0f} minutes; load before it began: {about['load']:.2f}.",
+        f"Measured on {'; '.join(machines)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; cores that other processes "
+        f"kept busy before: at most {max(row['load'] for row in rows):.1f}.",
         "",
         "| figure | must reach | " + " | ".join(f"{n} thread{'s' * (n > 1)}" for n in threads) + " | baseline | bench |",
         "| --- | --- |" + " --- |" * (len(threads) + 2),
     ]
-    figures = dict.fromkeys(row["figure"] for row in rows)
-    for figure in figures:
+    for figure in dict.fromkeys(row["figure"] for row in rows):
         found = {row["threads"]: row for row in rows if row["figure"] == figure}
         first = next(iter(found.values()))
-        limit = "" if first["limit"] is None else f"≤ {first['limit']:g} {first['unit']}".strip()
+        limit = "" if first["limit"] is None else f"≤ {first['limit']:.3g} {first['unit']}".strip()
         cells = [_cell(found[n]) if n in found else "" for n in threads]
         base = "" if first["baseline_milliseconds"] is None else f"{first['baseline_milliseconds']:.3g} ms"
         lines.append(f"| {figure} | {limit} | {' | '.join(cells)} | {base} | `{first['bench']}` |")

@@ -88,6 +88,12 @@ def test_accuracy_is_that_of_the_last_evaluation_with_the_best_beside_it():
     assert (out["accuracy"], out["best_accuracy"]) == pytest.approx((0.7, 0.9))
 
 
+def test_a_network_without_a_width_has_its_accuracy_too():
+    rows = metrics(a=[[0.8], [0.9]], b=[[0.5], [0.6]]).assign(width=float("nan"))
+    out = accuracy.table(rows, ["dataset", "architecture", "width"], against="a")
+    assert out["seeds"].tolist() == [2, 2] and out["accuracy"].tolist() == pytest.approx([0.85, 0.55])
+
+
 def test_accuracy_interval_is_the_t_interval_over_seeds():
     out = accuracy.table(metrics(a=[[0.8], [0.9]])).iloc[0]
     assert out["high"] - out["accuracy"] == pytest.approx(12.706 * 0.05, rel=1e-3)

@@ -39,6 +39,8 @@ BAD_OPTIONS = [
     ("fdfa", {"joint": 1}, r"joint: got 1; accepted: True or False"),
     ("fdfa", {"directions": "diagonal"}, r"directions: got 'diagonal'; accepted: 'independent'"),
     ("fdfa", {"warmup": True, "feedback_rule": "adam"}, r"warmup: got True"),
+    ("fg-w", {"per_sample": "no"}, r"per_sample: got 'no'; accepted: True or False"),
+    ("fg-a", {"joint": "false"}, r"joint: got 'false'; accepted: True or False"),
     ("fdfa", {"warmup": "yes"}, r"warmup: got 'yes'; accepted: True or False"),
     ("dkp", {"feedback_optimizer": "lbfgs"}, r"feedback_optimizer: got 'lbfgs'; accepted: 'sgd' or 'adam'"),
     ("dkp", {"feedback_decay": -1}, r"feedback_decay: got -1; accepted: a finite number of at least 0"),

@@ -54,7 +54,8 @@ class ActivityPerturbation(Estimator):
         self.slope = one_of("slope", slope, ("sample", "batch"))
         for block in range(len(net) - 1):
             require_site(net, block, site)
-        self.tangents, self.site, self.joint = Tangents(perturbation, tangents, combine), site, bool(joint)
+        self.tangents, self.site = Tangents(perturbation, tangents, combine), site
+        self.joint = one_of("joint", joint, (True, False))
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""

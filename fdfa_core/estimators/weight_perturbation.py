@@ -12,6 +12,7 @@ from torch.func import jvp, vmap
 from fdfa_core.draws import inner
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator
+from fdfa_core.estimators.options import one_of
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.functional import functional_call
@@ -44,7 +45,7 @@ class WeightPerturbation(Estimator):
     def __init__(self, net, *, perturbation="gaussian", tangents=1, combine="mean", per_sample=False, **common):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
-        self.per_sample = bool(per_sample)
+        self.per_sample = one_of("per_sample", per_sample, (True, False))
         self.sizes = {name: p.numel() for name, p in net.named_parameters()}
         self.size = sum(self.sizes.values())
         self.tangents.check(self.size)
