@@ -41,7 +41,10 @@ def now() -> str:
 
 @functools.cache
 def _code() -> dict[str, Any]:
-    """Commit of this source tree, and whether tracked files differ from it; None where git does not know it."""
+    """Commit of this source tree, and whether the code differs from it; None where git does not know it.
+
+    Code differs where tracked files do, and where there are modules that were never committed: estimators are found by file.
+    """
     source = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -51,8 +54,11 @@ def _code() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # a copy, perhaps inside of another repository
+        return {"commit": None, "dirty": None}
+    new = git("ls-files", "--others", "--exclude-standard", "--", "*.py")
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+    return {"commit": commit, "dirty": None if changes is None or new is None else bool(changes or new)}
 
 
 @functools.cache

@@ -67,7 +67,7 @@ def made_with_uncommitted_code(run: str | Path) -> bool:
     """Return whether any part of a run was made with code that its provenance cannot name by a commit."""
     origin = read_provenance(run)
     parts = [origin["code"], *(resumed["code"] for resumed in origin.get("resumed", []))]
-    return any(code["dirty"] or code["commit"] is None for code in parts)
+    return any(code["dirty"] is not False or code["commit"] is None for code in parts)
 
 
 def size(root: str | Path) -> int:

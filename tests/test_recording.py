@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 import recorded
 from click.testing import CliRunner
 
 import fdfa_cli
-from fdfa_core import recording
+from fdfa_core import provenance, recording
 from fdfa_core.config import load_profile
 from fdfa_core.errors import RunError
 from fdfa_core.runs import is_complete
@@ -72,9 +73,10 @@ def test_unfinished_runs_are_counted_and_left_for_later(made, tmp_path):
     [
         {"code": {"commit": recorded.COMMIT, "dirty": True}},
         {"code": {"commit": None, "dirty": None}},
+        {"code": {"commit": recorded.COMMIT, "dirty": None}},
         {"resumed": [{"step": 3, "code": {"commit": recorded.COMMIT, "dirty": True}}]},
     ],
-    ids=["uncommitted", "unknown commit", "resumed with uncommitted code"],
+    ids=["uncommitted", "unknown commit", "unknown changes", "resumed with uncommitted code"],
 )
 def test_runs_of_uncommitted_code_are_refused_unless_told(made, tmp_path, changes):
     runs, root = made
@@ -127,3 +129,29 @@ def test_command_fails_where_a_run_is_refused(made, tmp_path):
     arguments = ["record", str(tmp_path / "digits_fc.toml"), "--runs", str(root), "--out", str(tmp_path / "record")]
     result = CliRunner().invoke(fdfa_cli.main, arguments)
     assert result.exit_code == 1 and "1 refused" in result.output and "--allow-dirty" in result.output
+
+
+def test_modules_never_committed_make_code_dirty_and_a_foreign_repository_is_no_commit(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def code():
+        provenance._code.cache_clear()
+        return provenance._code()
+
+    (tmp_path / "module.py").write_text("")
+    (tmp_path / "other.py").write_text("")
+    git("init")
+    git("add", "other.py")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "module.py"))
+    assert code() == {"commit": None, "dirty": None}
+    git("add", "module.py")
+    git("commit", "-m", "two")
+    assert code()["dirty"] is False and len(code()["commit"]) == 40
+    (tmp_path / "estimators").mkdir()
+    (tmp_path / "estimators" / "new.py").write_text("")
+    assert code()["dirty"] is True
+    monkeypatch.undo()
+    provenance._code.cache_clear()
