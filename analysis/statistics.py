@@ -193,13 +193,15 @@ def over_seeds(
         value: the column to average.
         by: columns that name a group.
         se: column with the standard errors over draws, which serve where there is one seed.
-        log: average logarithms. Groups of zeros (a deterministic estimator has no variance) give zeros.
+        log: average logarithms. Groups of zeros (a deterministic estimator has no variance) give zeros. Where only some seeds
+            are exactly zero (no unit of a block was alive), which no geometric mean can take in, they are left out and counted.
         bounds: the range that is possible (e.g. [−1, 1] for a cosine); intervals are cut there.
         level: coverage.
 
     Returns:
-        Columns `by`, `estimate`, `low`, `high`, `seeds`, `interval`: "seeds" (two or more), "draws" (one seed and its
-        standard error over draws: it does not cover other seeds), or "none" (one seed without: low = high = estimate).
+        Columns `by`, `estimate`, `low`, `high`, `seeds` (averaged), `interval`: "seeds" (two or more), "draws" (one seed and its
+        standard error over draws: it does not cover other seeds), or "none" (one seed without: low = high = estimate). With
+        `log` also `zeros`: the seeds left out because they are zero where others are not.
 
     Raises:
         InvalidInput: a column is missing, values are not finite, or one group holds several runs of a seed (then `by`
@@ -225,8 +227,10 @@ def over_seeds(
         per_seed["se"], per_seed["x"] = per_seed["se"] / per_seed["x"], np.log(per_seed["x"])
     groups = per_seed.groupby(by, sort=False, dropna=False)
     out = groups["x"].agg(estimate="mean", spread="std").assign(seeds=groups.size(), se=groups["se"].first())
-    if log and (groups["zero"].nunique() > 1).any():
-        raise InvalidInput(value, 0, "positive numbers, or zero for all seeds of a group, for an average of logarithms")
+    if log:
+        zeros = groups["zero"].sum()
+        out["zeros"] = zeros.where(zeros < out["seeds"], 0)
+        out["seeds"] -= out["zeros"]
 
     several = out["seeds"] > 1
     t = stats.t.ppf(0.5 + level / 2, np.maximum(out["seeds"] - 1, 1)) / np.sqrt(out["seeds"])
@@ -236,7 +240,7 @@ def over_seeds(
         out[["estimate", "low", "high"]] = np.exp(out[["estimate", "low", "high"]].clip(upper=700)).fillna(0.0)
     out[["low", "high"]] = out[["low", "high"]].clip(*bounds)
     out["interval"] = np.select([several, out["se"].notna()], ["seeds", "draws"], "none")
-    return out[["estimate", "low", "high", "seeds", "interval"]].reset_index()
+    return out[["estimate", "low", "high", "seeds", "interval", *(["zeros"] if log else [])]].reset_index()
 
 
 def slopes(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:

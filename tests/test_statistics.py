@@ -110,9 +110,20 @@ def test_zero_variance_of_a_deterministic_estimator_stays_zero():
     assert tuple(out[["estimate", "low", "high"]]) == (0, 0, 0)
 
 
-def test_zero_for_one_seed_alone_is_refused_on_the_logarithmic_scale():
-    with pytest.raises(InvalidInput, match="zero for all seeds"):
-        statistics.over_seeds(pd.DataFrame({"g": "a", "seed": [0, 1], "v": [0.0, 1.0]}), "v", ["g"], log=True)
+def test_a_seed_that_is_zero_alone_is_left_out_of_a_geometric_mean_and_counted():
+    """A block that died in one network (no unit was alive) must not cost the others their average."""
+    frame = pd.DataFrame({"g": ["a"] * 4 + ["bp"] * 4, "seed": [0, 1, 2, 3] * 2, "v": [0.0, 2.0, 3.0, 5.0, *[0.0] * 4]})
+    out = statistics.over_seeds(frame, "v", ["g"], log=True).set_index("g")
+    alive = statistics.over_seeds(frame[frame["v"] > 0], "v", ["g"], log=True).set_index("g").loc["a"]
+    pd.testing.assert_series_equal(out.loc["a"].drop("zeros"), alive.drop("zeros"))
+    assert out["seeds"].to_dict() == {"a": 3, "bp": 4} and out["zeros"].to_dict() == {"a": 1, "bp": 0}
+
+
+def test_one_seed_left_beside_zeros_has_the_interval_of_its_draws():
+    frame = pd.DataFrame({"g": "a", "seed": [0, 1], "v": [0.0, 10.0], "se": [0.0, 1.0]})
+    out = statistics.over_seeds(frame, "v", ["g"], se="se", log=True).iloc[0]
+    assert (out["seeds"], out["zeros"], out["interval"]) == (1, 1, "draws")
+    assert out["low"] == pytest.approx(10 * np.exp(-1.959964 / 10))
 
 
 def test_settings_mixed_in_one_group_are_refused():
