@@ -266,11 +266,14 @@ def tuned(files: tuple[Path, ...], root: Path) -> None:
             click.echo(f"{experiment.name}: no run is there (fdfa sweep {experiment.path.as_posix()})")
             continue
         found = logs.read(root, experiment, partial=True)
-        rates = found.metrics["run"].map(found.runs.set_index("run")["learning_rate"])
+        metrics = _with_run_settings(found)
+        rows = tuning.chosen(metrics, [*tuning.SETTING, *logs.settings(found)])
+        varied = [c for c in rows.columns[: rows.columns.get_loc("trained_with")] if rows[c].nunique(dropna=False) > 1]
         click.echo(f"{experiment.name}: {experiment.description}")
-        for row in tuning.chosen(found.metrics.assign(learning_rate=rates)).itertuples():
-            edge = "  (at the edge of the grid)" if row.edge else ""
-            click.echo(f"  {row.trained_with:48}{row.learning_rate:8g} of {row.rates} rates, accuracy {row.accuracy:.4f}{edge}")
+        for row in rows.to_dict("records"):
+            name = ", ".join([row["trained_with"], *(f"{key} {row[key]}" for key in varied)])
+            best = f"{row['learning_rate']:8g} of {row['rates']} rates, accuracy {row['accuracy']:.4f}"
+            click.echo(f"  {name:48}{best}{'  (at the edge of the grid)' if row['edge'] else ''}")
 
 
 @main.command()
@@ -396,29 +399,37 @@ def _sweep(experiments: list, root: Path, data_dir: Path | None, jobs: int | Non
         click.get_current_context().exit(1)
 
 
-def _statistics(experiment, logs) -> dict:
+def _with_run_settings(found):
+    """Return the metrics with all that tells runs apart; the optimiser's momentary rate gives way to the run's."""
+    from analysis import logs
+
+    rates = found.runs.set_index("run")["learning_rate"]
+    return found.metrics.assign(learning_rate=found.metrics["run"].map(rates)).join(logs.settings(found), on="run")
+
+
+def _statistics(experiment, found) -> dict:
     """Return the frames of all statistics that the logs of one experiment allow, by name."""
     import pandas as pd
 
-    from analysis import accuracy, alignment, bias, convergence, statistics, variance
+    from analysis import accuracy, alignment, bias, convergence, logs, statistics, variance
 
-    setting = ["dataset", "architecture", "width", "depth", "batch_size", "learning_rate"]
+    extra = logs.settings(found)
+    setting = ["dataset", "architecture", "width", "depth", "batch_size", "learning_rate", *extra]
     trained = [run.id for run in experiment.runs() if run.training.optimizer != "none"]
     tables = {}
     if trained:
-        # the column of the optimiser's momentary rate gives way to the run's, which tells settings apart
-        rates = logs.runs.set_index("run")["learning_rate"]
-        metrics = logs.metrics[logs.metrics["run"].isin(trained)]
-        metrics = metrics.assign(learning_rate=metrics["run"].map(rates))
+        metrics = _with_run_settings(found)
+        metrics = metrics[metrics["run"].isin(trained)]
         tables["accuracy"] = accuracy.table(metrics, setting)
         curves = {q: convergence.curves(metrics, q, [*setting, "trained_with"]) for q in ("train_loss", "test_accuracy")}
         tables["convergence"] = pd.concat([frame.assign(quantity=q) for q, frame in curves.items()], ignore_index=True)
-    if len(logs.probes):
+    if len(found.probes):
         by = [*setting, "trained_with", "step", "source", "estimator", "level", "block", "parameter"]
-        noise = variance.normalised(logs.probes)
+        probes = found.probes.join(extra, on="run")
+        noise = variance.normalised(probes)
         tables["variance"] = statistics.over_seeds(noise, "nsr", by, se="nsr_se", log=True)
-        tables["bias"] = statistics.over_seeds(bias.split(logs.probes), "value", [*by, "quantity"], se="se")
-        tables["alignment"] = alignment.angles(logs.probes, by)
+        tables["bias"] = statistics.over_seeds(bias.split(probes), "value", [*by, "quantity"], se="se")
+        tables["alignment"] = alignment.angles(probes, by)
     return tables
 
 

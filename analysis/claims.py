@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis import accuracy, convergence, logs, statistics, variance
+from fdfa_core.errors import InvalidInput
 
 LEVEL = 0.05
 SETTING = ["dataset", "architecture", "width", "depth"]
@@ -144,8 +145,18 @@ def _ratios(log: logs.Logs, above: Select, below: Select) -> Rows:
     rows = probes.assign(alpha=logs.option(probes, "feedback_lr"))
     frozen = (rows.groupby("run")["step"].nunique() == 1).all()
     on = ["trained_with", "block", "seed", "width"] + ([] if frozen else ["step"])
-    a, b = (np.log(select(rows).set_index(on)["nsr"]) for select in (above, below))
+    a, b = (np.log(_one_each(select(rows), on).set_index(on)["nsr"]) for select in (above, below))
     return (a - b).rename("ratio").dropna().reset_index()
+
+
+def _one_each(rows: Rows, on: list[str]) -> Rows:
+    """Return the rows, if no two of them are equal in `on`: a claim compares estimators in one setting."""
+    several = rows[rows.duplicated(on)]
+    if len(several):
+        found = ", ".join(f"{key} {several.iloc[0][key]}" for key in on)
+        accepted = "one run for each estimator, network and seed: an experiment that sweeps nothing else"
+        raise InvalidInput("evidence", f"several runs of {found}", accepted)
+    return rows
 
 
 def _mean_ratio(above: Select, below: Select) -> Callable[[logs.Logs], dict[str, np.ndarray]]:
@@ -187,7 +198,7 @@ def _against(others: tuple[str, ...], column: str, per_run: Callable[[Rows], Row
         labels = trained[trained == "fdfa"].index
         found = {}
         for setting, group in rows.groupby(SETTING, sort=False, dropna=False):
-            wide = group.pivot(index="seed", columns="trained_with", values="value")
+            wide = _one_each(group, ["seed", "trained_with"]).pivot(index="seed", columns="trained_with", values="value")
             for other in trained[trained.isin(others)].index:
                 if len(labels) and {labels[0], other} <= set(wide):
                     pair = wide[[labels[0], other]].dropna()

@@ -199,9 +199,9 @@ def over_seeds(
         level: coverage.
 
     Returns:
-        Columns `by`, `estimate`, `low`, `high`, `seeds` (averaged), `interval`: "seeds" (two or more), "draws" (one seed and its
-        standard error over draws: it does not cover other seeds), or "none" (one seed without: low = high = estimate). With
-        `log` also `zeros`: the seeds left out because they are zero where others are not.
+        Columns `by`, `estimate`, `low`, `high`, `seeds` (averaged), `interval`: "seeds" (two or more), "draws" (one seed and
+        its standard error over draws: it does not cover other seeds), or "none" (one seed without: low = high = estimate).
+        With `log` also `zeros`: the seeds left out because they are zero where others are not.
 
     Raises:
         InvalidInput: a column is missing, values are not finite, or one group holds several runs of a seed (then `by`

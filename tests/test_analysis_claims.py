@@ -1,11 +1,14 @@
 """Claims: verdicts follow the data, and are wrong no more often than they say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic_logs
 
 from analysis import claims, logs
+from fdfa_core.errors import InvalidInput
 
 EXPERIMENTS = ("width", "trajectory", "convergence")
 
@@ -99,6 +102,18 @@ def test_one_seed_allows_no_test(logs_of):
         frames = (log.runs, log.metrics, log.probes, log.timing)
         one[name] = logs.Logs(*(frame[frame["seed"] == 0] for frame in frames))
     assert set(claims.verdicts(claims.components(one))["verdict"]) == {"inconclusive"}
+
+
+@pytest.mark.parametrize("frame", ["metrics", "probes"])
+def test_runs_that_differ_in_more_than_estimator_network_and_seed_are_refused(logs_of, frame):
+    """A swept learning rate: which of the runs would the claim be of?"""
+
+    def doubled(rows):
+        return pd.concat([rows, rows.assign(run=rows["run"] + ", at another rate")], ignore_index=True)
+
+    swept = {name: replace(one, **{frame: doubled(getattr(one, frame))}) for name, one in logs_of.items()}
+    with pytest.raises(InvalidInput, match="several runs of .*seed 0"):
+        claims.components(swept)
 
 
 def test_numbers_of_the_table_are_finite(logs_of):

@@ -104,7 +104,7 @@ def grid(*rows):
     columns = ["trained_with", "learning_rate", "test_accuracy", "train_loss", "status"]
     frame = pd.DataFrame(rows, columns=columns)
     frame["run"] = [str(i) for i in range(len(frame))]
-    return frame.assign(dataset="mnist", architecture="fully_connected", step=9, seed=100)
+    return frame.assign(dataset="mnist", architecture="fully_connected", width=800, depth=2, batch_size=64, step=9, seed=100)
 
 
 def chosen(*rows):
@@ -122,6 +122,13 @@ def test_ties_go_to_the_lower_loss():
 
 def test_a_rate_that_diverged_is_out():
     assert chosen(("bp", 1e-4, 0.9, 0.2, "finished"), ("bp", 1e-3, 0.99, 0.1, "diverged"))["learning_rate"] == 1e-4
+
+
+def test_each_network_has_a_best_rate_of_its_own():
+    wide = grid(("bp", 1e-4, 0.9, 0.1, "finished"), ("bp", 1e-3, 0.8, 0.1, "finished"))
+    narrow = grid(("bp", 1e-4, 0.7, 0.1, "finished"), ("bp", 1e-3, 0.8, 0.1, "finished"))
+    both = pd.concat([wide, narrow.assign(run=["2", "3"], width=50)], ignore_index=True)
+    assert tuning.chosen(both).set_index("width")["learning_rate"].to_dict() == {800: 1e-4, 50: 1e-3}
 
 
 def test_a_best_rate_at_the_edge_of_the_grid_is_said_so():
