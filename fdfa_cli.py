@@ -119,22 +119,28 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
     import pandas as pd
 
     from analysis import logs
-    from fdfa_core.runs import write_atomically
+    from fdfa_core.errors import InvalidInput
+    from fdfa_core.runs import make_directory, write_atomically
 
-    for experiment in _experiments(files, profile):
+    experiments = _experiments(files, profile)
+    for experiment in experiments if out else ():
+        same = [str(other.path) for other in experiments if other.name == experiment.name]
+        if len(same) > 1:
+            raise InvalidInput("files", same, "experiments of different names, a folder of tables each")
+        make_directory(out / experiment.name)
+    for experiment in experiments:
         tables = _statistics(experiment, logs.read(root, experiment))
         click.echo(f"{experiment.name}: {experiment.description}")
         if "accuracy" in tables:
             with pd.option_context("display.float_format", "{:.4g}".format):
                 click.echo(tables["accuracy"].dropna(axis="columns", how="all").to_string(index=False))
         for name, table in tables.items() if out else ():
-            (out / experiment.name).mkdir(parents=True, exist_ok=True)
             write_atomically(out / experiment.name / f"{name}.csv", table.to_csv(index=False).encode())
             click.echo(f"  {out / experiment.name / name}.csv: {len(table)} rows")
 
 
 @main.command()
-@click.option("--only", multiple=True, metavar="NAME", help="Only this figure or table (repeatable).")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this figure or table, and its runs (repeatable).")
 @click.option("--out", type=click.Path(path_type=Path), help="Where they go.  [default: figures/out/PROFILE]")
 @click.option(
     "--train/--no-train",
@@ -165,12 +171,17 @@ def figures(
     recorded = RESULTS / profile
     root = root or (recorded if recorded.is_dir() else RUNS)
     may_train = may_train and not root.resolve().is_relative_to(RESULTS.resolve())
-    if may_train:
-        _sweep(_experiments((), profile), root, data_dir, **how)
+    out = out or Path("figures") / "out" / profile
 
     from figures import render
+    from figures.plan import plan
 
-    out = out or Path("figures") / "out" / profile
+    if may_train:  # what cannot be drawn, or not written there, is refused before hours of training
+        jobs, _ = plan(profile, root, only or None)
+        render.open_directory(out)
+        needed = {experiment.name for job in jobs for experiment in job.all_experiments}
+        _sweep([e for e in _experiments((), profile) if not only or e.name in needed], root, data_dir, **how)
+
     drawn = []
     with tqdm(desc="figures", total=len(only or render.discover()), unit="figure", disable=not sys.stderr.isatty()) as bar:
 
@@ -338,11 +349,15 @@ def verify(light: bool, plant: bool, out: Path, jobs: int | None) -> None:
 @click.option("--file", type=click.Path(path_type=Path), default=Path("README.md"), help="File with the marked region.")
 def readme(file: Path) -> None:
     """Write the recorded results of the paper profile into the marked region of the README."""
+    from fdfa_core.errors import InvalidInput
     from fdfa_core.runs import write_atomically
     from figures import report as page
 
-    text = page.with_results(file.read_text(encoding="utf-8"), "paper", RESULTS / "paper")
-    write_atomically(file, text.encode())
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("--file", str(file), "a text file with a marked region", f"It cannot be read: {error}.") from error
+    write_atomically(file, page.with_results(text, "paper", RESULTS / "paper").encode())
     click.echo(f"{file}: up to date with {RESULTS / 'paper'}")
 
 

@@ -260,6 +260,14 @@ def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
     return frame
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, if it is not there; raises `RunError` where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made ({error.strerror}); accepted: a directory to write to") from error
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file such that it is whole or absent whatever happens; raises `RunError` where it cannot be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

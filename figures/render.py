@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -32,6 +31,7 @@ import figures
 from analysis import benches
 from analysis import logs as log_frames
 from fdfa_core.errors import FdfaError, RunError, UnknownName
+from fdfa_core.runs import make_directory, write_atomically
 from figures import style
 from figures.plan import Job, discover, gaps, plan
 
@@ -80,7 +80,7 @@ def render(
     if skip is not None and not jobs:
         reason = next(iter(missing.values()), "there are no figures")
         raise RunError(f"{root}: holds nothing that the figures asked for could show; {reason}")
-    out = _open(Path(out))
+    out = open_directory(Path(out))
     by_path = {experiment.path: experiment for job in jobs for experiment in job.all_experiments}
 
     @functools.cache
@@ -132,7 +132,7 @@ def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEW
         if not source.exists():
             raise RunError(f"{source}: is missing; render the figures first")
         figure = modules[name].draw(pd.read_csv(source, keep_default_na=False, na_values=["nan"]))
-        _make_directory(images)
+        make_directory(images)
         write_atomically(images / f"{name}.png", _png(figure, PREVIEW_DPI))
         written.append(images / f"{name}.png")
     return written
@@ -159,7 +159,7 @@ def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
 
 def write_figure(figure: Figure, out: str | Path, name: str) -> list[Path]:
     """Write ``<name>.{png,pdf}`` of a figure that is not drawn from logs, and return the paths."""
-    _make_directory(Path(out))
+    make_directory(Path(out))
     pictures = _pictures(figure)
     for ending, content in pictures.items():
         write_atomically(Path(out) / f"{name}.{ending}", content)
@@ -212,7 +212,7 @@ def _write(out: Path, name: str, stamp: str, contents: dict[str, bytes]) -> None
     for ending, content in contents.items():
         write_atomically(out / f"{name}.{ending}", content)
     known = {"inputs": stamp, "files": {f"{name}.{ending}": _hash(content) for ending, content in contents.items()}}
-    _make_directory(out / ".stamps")
+    make_directory(out / ".stamps")
     write_atomically(out / ".stamps" / f"{name}.json", json.dumps(known, indent=1).encode())
 
 
@@ -260,11 +260,11 @@ def _hash(*parts: str | bytes) -> str:
 # --- where it goes ---------------------------------------------------------------------------------------------------
 
 
-def _open(out: Path) -> Path:
+def open_directory(out: Path) -> Path:
     """Make `out` an output directory, or see that it is one; nothing in it is changed otherwise."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; accepted: a directory to write figures to")
-    _make_directory(out)
+    make_directory(out)
     if not os.access(out, os.W_OK | os.X_OK):
         raise RunError(f"{out}: cannot be written to (no permission); accepted: a directory that can")
     if not (out / MARKER).exists():
@@ -276,26 +276,3 @@ def _open(out: Path) -> Path:
             )
         write_atomically(out / MARKER, b"Figures and tables, written by fdfa; they can be made again at any time.\n")
     return out
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place and move there, so that a file is whole or absent."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be made ({error.strerror})") from error

@@ -142,6 +142,26 @@ def test_tuned_chooses_a_rate_for_each_network(fdfa, swept):
     assert all("of 2 rates" in line for line in lines)
 
 
+def test_analyse_refuses_two_experiments_of_one_name_in_one_place(fdfa, file, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / file.name).write_text(TOML)
+    result = fdfa("analyse", file, f"other/{file.name}", "--out", "statistics")
+    assert result.exit_code == 2 and "experiments of different names" in result.stderr and "other/" in result.stderr
+
+
+def test_analyse_names_a_place_that_cannot_be_written_to(fdfa, file):
+    result = fdfa("analyse", file, "--out", file)
+    assert result.exit_code == 2 and "experiment.toml/experiment: cannot be made" in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_readme_names_a_file_that_cannot_be_read(fdfa, tmp_path, content):
+    if content:
+        (tmp_path / "page.md").write_bytes(content)
+    result = fdfa("readme", "--file", "page.md")
+    assert result.exit_code == 2 and "--file: got 'page.md'" in result.stderr
+
+
 def test_data_says_what_a_data_set_holds(fdfa):
     assert "digits: 1437 training and 360 test images, 1 x 8 x 8, 10 classes, SHA-256" in fdfa("data", "digits").output
 
@@ -223,3 +243,20 @@ def test_recorded_results_are_drawn_without_training(fdfa, tmp_path, monkeypatch
 def test_figures_without_training_report_missing_runs(fdfa, tmp_path):
     result = fdfa("figures", "--profile", "smoke", "--no-train", "--only", "convergence")
     assert result.exit_code == 2 and "smoke/convergence.toml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--only", "convergense"], "one of accuracy, "), (["--out", "experiment.toml"], "experiment.toml: is a file")],
+)
+def test_figures_refuses_what_it_could_not_draw_before_it_trains(fdfa, file, monkeypatch, arguments, said):
+    monkeypatch.setattr("fdfa_core.sweep.sweep", lambda *_, **__: pytest.fail("it trained"))
+    result = fdfa("figures", "--profile", "smoke", *arguments)
+    assert result.exit_code == 2 and said in result.stderr, result.output
+
+
+def test_figures_trains_what_the_figures_asked_for_need(fdfa, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fdfa_cli, "_sweep", lambda experiments, *_, **__: asked.extend(e.name for e in experiments))
+    fdfa("figures", "--profile", "smoke", "--only", "variance_vs_width")
+    assert asked == ["width"]

@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis import inventory, logs
 from fdfa_core.errors import InvalidInput
+from fdfa_core.runs import write_atomically
 from figures import render, style
 from figures.plan import Job, gaps, plan
 
@@ -49,7 +50,7 @@ def write(
     out = Path(out)
     jobs, _ = plan(profile, root, experiments=experiments, partial=skip is not None)
     jobs = [job for job in jobs if job.name not in missing]
-    render.write_atomically(out / NAME, page(profile, root, out, jobs, missing, experiments).encode())
+    write_atomically(out / NAME, page(profile, root, out, jobs, missing, experiments).encode())
     return out / NAME
 
 
