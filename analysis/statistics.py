@@ -201,7 +201,7 @@ def over_seeds(
     Returns:
         Columns `by`, `estimate`, `low`, `high`, `seeds` (averaged), `interval`: "seeds" (two or more), "draws" (one seed and
         its standard error over draws: it does not cover other seeds), or "none" (one seed without: low = high = estimate).
-        With `log` also `zeros`: the seeds left out because they are zero where others are not.
+        Where an average of logarithms left out seeds, also `zeros`: how many are zero in a group where others are not.
 
     Raises:
         InvalidInput: a column is missing, values are not finite, or one group holds several runs of a seed (then `by`
@@ -226,7 +226,7 @@ def over_seeds(
         per_seed["x"] = per_seed["x"].where(~per_seed["zero"])
         per_seed["se"], per_seed["x"] = per_seed["se"] / per_seed["x"], np.log(per_seed["x"])
     groups = per_seed.groupby(by, sort=False, dropna=False)
-    out = groups["x"].agg(estimate="mean", spread="std").assign(seeds=groups.size(), se=groups["se"].first())
+    out = groups["x"].agg(estimate="mean", spread="std").assign(seeds=groups.size(), se=groups["se"].first(), zeros=0)
     if log:
         zeros = groups["zero"].sum()
         out["zeros"] = zeros.where(zeros < out["seeds"], 0)
@@ -240,7 +240,7 @@ def over_seeds(
         out[["estimate", "low", "high"]] = np.exp(out[["estimate", "low", "high"]].clip(upper=700)).fillna(0.0)
     out[["low", "high"]] = out[["low", "high"]].clip(*bounds)
     out["interval"] = np.select([several, out["se"].notna()], ["seeds", "draws"], "none")
-    return out[["estimate", "low", "high", "seeds", "interval", *(["zeros"] if log else [])]].reset_index()
+    return out[["estimate", "low", "high", "seeds", "interval", *(["zeros"] if out["zeros"].any() else [])]].reset_index()
 
 
 def slopes(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:

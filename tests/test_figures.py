@@ -319,10 +319,10 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_file(place, monkeypatch):
     (place[2] / "convergence.csv").unlink()
     before = sorted(os.listdir(place[2]))
 
-    def full(self, target):
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunError, match="convergence.csv.*No space left"):
         again(place)
     assert sorted(os.listdir(place[2])) == before
