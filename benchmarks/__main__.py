@@ -13,6 +13,9 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from benchmarks import report
@@ -35,18 +38,20 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Other processes keep {machine['load']:.1f} cores busy: ratios will be disturbed.", file=sys.stderr)
     rows, tables = [], {}
     for n in threads:
-        for kind, content in _in_child(options.only, n, first=n == threads[0]):
+        found = _in_child(options.only, n, first=n == threads[0])
+        for (kind, name), contents in groupby(found, key=itemgetter(0, 1)):
             if kind == "row":
-                rows.append(content)
-                print(report.line(content), flush=True)
+                for row in report.pooled([content for *_, content in contents], name, n):
+                    rows.append(row)
+                    print(report.line(row), flush=True)
             else:
-                tables.setdefault(kind, []).append(content)
+                tables.setdefault(name, []).extend(content for *_, content in contents)
     if options.record or not options.only:
         report.write(ROOT, rows, tables, machine)
 
 
 def _in_child(only: list[str] | None, threads: int, first: bool):
-    """Yield (kind, content) as a process with this many threads finds them."""
+    """Yield (kind, bench, content) as a process with this many threads finds them."""
     benches = only or report.benches(tables=first)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--child", "--threads", str(threads), "--only", *benches]
@@ -58,9 +63,9 @@ def _in_child(only: list[str] | None, threads: int, first: bool):
 
 
 def _measure(benches: list[str], threads: int) -> None:
-    """Run benches, each in a fork of this process; they print every row as JSON."""
+    """Run benches, each in forks of this process; they print every row as JSON."""
     from benchmarks.cost import TABLES
-    from benchmarks.rows import BENCHES
+    from benchmarks.rows import BENCHES, PROCESSES
     from fdfa_core.memory import keep_freed_memory
 
     keep_freed_memory()  # as in a sweep
@@ -73,12 +78,13 @@ def _measure(benches: list[str], threads: int) -> None:
 
         torch.set_num_threads(threads)
         for content in TABLES[name]() if name in TABLES else ():
-            print(json.dumps([name, content | {"threads": threads}]), flush=True)
+            print(json.dumps(["table", name, content | {"threads": threads}]), flush=True)
         for row in BENCHES[name]() if name in BENCHES else ():
-            print(json.dumps(["row", report.flat(row, name, threads)]), flush=True)
+            print(json.dumps(["row", name, asdict(row)]), flush=True)
 
     for name in benches:
-        _in_fork(run, name)
+        for _ in range(PROCESSES.get(name, 1)):
+            _in_fork(run, name)
 
 
 def _in_fork(function: Callable[[str], None], argument: str) -> None:

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks.networks import BATCH_SIZE, make_batch
-from benchmarks.timing import Spread, ratio, take_turns
+from benchmarks.timing import ratio, spread, take_turns
 from fdfa_core import available_estimators, fully_connected, make_estimator, true_gradient
 from fdfa_core.estimators import label
 
@@ -48,13 +48,14 @@ SIZES = {
 
 
 def _milliseconds(seconds: np.ndarray) -> dict[str, float]:
-    spread = Spread.of(1e3 * seconds)
-    return {"milliseconds": spread.value, "low": spread.low, "high": spread.high}
+    found = spread(1e3 * seconds)
+    return {"milliseconds": found["value"], "low": found["low"], "high": found["high"]}
 
 
 def _compared(seconds: np.ndarray, bp: np.ndarray) -> dict[str, float]:
-    spread, bp_milliseconds = ratio(seconds, bp), 1e3 * float(np.median(bp))
-    return {"bp_milliseconds": bp_milliseconds, "ratio": spread.value, "ratio_low": spread.low, "ratio_high": spread.high}
+    found = spread(ratio(seconds, bp))
+    bp_milliseconds = 1e3 * float(np.median(bp))
+    return {"bp_milliseconds": bp_milliseconds, "ratio": found["value"], "ratio_low": found["low"], "ratio_high": found["high"]}
 
 
 def cost_scaling() -> Iterator[dict[str, object]]:

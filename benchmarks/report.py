@@ -7,7 +7,8 @@ performance.csv:
 | `bench` | name for `python -m benchmarks --only` |
 | `figure` | what was measured |
 | `threads` | of torch |
-| `value`, `low`, `high` | median over rounds and quartiles; of a ratio taken round by round |
+| `value`, `low`, `high` | median over the rounds of all processes and quartiles; of a ratio taken round by round |
+| `processes` | how many it was measured in |
 | `unit` | empty for a ratio |
 | `limit`, `met` | it must not exceed this, and whether the median does not; empty for a row that stands for comparison |
 | `baseline_milliseconds` | median of what the ratio is to |
@@ -20,10 +21,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
+
+from benchmarks.timing import spread
 
 BEGIN, END = "<!-- table: written by `make bench` -->", "<!-- end of table -->"
 
@@ -36,20 +41,27 @@ def benches(tables: bool) -> list[str]:
     return [*BENCHES, *(TABLES if tables else [])]
 
 
-def flat(row, bench: str, threads: int) -> dict[str, object]:
-    """One row of performance.csv."""
-    return {
-        "bench": bench,
-        "figure": row.figure,
-        "threads": threads,
-        "value": row.spread.value,
-        "low": row.spread.low,
-        "high": row.spread.high,
-        "unit": row.unit,
-        "limit": row.limit,
-        "met": None if row.limit is None else row.spread.value <= row.limit,
-        "baseline_milliseconds": row.baseline,
-    }
+def pooled(rows: Sequence[Mapping[str, object]], bench: str, threads: int) -> list[dict[str, object]]:
+    """Return the rows of performance.csv of one bench.
+
+    Args:
+        rows: fields of `benchmarks.rows.Row`, once for each process that measured the figure.
+        bench: its name.
+        threads: of torch.
+    """
+    found: dict[str, list[Mapping[str, object]]] = {}
+    for row in rows:
+        found.setdefault(row["figure"], []).append(row)
+    flat = []
+    for figure, same in found.items():
+        value = spread([sample for row in same for sample in row["samples"]])
+        limit, baselines = same[0]["limit"], [row["baseline"] for row in same]
+        flat.append(
+            {"bench": bench, "figure": figure, "threads": threads, **value, "processes": len(same)}
+            | {"unit": same[0]["unit"], "limit": limit, "met": None if limit is None else value["value"] <= limit}
+            | {"baseline_milliseconds": None if None in baselines else median(baselines)}
+        )
+    return flat
 
 
 def line(row: dict) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.networks import BATCH_SIZE, NETWORKS, bp_step, estimator_step, make_batch
-from benchmarks.timing import Spread, ratio, take_turns
+from benchmarks.timing import ratio, take_turns
 from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
 from fdfa_core.runs import is_complete, read_provenance
@@ -31,25 +31,26 @@ class Row:
 
     Attributes:
         figure: what it is.
-        spread: its value, with quartiles where it was measured several times.
+        samples: its value in each round, or the one that there is.
         limit: it must not exceed this; None for a row that stands for comparison.
         baseline: what the ratio is to, in milliseconds; None for an absolute figure.
         unit: "" for a ratio.
     """
 
     figure: str
-    spread: Spread
+    samples: Sequence[float]
     limit: float | None = None
     baseline: float | None = None
     unit: str = ""
 
 
 BENCHES: dict[str, Callable[[], Iterator[Row]]] = {}
+PROCESSES: dict[str, int] = {}  # in how many a bench is measured, for what memory a process gets changes its ratios for good
 
 
-def bench(name: str):
+def bench(name: str, processes: int = 1):
     def register(function):
-        BENCHES[name] = function
+        BENCHES[name], PROCESSES[name] = function, processes
         return function
 
     return register
@@ -60,27 +61,33 @@ def bench(name: str):
 
 def _steps(network: str, rounds: int, limits: dict[str, tuple[str, dict, float | None]]) -> Iterator[Row]:
     """Time a BP step and estimators' steps, given by label as name, options and limit."""
-    functions = {"bp": bp_step(net := NETWORKS[network](), *make_batch(net))}
+    functions, before = {"bp": bp_step(net := NETWORKS[network](), *make_batch(net))}, {}
     for label, (name, options, _) in limits.items():
-        functions[label] = estimator_step(name, net := NETWORKS[network](), *make_batch(net), **options)
-    seconds = take_turns(functions, rounds)
+        net = NETWORKS[network]()
+        if options.get("perturbation") is Ready:
+            options = {"perturbation": (law := Ready(sum(p.numel() for p in net.parameters())))}
+            before[label] = law.draw
+        functions[label] = estimator_step(name, net, *make_batch(net), **options)
+    seconds = take_turns(functions, rounds, before=before)
     baseline = 1e3 * float(np.median(seconds["bp"]))
     for label, (_, _, limit) in limits.items():
         yield Row(f"{label} step / BP step, {network}", ratio(seconds[label], seconds["bp"]), limit, baseline)
 
 
 class Ready:
-    """Standard normal numbers that are there already, for a step without the cost of drawing them (but of one copy)."""
+    """Standard normal numbers that were drawn and written to memory before the step that takes them: `draw` is not timed."""
 
-    name, kurtosis = "ready", 3.0
+    name, kurtosis, fresh = "ready", 3.0, True
 
-    def __init__(self):
-        self.drawn: torch.Tensor | None = None
+    def __init__(self, numbers: int):
+        self.numbers, self.drawn = numbers, None
+
+    def draw(self) -> None:
+        self.drawn = torch.randn(self.numbers)
 
     def sample(self, shape, *, generator, dtype):
-        if self.drawn is None:
-            self.drawn = torch.randn(tuple(shape), generator=generator, dtype=dtype)
-        return self.drawn
+        drawn, self.drawn = self.drawn, None
+        return drawn.view(shape)
 
 
 def _fully_connected(network: str, limit: float) -> Iterator[Row]:
@@ -91,30 +98,30 @@ def _fully_connected(network: str, limit: float) -> Iterator[Row]:
         "FG-A": ("fg-a", {}, 1.3),
         "FG-W": ("fg-w", {}, None),
         "FG-W (Rademacher)": ("fg-w", {"perturbation": "rademacher"}, None),
-        "FG-W (without drawing random numbers)": ("fg-w", {"perturbation": Ready()}, 1.3),
+        "FG-W (without drawing random numbers)": ("fg-w", {"perturbation": Ready}, 1.3),
     }
-    yield from _steps(network, 60, methods)
+    yield from _steps(network, 30, methods)
 
 
-@bench("steps-fc-bn")
+@bench("steps-fc-bn", processes=5)
 def _() -> Iterator[Row]:
     yield from _fully_connected("fc-bn", 1.20)
 
 
-@bench("steps-fc")
+@bench("steps-fc", processes=5)
 def _() -> Iterator[Row]:
     yield from _fully_connected("fc", 1.15)
 
 
-@bench("steps-cnn")
+@bench("steps-cnn", processes=3)
 def _() -> Iterator[Row]:
     methods = {"FDFA": ("fdfa", {}, 1.35), "FG-A": ("fg-a", {}, None), "FG-W": ("fg-w", {}, None)}
-    yield from _steps("cnn-released", 20, methods)
+    yield from _steps("cnn-released", 8, methods)
 
 
-@bench("steps-general")
+@bench("steps-general", processes=3)
 def _() -> Iterator[Row]:
-    networks = {"residual": 12, "residual-digits": 40, "transformer": 10, "transformer-wide": 15, "transformer-digits": 40}
+    networks = {"residual": 6, "residual-digits": 20, "transformer": 5, "transformer-wide": 8, "transformer-digits": 20}
     for network, rounds in networks.items():
         methods = {"FDFA": ("fdfa", {}, 2.0), "FG-W": ("fg-w", {}, None)}
         yield from _steps(network, rounds, methods)
@@ -150,12 +157,12 @@ def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float 
             )
 
 
-@bench("draws-fc")
+@bench("draws-fc", processes=3)
 def _() -> Iterator[Row]:
-    yield from _draws("fc", 5, 0.65, 0.15)
+    yield from _draws("fc", 3, 0.65, 0.15)
 
 
-@bench("draws-fc-small")
+@bench("draws-fc-small", processes=5)
 def _() -> Iterator[Row]:
     yield from _draws("fc-small", 20, 0.08, None)
 
@@ -163,7 +170,7 @@ def _() -> Iterator[Row]:
 # Instruments -------------------------------------------------------------------------------------------------------------
 
 
-@bench("probe")
+@bench("probe", processes=5)
 def _() -> Iterator[Row]:
     from fdfa_core.gradients import Reference
     from fdfa_core.moments import probe
@@ -304,7 +311,7 @@ def _() -> Iterator[Row]:
     figure = "Time of a sweep of 8 runs with two processes / with one, one thread each"
     for label, seconds, limit in (("from first start to last end", running, 0.556), ("with all start-up", whole, None)):
         value = seconds[2] / seconds[1]
-        yield Row(f"{figure}, {label}", Spread(value, value, value), limit, 1e3 * seconds[1])
+        yield Row(f"{figure}, {label}", [value], limit, 1e3 * seconds[1])
 
 
 # Theory and memory, each in a process of its own ---------------------------------------------------------------------------
@@ -345,8 +352,8 @@ def _() -> Iterator[Row]:
     found = _child("from benchmarks.rows import run_theory; run_theory()")
     figure = "Exact theory of all estimators that have one, fc, 10,000 samples"
     seconds, size = found["seconds"], found["bytes"] / 2**30
-    yield Row(f"{figure}: time", Spread(seconds, seconds, seconds), 120, unit="s")
-    yield Row(f"{figure}: resident memory", Spread(size, size, size), 2, unit="GiB")
+    yield Row(f"{figure}: time", [seconds], 120, unit="s")
+    yield Row(f"{figure}: resident memory", [size], 2, unit="GiB")
 
 
 def run_training(network: str, method: str) -> None:
@@ -368,4 +375,4 @@ def _() -> Iterator[Row]:
         }
         for key, what, limit in (("bytes", "Resident memory", 1.15), ("grown", "Memory grown since the start", None)):
             value = found["fdfa"][key] / found["plain"][key]
-            yield Row(f"{what} of FDFA training / BP training, {network}", Spread(value, value, value), limit)
+            yield Row(f"{what} of FDFA training / BP training, {network}", [value], limit)

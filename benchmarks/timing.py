@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median and the quartiles around it."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, samples: np.ndarray) -> Spread:
-        return cls(*np.percentile(samples, [50, 25, 75]).tolist())
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Return `value`, the median, and `low` and `high`, the quartiles."""
+    return dict(zip(("value", "low", "high"), np.percentile(samples, [50, 25, 75]).tolist(), strict=True))
 
 
-def take_turns(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 3) -> dict[str, np.ndarray]:
-    """Return the seconds of each function in each round; a round calls every function once, in an order that rotates."""
+def take_turns(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 3,
+    before: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the seconds of each function in each round; a round calls every function once, in an order that rotates.
+
+    What `before` holds under a function's name is called before each of its turns, untimed.
+    """
     seconds = {name: np.empty(rounds) for name in functions}
     order = list(functions)
     gc.collect()
     for i in range(-warmup, rounds):
         for name in order[i % len(order) :] + order[: i % len(order)]:
+            if before and name in before:
+                before[name]()
             start = time.perf_counter()
             result = functions[name]()
             del result  # to free what was made is part of its cost
@@ -39,6 +40,6 @@ def take_turns(functions: Mapping[str, Callable[[], object]], rounds: int, warmu
     return seconds
 
 
-def ratio(seconds: np.ndarray, baseline: np.ndarray, scale: float = 1.0) -> Spread:
+def ratio(seconds: np.ndarray, baseline: np.ndarray) -> list[float]:
     """Return the ratio of two series of one `take_turns`, round by round."""
-    return Spread.of(scale * seconds / baseline)
+    return (seconds / baseline).tolist()

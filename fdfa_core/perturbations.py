@@ -20,15 +20,18 @@ from fdfa_core.errors import InvalidInput, UnknownName
 class Law:
     """A law of perturbations v with E[v] = 0 and E[v vᵀ] = I along the last axis.
 
-    A user's own law is any object with these attributes and this method.
+    A user's own law is any object with a name, a kurtosis and this method.
 
     Attributes:
         name: what the law is called in options, logs and figures.
         kurtosis: E[v_i⁴]; may depend on the dimension (see `kurtosis_in`).
+        fresh: whether `sample` returns memory that nobody else holds, so that it may be written over; without this attribute
+            the numbers are copied first.
     """
 
     name: str
     kurtosis: float
+    fresh: bool = False
 
     def sample(self, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Return independent draws of shape (…, dimension) on the generator's device."""
@@ -46,6 +49,7 @@ class Gaussian(Law):
     """Independent standard normal entries, kurtosis 3 (Baydin et al. 2022)."""
 
     name, kurtosis = "gaussian", 3.0
+    fresh = True
 
     def sample(self, shape, *, generator, dtype):
         """Return standard normal draws."""
@@ -56,6 +60,7 @@ class Rademacher(Law):
     """Independent random signs, kurtosis 1: the least possible, hence the least variance of independent entries."""
 
     name, kurtosis = "rademacher", 1.0
+    fresh = True
 
     def sample(self, shape, *, generator, dtype):
         """Return draws of ±1."""
@@ -80,6 +85,7 @@ class Sphere(Law):
     """
 
     name, kurtosis = "sphere", 3.0
+    fresh = True
 
     def sample(self, shape, *, generator, dtype):
         """Return draws of Euclidean norm √d along the last axis."""

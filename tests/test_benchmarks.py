@@ -1,20 +1,21 @@
 """The record of the benches: some rows measured anew take the place of theirs, and the page shows what the record holds."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from benchmarks import report
+from benchmarks import report, timing
 from benchmarks.rows import Row
-from benchmarks.timing import Spread
 
 ROOT = Path(__file__).parents[1]
 ABOUT = {"cores": 2, "cpu": "a processor", "torch": "2", "load": 0.1, "date": "2030-01-01"}
 
 
 def row(bench, value, threads=1, limit=None, figure="a figure of {}"):
-    return report.flat(Row(figure.format(bench), Spread(value, value, value), limit, 8.0), bench, threads)
+    (found,) = report.pooled([asdict(Row(figure.format(bench), [value], limit, 8.0))], bench, threads)
+    return found
 
 
 @pytest.fixture
@@ -41,6 +42,26 @@ def test_rows_measured_anew_take_the_place_of_theirs(place):
     ]  # fmt: skip
     assert found["date"].tolist().count("2030-01-02") == 2
     assert (place / "benchmarks" / "results" / "cost_scaling.csv").exists()
+
+
+def test_rounds_of_all_processes_count_alike():
+    rows = [asdict(Row(figure, samples, 1.2, base)) for figure, samples, base in (
+        ("a", [1.0, 1.1, 1.2], 8.0), ("b", [2.0], 8.0), ("a", [1.3, 1.4], 10.0), ("b", [4.0], 10.0)
+    )]  # fmt: skip
+    a, b = report.pooled(rows, "steps-fc", 2)
+    assert (a["value"], a["low"], a["high"], a["met"]) == pytest.approx((1.2, 1.1, 1.3, True))
+    assert (b["value"], b["met"], b["baseline_milliseconds"], b["processes"]) == (3.0, False, 9.0, 2)
+
+
+def test_what_is_called_before_a_turn_is_not_timed(monkeypatch):
+    clock = [0.0]
+
+    def works(seconds):
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    seconds = timing.take_turns({"a": works(1), "b": works(2)}, 3, before={"a": works(10)})
+    assert seconds["a"].tolist() == [1, 1, 1] and seconds["b"].tolist() == [2, 2, 2]
 
 
 def test_page_shows_the_record_and_keeps_its_text(place):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.options import one_of, positive_integer
-from fdfa_core.perturbations import LAWS, make_law
+from fdfa_core.perturbations import make_law
 
 COMBINATIONS = ("mean", "projection")
 CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
@@ -40,7 +40,7 @@ class Tangents:
     def sample(self, lead: tuple[int, ...], shape: tuple[int, ...], generator: torch.Generator, dtype) -> Tensor:
         """Return directions (*lead, K, *shape) whose last axis is one vector of the law, in memory of their own."""
         drawn = self.law.sample((*lead, self.count, *shape), generator=generator, dtype=dtype)
-        return drawn if type(self.law) in LAWS.values() else drawn.clone()
+        return drawn if getattr(self.law, "fresh", False) else drawn.clone()
 
     def chunk(self, dimension: int) -> int:
         """Return how many draws of K directions in this many dimensions to hold at a time."""
