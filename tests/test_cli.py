@@ -240,6 +240,14 @@ def test_recorded_results_are_drawn_without_training(fdfa, tmp_path, monkeypatch
     assert fdfa("figures").exit_code == 0 and asked == [Path("results/quick")]
 
 
+@pytest.mark.parametrize("where", ["results/smoke", "{}/results/smoke", "results/smoke/../other"])
+def test_nothing_is_trained_among_recorded_results_however_they_are_named(fdfa, tmp_path, monkeypatch, where):
+    (tmp_path / "results" / "smoke").mkdir(parents=True)
+    monkeypatch.setattr("fdfa_core.sweep.sweep", lambda *_, **__: pytest.fail("it trained"))
+    result = fdfa("figures", "--profile", "smoke", "--runs", where.format(tmp_path))
+    assert result.exit_code == 2 and "holds nothing that the figures asked for could show" in result.stderr
+
+
 def test_figures_without_training_report_missing_runs(fdfa, tmp_path):
     result = fdfa("figures", "--profile", "smoke", "--no-train", "--only", "convergence")
     assert result.exit_code == 2 and "smoke/convergence.toml" in result.stderr
