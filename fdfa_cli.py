@@ -120,7 +120,7 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
 
     from analysis import logs
     from fdfa_core.errors import InvalidInput
-    from fdfa_core.runs import make_directory, write_atomically
+    from fdfa_core.writing import make_directory, write_atomically
 
     experiments = _experiments(files, profile)
     for experiment in experiments if out else ():
@@ -329,8 +329,10 @@ def verify(light: bool, plant: bool, out: Path, jobs: int | None) -> None:
     """Check every estimator against its closed-form theory, with all tests fixed beforehand; exit with code 1 if one fails."""
     from analysis import verification
     from analysis.verification import mutants
+    from fdfa_core.writing import make_directory
     from figures import _verification, render
 
+    make_directory(out)  # before minutes of work whose results would have nowhere to go
     frame = verification.run("light" if light else "full", jobs)
     written = [*verification.write(frame, out), *render.write_figure(_verification.draw(frame), out, "verification")]
     passed = verification.passed(frame)
@@ -350,7 +352,7 @@ def verify(light: bool, plant: bool, out: Path, jobs: int | None) -> None:
 def readme(file: Path) -> None:
     """Write the recorded results of the paper profile into the marked region of the README."""
     from fdfa_core.errors import InvalidInput
-    from fdfa_core.runs import write_atomically
+    from fdfa_core.writing import write_atomically
     from figures import report as page
 
     try:

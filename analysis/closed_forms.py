@@ -31,7 +31,7 @@ from analysis import logs as log_frames
 from analysis import statistics, variance
 from analysis import theory as theory_package
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
-from fdfa_core.runs import write_atomically
+from fdfa_core.writing import write_atomically
 
 _PROJECT = Path(__file__).resolve().parent.parent
 CACHE = _PROJECT / ".cache" / "closed_forms"

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from fdfa_core.config import RunConfig
 from fdfa_core.errors import RunError
+from fdfa_core.writing import reported, sync_directory, unwritable, write_atomically
 
 MARKER = ".fdfa-runs"
 _LOCKS = ".locks"
@@ -39,7 +40,7 @@ def open_root(root: str | Path) -> Path:
         RunError: it is a file, cannot be written to, or holds files of something else; nothing in it is changed then.
     """
     root = Path(root)
-    with _reported(root):
+    with reported(root):
         root.mkdir(parents=True, exist_ok=True)
         if not (root / MARKER).exists():
             others = sorted(e.name for e in root.iterdir() if MARKER not in e.name and e.name != _LOCKS)
@@ -73,7 +74,7 @@ def claim(root: Path, run_id: str, wait: bool = True) -> Iterator[bool]:
         yield False
         return
     except OSError as error:
-        raise _unwritable(lock.lock_file, error) from error
+        raise unwritable(lock.lock_file, error) from error
     try:
         yield True
     finally:
@@ -136,7 +137,7 @@ class PartialRun:
         self.path = root / f"{config.id}.partial"
         if self.final.exists():
             raise RunError(f"{self.final}: is in the way; it has the name of a run and holds none (no summary.json)")
-        with _reported(self.path):
+        with reported(self.path):
             self.path.mkdir(exist_ok=True)
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
@@ -165,7 +166,7 @@ class PartialRun:
         """Write raw gradients as ``gradients/step=<step>.safetensors``."""
         from safetensors.torch import save
 
-        with _reported(self.path):
+        with reported(self.path):
             (self.path / "gradients").mkdir(exist_ok=True)
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         write_atomically(self.path / "gradients" / f"step={step}.safetensors", content)
@@ -201,11 +202,11 @@ class PartialRun:
 
     def publish(self) -> Path:
         """Drop the checkpoint and move the directory to its final place, which is returned."""
-        with _reported(self.path):
+        with reported(self.path):
             (self.path / "checkpoint.pt").unlink(missing_ok=True)
-            _sync_directory(self.path)
+            sync_directory(self.path)
             os.rename(self.path, self.final)
-            _sync_directory(self.final.parent)
+            sync_directory(self.final.parent)
         return self.final
 
 
@@ -265,38 +266,6 @@ def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
     return frame
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory, and those above it, if it is not there; raises `RunError` where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be made ({error.strerror}); accepted: a directory to write to") from error
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file such that it is whole or absent whatever happens; raises `RunError` where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _reported(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
@@ -304,15 +273,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: cannot be read ({error.strerror}); expected a file of a run") from error
     except ValueError as error:
         raise RunError(f"{path}: is not JSON ({error})") from error
-
-
-@contextmanager
-def _reported(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: str | Path, error: OSError) -> RunError:
-    return RunError(f"{path}: cannot be written ({error.strerror or error})")

@@ -33,7 +33,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         rows = frame[frame["quantity"] == quantity]
         for label in labels:
             mine = rows[rows["trained_with"] == label]
-            style.band(ax, mine[mine["kind"] == "mean"], "epoch", label, shade, markevery=0.12, markersize=4)
+            curve = mine[mine["kind"] == "mean"]
+            every = 1 if len(curve) <= 12 else 0.12  # of the picture: a mark at each of many points would hide the lines
+            style.band(ax, curve, "epoch", label, shade, markevery=every, markersize=4)
             for _, lost in mine[mine["kind"] == "diverged"].groupby("seed"):
                 ax.plot(lost["epoch"], lost["estimate"], color=style.look(label).color, linewidth=0.7)
                 ax.plot(lost["epoch"].iloc[-1], lost["estimate"].iloc[-1], "x", color=style.ALARM, markersize=6)

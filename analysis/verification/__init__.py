@@ -27,6 +27,7 @@ from analysis import statistics
 from analysis.verification.cases import PROFILES, Case, suite
 from analysis.verification.checks import ALL, CHECKS
 from fdfa_core.errors import InvalidInput
+from fdfa_core.writing import make_directory
 
 FAMILY_LEVEL = 0.01  # probability of any false alarm in a run
 POWER = 0.9
@@ -116,7 +117,7 @@ def passed(frame: pd.DataFrame) -> bool:
 def write(frame: pd.DataFrame, out_dir: str | Path) -> list[Path]:
     """Write verification.csv (all rows) and verification.md (a summary, and every failed row); return their paths."""
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     table, report = out / "verification.csv", out / "verification.md"
     frame.to_csv(table, index=False)
     report.write_text(_markdown(frame), encoding="utf-8")

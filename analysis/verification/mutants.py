@@ -26,6 +26,7 @@ from analysis.verification import checks
 from analysis.verification.cases import Case, suite
 from fdfa_core import linearize, losses, moments, perturbations
 from fdfa_core.estimators import direct_feedback, forward_feedback, tangents
+from fdfa_core.writing import make_directory
 
 THRESHOLD = verification.FAMILY_LEVEL / 1000
 
@@ -104,7 +105,7 @@ def _row(index: int) -> dict[str, object]:
 def write(frame: pd.DataFrame, out_dir: str | Path) -> list[Path]:
     """Write mutants.csv and mutants.md; return their paths."""
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     table, report = out / "mutants.csv", out / "mutants.md"
     frame.to_csv(table, index=False)
     title = f"# Planted mistakes: {int(frame.caught.sum())} of {len(frame)} noticed by the light verification"

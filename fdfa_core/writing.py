@@ -1,0 +1,57 @@
+"""Files that are whole or absent, and errors that say what could not be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fdfa_core.errors import RunError
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, if it is not there; raises `RunError` where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made ({error.strerror}); accepted: a directory to write to") from error
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file such that it is whole or absent whatever happens; raises `RunError` where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with reported(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Have the entries of a directory on the disk before anything else is done."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def reported(path: str | Path) -> Iterator[None]:
+    """Turn what the system refuses inside a `with` into a `RunError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: OSError) -> RunError:
+    """Return the error for a file or directory that the system does not let us write to."""
+    return RunError(f"{path}: cannot be written ({error.strerror or error})")
