@@ -96,8 +96,8 @@ def train(file: Path, chosen: tuple[str, ...], device: str, threads: int, root: 
 
             directory = carry_out(run, root, progress=show, device=device, threads=threads, data_directory=data_dir)
         outcome = read_summary(directory)
-        final = {key: f"{value:.4f}" if value is not None else "not finite" for key, value in outcome["final"].items()}
-        figures = f"test accuracy {final['test_accuracy']}, loss {final['test_loss']}" if final else "no evaluation"
+        final = outcome["final"]
+        figures = f"test accuracy {final['test_accuracy']:.4f}, loss {final['test_loss']:.4f}" if final else "no evaluation"
         click.echo(f"{name}: {outcome['status']} after {outcome['steps']} steps, {figures} -> {directory}")
 
 

@@ -338,7 +338,7 @@ def transformer(
 
 
 def _build_fully_connected(input_shape, outputs, *, hidden, activation="relu", batch_norm=False, seed=None):
-    widths = [math.prod(input_shape), *_sizes("hidden", hidden), outputs]
+    widths = [math.prod(input_shape), *hidden, outputs]
     return fully_connected(widths, activation=activation, batch_norm=batch_norm, seed=seed)
 
 
@@ -419,8 +419,6 @@ def _convolutional_block(convolution: nn.Conv2d, activation: str, batch_norm: bo
 
 
 def _sizes(name: str, values: Sequence[int]) -> list[int]:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InvalidInput(name, values, "a list of positive integers, such as [64, 64]")
     values = list(values)
     if any(not isinstance(value, int) or isinstance(value, bool) or value < 1 for value in values):
         raise InvalidInput(name, values, "positive integers")

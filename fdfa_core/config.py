@@ -223,14 +223,13 @@ class Origin:
     grid: Mapping[str, Any]
 
     def locate(self, key: str) -> str:
-        """Return "file: key", with the key as it stands in the file; of a table, also what the grid puts into it."""
+        """Return "file: key", with the key as it stands in the file."""
         for swept in self.grid:
-            if key == swept or key.startswith((f"{swept}.", f"{swept}[")):
+            if key == swept or swept.startswith(f"{key}.") or key.startswith((f"{swept}.", f"{swept}[")):
                 return f"{self.file}: grid.{swept}"
-        inside = [f"grid.{swept}" for swept in self.grid if swept.startswith(f"{key}.")]
         if self.case is not None and key.split(".")[0].split("[")[0] in self.override:
             key = f"cases[{self.case}].{key}"
-        return f"{self.file}: {key}" + (f" (with {', '.join(inside)})" if inside else "")
+        return f"{self.file}: {key}"
 
 
 @dataclass(frozen=True)

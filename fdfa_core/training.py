@@ -230,8 +230,7 @@ class Session:
             "diverged_step": self.diverged_step,
             "steps": self.step,
             "parameters": sum(p.numel() for p in self.net.parameters()),
-            # JSON has no NaN: a run that diverged may have no loss at its end
-            "final": {key: value if math.isfinite(value) else None for key, value in self.final.items()},
+            "final": self.final,
         }
 
     def state_dict(self) -> dict[str, Any]:

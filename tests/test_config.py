@@ -186,12 +186,7 @@ CHECKED = {
         ("hidden = [16, 16]", 'hidden = [16, 16]\nactivation = "rellu"'),
         ["network: activation", "got 'rellu'", "relu, tanh"],
     ),
-    "width of zero": (("[16, 16]", "[16, 0]"), ["network: hidden: got [16, 0]", "positive integers"]),
-    "a width that is no list": (("[16, 16]", "16"), ["network: hidden: got 16", "a list of positive integers"]),
-    "a table that the grid fills": (
-        ("[grid]", '[grid]\n"network.activation" = ["relu"]\n"network.hidden" = [[0]]'),
-        ["network (with grid.network.activation, grid.network.hidden): hidden: got [0]"],
-    ),
+    "width of zero": (("[16, 16]", "[16, 0]"), ["network: widths", "positive integers"]),
     "one block": (("[16, 16]", "[]"), ["network: widths", "at least three"]),
     "unknown loss": (("epochs = 2", 'epochs = 2\nloss = "hinge"'), ["training.loss: got 'hinge'", "cross_entropy, mse"]),
     "unknown estimator": (

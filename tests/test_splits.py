@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fdfa_core.data import Dataset, Split, load
-from fdfa_core.data.dataset import stratified
 from fdfa_core.data.transforms import RandomResizedCrop, Resize
 from fdfa_core.errors import InvalidInput
 
@@ -137,14 +136,6 @@ def test_validation_depends_on_its_seed_alone(dataset):
 def test_validation_fraction_without_all_classes_in_both_parts_is_refused(dataset, fraction):
     with pytest.raises(InvalidInput, match=f"validation_fraction: got {fraction}"):
         dataset.split(fraction)
-
-
-def test_a_rare_class_is_not_silently_left_out_of_validation():
-    labels = np.array([0] * 1000 + [1] * 2)
-    with pytest.raises(InvalidInput, match="Of class 1 no sample would be held out"):
-        stratified(labels, 0.01, 0)
-    kept, out = stratified(labels, 0.5, 0)
-    assert set(labels[kept]) == set(labels[out]) == {0, 1}
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------

@@ -225,13 +225,6 @@ def test_a_diverging_run_is_recorded_with_its_step_and_its_tables_so_far(tmp_pat
     assert np.isfinite(read_table(directory, "metrics")["test_loss"]).all() and len(read_table(directory, "probes"))
 
 
-def test_the_summary_of_a_run_that_diverged_at_once_is_json(tmp_path):
-    directory = train(tiny(training={"optimizer": "sgd", "learning_rate": 1e38}, network={"batch_norm": False}), tmp_path)
-    text = (directory / "summary.json").read_text()
-    final = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["final"]
-    assert None in final.values() and np.isfinite(final["test_accuracy"])
-
-
 def test_a_batch_larger_than_the_data_leaves_no_finished_run(tmp_path):
     config = tiny(training={"batch_size": 129})
     with pytest.raises(InvalidInput, match="batch_size: got 129; accepted: 1 to 128"):
