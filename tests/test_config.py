@@ -186,8 +186,14 @@ CHECKED = {
         ("hidden = [16, 16]", 'hidden = [16, 16]\nactivation = "rellu"'),
         ["network: activation", "got 'rellu'", "relu, tanh"],
     ),
-    "width of zero": (("[16, 16]", "[16, 0]"), ["network: widths", "positive integers"]),
-    "one block": (("[16, 16]", "[]"), ["network: widths", "at least three"]),
+    "width of zero": (("[16, 16]", "[16, 0]"), ["network: hidden: got [16, 0]", "positive integers"]),
+    "one block": (("[16, 16]", "[]"), ["network: hidden: got []", "at least one"]),
+    "a number for a list of widths": (("[16, 16]", "16"), ["network: hidden: got 16", "a list of positive integers"]),
+    "text for a list of widths": (("[16, 16]", '"16"'), ["network: hidden: got '16'", "a list of positive integers"]),
+    "a number for a list of channels": (
+        ('"fully_connected"\nhidden = [16, 16]', '"convolutional"\nchannels = 8'),
+        ["network: channels: got 8", "a list of positive integers"],
+    ),
     "unknown loss": (("epochs = 2", 'epochs = 2\nloss = "hinge"'), ["training.loss: got 'hinge'", "cross_entropy, mse"]),
     "unknown estimator": (
         ('estimator = { name = "bp" }', 'estimator = { name = "fg_w" }'),
