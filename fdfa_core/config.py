@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from fdfa_core.errors import FdfaError, InvalidInput, UnknownName
@@ -42,10 +43,21 @@ class Table(BaseModel):
         return table
 
 
+def _finite(value: Any) -> Any:
+    """Refuse NaN and infinity in an option, which the JSON that identifies a run cannot hold."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        _finite(part)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("finite_number", "a finite number")
+    return value
+
+
 class OpenTable(Table):
     """A table whose further keys are the options of what it names; the registry of these names knows the options."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -200,7 +212,8 @@ class RunConfig(Table):
 
     def canonical(self) -> str:
         """Return canonical JSON: sorted keys, no spaces, no keys without value (so that new ones leave old ids alone)."""
-        return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
+        table = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property
     def id(self) -> str:

@@ -224,13 +224,14 @@ class Session:
         return self.config.training.learning_rate * self.config.training.decay ** (self.step // self.steps_per_epoch)
 
     def summary(self) -> dict[str, Any]:
-        """Return the outcome, as `summary.json` holds it."""
+        """Return the outcome, as `summary.json` holds it: JSON has no NaN, which the first row of metrics has for a loss."""
+        final = {name: value if math.isfinite(value) else None for name, value in self.final.items()}
         return {
             "status": "finished" if self.diverged_step is None else "diverged",
             "diverged_step": self.diverged_step,
             "steps": self.step,
             "parameters": sum(p.numel() for p in self.net.parameters()),
-            "final": self.final,
+            "final": final,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -138,6 +138,11 @@ ERRORS = {
     "one replicate": (("replicates = 8", "replicates = 1"), ["probe.replicates: got 1", "greater than or equal to 2"]),
     "not a number": (("1e-3", "nan"), ["training.learning_rate: got nan", "a finite number"]),
     "infinity": (("1e-3", "inf"), ["training.learning_rate: got inf", "a finite number"]),
+    "an option that is infinite": (
+        ('estimator = { name = "fdfa", feedback_lr = 0.1 }', 'estimator = { name = "fdfa", feedback_lr = inf }'),
+        ["cases[1].estimator.feedback_lr: got inf", "a finite number"],
+    ),
+    "an option that holds no number": (("[16, 16]", "[16, nan]"), ["network.hidden: got [16, nan]", "a finite number"]),
     "a bad value in a case": (("3e-4", "-3e-4"), ["cases[1].training.learning_rate: got -0.0003", "greater than 0"]),
     "a bad value in the grid": (("[0, 1, 2]", "[0, -1]"), ["grid.seed: got -1", "greater than or equal to 0"]),
     "a grid without lists": (("[0, 1, 2]", "5"), ["grid.seed: got 5", "a list of one or more values"]),
