@@ -194,6 +194,34 @@ def test_recorded_results_are_drawn_without_training(fdfa, tmp_path, monkeypatch
     assert fdfa("figures").exit_code == 0 and asked == [Path("results/quick")]
 
 
+@pytest.mark.parametrize("place", ["results/quick", "results/other", "results/other/../quick", "linked"])
+@pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
+def test_nothing_is_trained_among_recorded_results(fdfa, tmp_path, monkeypatch, place, absolute):
+    (tmp_path / "results" / "other").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "results" / "other")
+    monkeypatch.setattr(fdfa_cli, "_sweep", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("figures.render.render", lambda *_, **__: [])
+    result = fdfa("figures", "--runs", tmp_path / place if absolute else place, "--train")
+    assert result.exit_code == 0, result.output
+
+
+def test_missing_runs_are_trained_elsewhere(fdfa, tmp_path, monkeypatch):
+    (tmp_path / "results" / "quick").mkdir(parents=True)
+    swept = []
+    monkeypatch.setattr(fdfa_cli, "_sweep", lambda experiments, root, *_, **__: swept.append(root))
+    monkeypatch.setattr("figures.render.render", lambda *_, **__: [])
+    assert fdfa("figures", "--runs", tmp_path / "results-of-mine").exit_code == 0
+    assert swept == [tmp_path / "results-of-mine"]
+
+
+@pytest.mark.parametrize("place", ["results/quick", "results/other", "runs"])
+def test_a_report_trains_nothing(fdfa, tmp_path, monkeypatch, place):
+    (tmp_path / "page").touch()
+    monkeypatch.setattr(fdfa_cli, "_sweep", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("figures.report.write", lambda *_, **__: tmp_path / "page")
+    assert fdfa("report", "--runs", tmp_path / place).exit_code == 0
+
+
 def test_figures_without_training_report_missing_runs(fdfa, tmp_path):
     result = fdfa("figures", "--profile", "smoke", "--no-train", "--only", "convergence")
     assert result.exit_code == 2 and "smoke/convergence.toml" in result.stderr
