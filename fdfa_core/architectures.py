@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import Parameter, signature
 from itertools import pairwise
 
@@ -44,11 +44,10 @@ def fully_connected(
         InvalidInput: fewer than two layers of weights, or a width below one.
         UnknownName: unknown activation.
     """
-    widths = list(widths)
-    if len(widths) < 3 or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
-        raise InvalidInput(
-            "widths", widths, "at least three positive integers (input, hidden …, outputs): a network has two or more blocks"
-        )
+    widths = _sizes("widths", widths)
+    if len(widths) < 3:
+        accepted = "at least three positive integers (input, hidden …, outputs): a network has two or more blocks"
+        raise InvalidInput("widths", widths, accepted)
     with seeded(seed):
         blocks = [_linear_block(*pair, activation, batch_norm) for pair in pairwise(widths[:-1])]
         return BlockNetwork(*blocks, nn.Linear(*widths[-2:]), input_shape=widths[:1])
@@ -338,6 +337,9 @@ def transformer(
 
 
 def _build_fully_connected(input_shape, outputs, *, hidden, activation="relu", batch_norm=False, seed=None):
+    hidden = _sizes("hidden", hidden)
+    if not hidden:
+        raise InvalidInput("hidden", hidden, "at least one positive integer: a network has two or more blocks")
     widths = [math.prod(input_shape), *hidden, outputs]
     return fully_connected(widths, activation=activation, batch_norm=batch_norm, seed=seed)
 
@@ -419,6 +421,8 @@ def _convolutional_block(convolution: nn.Conv2d, activation: str, batch_norm: bo
 
 
 def _sizes(name: str, values: Sequence[int]) -> list[int]:
+    if isinstance(values, str) or not isinstance(values, Iterable):  # text would pass for a list of its characters
+        raise InvalidInput(name, values, "a list of positive integers")
     values = list(values)
     if any(not isinstance(value, int) or isinstance(value, bool) or value < 1 for value in values):
         raise InvalidInput(name, values, "positive integers")
@@ -426,7 +430,7 @@ def _sizes(name: str, values: Sequence[int]) -> list[int]:
 
 
 def _image(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    shape = tuple(input_shape)
+    shape = tuple(_sizes("input_shape", input_shape))
     if len(shape) != 3:
         raise InvalidInput("input_shape", shape, "channels, height and width of an image, e.g. (1, 28, 28)")
-    return tuple(_sizes("input_shape", shape))
+    return shape

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from fdfa_core.errors import FdfaError, InvalidInput, UnknownName
@@ -42,10 +43,21 @@ class Table(BaseModel):
         return table
 
 
+def _finite(value: Any) -> Any:
+    """Refuse NaN and infinity in an option, which the JSON that identifies a run cannot hold."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
+        _finite(part)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("finite_number", "a finite number")
+    return value
+
+
 class OpenTable(Table):
     """A table whose further keys are the options of what it names; the registry of these names knows the options."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -147,7 +159,7 @@ class TrainingConfig(Table):
         if (self.epochs is None) == (self.steps is None):
             raise PydanticCustomError("length", "a table with either epochs or steps")
         if self.momentum and self.optimizer != "sgd":
-            raise PydanticCustomError("momentum", 'momentum with optimizer = "sgd" alone')
+            raise PydanticCustomError("momentum", 'momentum with optimizer = "sgd" alone', {"of": "momentum"})
         return self
 
 
@@ -200,7 +212,8 @@ class RunConfig(Table):
 
     def canonical(self) -> str:
         """Return canonical JSON: sorted keys, no spaces, no keys without value (so that new ones leave old ids alone)."""
-        return json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":"))
+        table = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @cached_property
     def id(self) -> str:
@@ -218,18 +231,22 @@ class Origin:
     """Where the values of a run were written, so that an error can point there."""
 
     file: Path
+    base: Mapping[str, Any]
     case: int | None
     override: Mapping[str, Any]
-    grid: Mapping[str, Any]
+    grid: Mapping[str, str]  # swept key → where its values stand
 
     def locate(self, key: str) -> str:
-        """Return "file: key", with the key as it stands in the file."""
-        for swept in self.grid:
-            if key == swept or swept.startswith(f"{key}.") or key.startswith((f"{swept}.", f"{swept}[")):
-                return f"{self.file}: grid.{swept}"
-        if self.case is not None and key.split(".")[0].split("[")[0] in self.override:
-            key = f"cases[{self.case}].{key}"
-        return f"{self.file}: {key}"
+        """Return "file: key", with the key as it stands in the file; for a table that a swept name makes, that name's."""
+        for swept, place in self.grid.items():
+            makes = swept in {f"{key}.{name}" for name in NAMING}
+            if key == swept or makes or key.startswith((f"{swept}.", f"{swept}[")):
+                return f"{self.file}: {place}"
+            if swept.startswith(f"{key}.") and not (_is_table(self.base, key) or _is_table(self.override, key)):
+                return f"{self.file}: {place.removesuffix(swept)}{key}"  # a table of the grid alone
+        # what is written nowhere (a missing key, a default) belongs to the table that could hold it, in the case first
+        in_case = _writes(self.override, key) or not _writes(self.base, key) and _writes(self.override, key.split(".")[0])
+        return f"{self.file}: cases[{self.case}].{key}" if in_case else f"{self.file}: {key}"
 
 
 @dataclass(frozen=True)
@@ -290,10 +307,12 @@ def load_experiment(path: str | Path) -> Experiment:
     runs: dict[str, tuple[RunConfig, Origin]] = {}
     for index, case in [(None, {})] if cases is None else enumerate(cases):
         override = dict(case)
-        swept = grid | _flat_grid(override.pop("grid", {}), f"{path}: cases[{index}].grid")
+        own = _flat_grid(override.pop("grid", {}), f"{path}: cases[{index}].grid")
+        swept = grid | own
+        places = {key: f"cases[{index}].grid.{key}" if key in own else f"grid.{key}" for key in swept}
+        origin = Origin(path, tables, index, override, places)
         for values in itertools.product(*swept.values()):
             point = dict(zip(swept, values, strict=True))
-            origin = Origin(path, index, override, point)
             table = merge(tables, override)
             # a name replaces its table with all options, so that names come before the options that are swept beside them
             for key, value in sorted(point.items(), key=lambda item: item[0].rpartition(".")[2] not in NAMING):
@@ -330,12 +349,18 @@ def require_known(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 @contextmanager
-def located(where: str):
-    """Put `where` in front of the message of any of the project's errors that passes through."""
+def located(locate: Callable[[str], str], key: str, table: Table | None = None, **called: str):
+    """Put the place of `key` in front of the message of any of the project's errors that passes through.
+
+    Where an error names a key that was given in the `table` at `key`, the place is that key's; `called` translates names.
+    """
     try:
         yield
     except FdfaError as error:
-        error.args = (f"{where}: {error}",)
+        message, name = str(error), getattr(error, "name", "")
+        if table is not None and (own := called.get(name, name)) in table.model_fields_set:
+            key, message = f"{key}.{own}", message.removeprefix(f"{name}: ")
+        error.args = (f"{locate(key)}: {message}",)
         raise
 
 
@@ -382,6 +407,24 @@ def _flat_grid(tables: Any, where: str) -> dict[str, list]:
     return flat
 
 
+def _writes(table: Any, key: str) -> bool:
+    """Whether a key, or a table in its way that replaces the base's with all options, is written in a table."""
+    for part in key.split("."):
+        part = part.split("[")[0]
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+        if not isinstance(table, Mapping) or not table.keys().isdisjoint(NAMING):
+            return True
+    return True
+
+
+def _is_table(table: Any, key: str) -> bool:
+    for part in key.split("."):
+        table = table.get(part) if isinstance(table, Mapping) else None
+    return isinstance(table, Mapping)
+
+
 def _nested(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -394,8 +437,8 @@ def _validate(table: dict[str, Any], origin: Origin) -> RunConfig:
         return RunConfig.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
-    key, value = _key_and_value(first["loc"], table)
     context = first.get("ctx", {})
+    key, value = _key_and_value((*first["loc"], *([context["of"]] if "of" in context else [])), table)
     match first["type"]:
         case "unknown_key":
             known = context["known"] + (["description", "role", "cases", "grid"] if not key else [])

@@ -59,7 +59,7 @@ class Instruments:
         self.options: dict[str, dict[str, Any]] = {}
         for i, shadow in enumerate(self.config.estimators):
             name = label(shadow.name, shadow.options)
-            with located(locate(f"probe.estimators[{i}]")):
+            with located(locate, f"probe.estimators[{i}]", shadow):
                 self.probed[name] = trained_by if shadow.name == SELF else self._shadow(shadow, name)
             self.options[name] = (config.estimator if shadow.name == SELF else shadow).options
         self.shadows = {name: estimator for name, estimator in self.probed.items() if name != SELF}
@@ -67,7 +67,7 @@ class Instruments:
         self.feedback: FeedbackWatch | None = None
         if self.config.feedback:
             frozen = config.training.optimizer == "none"
-            with located(locate("probe.feedback")):
+            with located(locate, "probe.feedback"):
                 self.feedback = FeedbackWatch(net, self.shadows, self.options, reference, self.loss, frozen)
 
     def observe(self, step: int, epoch: float, x: Tensor, y: Tensor) -> dict[str, Tensor] | None:

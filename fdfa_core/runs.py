@@ -147,8 +147,9 @@ class PartialRun:
             raise RunError(f"{self.path}: its config.json is not that of run {config.id}; remove the directory")
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file, readable by eye."""
-        write_atomically(self.path / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        """Write a JSON file, readable by eye; NaN and infinity, which JSON lacks, are refused with a `ValueError`."""
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.path / name, text.encode() + b"\n")
 
     def write_table(self, name: str, rows: Rows | Sequence[Mapping[str, Any]]) -> None:
         """Write rows as ``<name>.parquet``; a table without rows keeps its columns."""
@@ -223,7 +224,11 @@ def read_config(directory: str | Path) -> RunConfig:
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
-    """Read the outcome of a run: status, step of divergence, steps, final metrics; raises `RunError` as `read_config`."""
+    """Read the outcome of a run: status, step of divergence, steps, final metrics (None where one is not finite).
+
+    Raises:
+        RunError: as `read_config`.
+    """
     return _read_json(Path(directory) / "summary.json")
 
 

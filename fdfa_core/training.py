@@ -111,7 +111,7 @@ def check(
     for i, estimator in enumerate(config.probe.estimators if config.probe else []):
         if estimator.name != SELF:
             _check_estimator(estimator, locate, f"probe.estimators[{i}]")
-    with located(locate("data.name")):
+    with located(locate, "data.name"):
         dataset = _dataset(config.data.name, data_directory, download)
     with _one_at_a_time, _restored_globals():
         Session(config, dataset, torch.device("cpu"), locate)
@@ -130,12 +130,12 @@ class Session:
     def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device, locate: Callable[[str], str] = str):
         self.config, self.device = config, device
         training = config.training
-        with located(locate("data")):
+        with located(locate, "data", config.data, n="train_size"):
             train, test = materials.splits(config, dataset)
-        with located(locate("training")):
+        with located(locate, "training", training):
             self.steps_per_epoch = len(list(train.epoch(training.batch_size, drop_last=training.drop_last)))
         self.total = training.steps or training.epochs * self.steps_per_epoch
-        with located(locate("network")):
+        with located(locate, "network", config.network):
             self.net = materials.network(config, train, dataset)
         self.net.to(device).train()
         self._flatten = materials.takes_vectors(self.net)
@@ -143,7 +143,7 @@ class Session:
         self.train, self.test = _on(device, train), _on(device, test)
         self.reference = _on(device, materials.reference(train, config.evaluation.reference_size))
 
-        with located(locate("estimator")):
+        with located(locate, "estimator", config.estimator):
             seed = derive(config.seed, "estimator")
             estimator, options = config.estimator.name, config.estimator.options
             self.estimator = make_estimator(estimator, self.net, loss=training.loss, seed=seed, **options)
@@ -224,13 +224,14 @@ class Session:
         return self.config.training.learning_rate * self.config.training.decay ** (self.step // self.steps_per_epoch)
 
     def summary(self) -> dict[str, Any]:
-        """Return the outcome, as `summary.json` holds it."""
+        """Return the outcome, as `summary.json` holds it: JSON has no NaN, which the first row of metrics has for a loss."""
+        final = {name: value if math.isfinite(value) else None for name, value in self.final.items()}
         return {
             "status": "finished" if self.diverged_step is None else "diverged",
             "diverged_step": self.diverged_step,
             "steps": self.step,
             "parameters": sum(p.numel() for p in self.net.parameters()),
-            "final": self.final,
+            "final": final,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -246,12 +246,24 @@ def test_recorded_results_are_drawn_without_training(fdfa, tmp_path, monkeypatch
     assert fdfa("figures").exit_code == 0 and asked == [Path("results/quick")]
 
 
-@pytest.mark.parametrize("where", ["results/smoke", "{}/results/smoke", "results/smoke/../other"])
-def test_nothing_is_trained_among_recorded_results_however_they_are_named(fdfa, tmp_path, monkeypatch, where):
-    (tmp_path / "results" / "smoke").mkdir(parents=True)
-    monkeypatch.setattr("fdfa_core.sweep.sweep", lambda *_, **__: pytest.fail("it trained"))
-    result = fdfa("figures", "--profile", "smoke", "--runs", where.format(tmp_path))
-    assert result.exit_code == 0 and "Not drawn: " in result.stderr, result.output
+@pytest.mark.parametrize("place", ["results/quick", "results/other", "results/other/../quick", "linked"])
+@pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
+def test_nothing_is_trained_among_recorded_results(fdfa, tmp_path, monkeypatch, place, absolute):
+    (tmp_path / "results" / "other").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "results" / "other")
+    monkeypatch.setattr(fdfa_cli, "_sweep", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("figures.render.render", lambda *_, **__: [])
+    result = fdfa("figures", "--runs", tmp_path / place if absolute else place, "--train")
+    assert result.exit_code == 0, result.output
+
+
+def test_missing_runs_are_trained_elsewhere(fdfa, tmp_path, monkeypatch):
+    (tmp_path / "results" / "quick").mkdir(parents=True)
+    swept = []
+    monkeypatch.setattr(fdfa_cli, "_sweep", lambda experiments, root, *_, **__: swept.append(root))
+    monkeypatch.setattr("figures.render.render", lambda *_, **__: [])
+    assert fdfa("figures", "--runs", tmp_path / "results-of-mine").exit_code == 0
+    assert swept == [tmp_path / "results-of-mine"]
 
 
 def test_figures_without_training_report_missing_runs(fdfa, tmp_path):

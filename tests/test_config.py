@@ -134,10 +134,15 @@ ERRORS = {
     "epochs and steps": (("epochs = 2", "epochs = 2\nsteps = 5"), ["training: got", "either epochs or steps"]),
     "neither epochs nor steps": (("epochs = 2", ""), ["training: got", "either epochs or steps"]),
     "unknown optimizer": (('"adam"', '"adm"'), ["training.optimizer: got 'adm'", "'sgd'", "Did you mean 'adam'?"]),
-    "momentum of Adam": (("epochs = 2", "epochs = 2\nmomentum = 0.9"), ["training: got", 'optimizer = "sgd"']),
+    "momentum of Adam": (("epochs = 2", "epochs = 2\nmomentum = 0.9"), ["training.momentum: got 0.9", 'optimizer = "sgd"']),
     "one replicate": (("replicates = 8", "replicates = 1"), ["probe.replicates: got 1", "greater than or equal to 2"]),
     "not a number": (("1e-3", "nan"), ["training.learning_rate: got nan", "a finite number"]),
     "infinity": (("1e-3", "inf"), ["training.learning_rate: got inf", "a finite number"]),
+    "an option that is infinite": (
+        ('estimator = { name = "fdfa", feedback_lr = 0.1 }', 'estimator = { name = "fdfa", feedback_lr = inf }'),
+        ["cases[1].estimator.feedback_lr: got inf", "a finite number"],
+    ),
+    "an option that holds no number": (("[16, 16]", "[16, nan]"), ["network.hidden: got [16, nan]", "a finite number"]),
     "a bad value in a case": (("3e-4", "-3e-4"), ["cases[1].training.learning_rate: got -0.0003", "greater than 0"]),
     "a bad value in the grid": (("[0, 1, 2]", "[0, -1]"), ["grid.seed: got -1", "greater than or equal to 0"]),
     "a grid without lists": (("[0, 1, 2]", "5"), ["grid.seed: got 5", "a list of one or more values"]),
@@ -184,10 +189,16 @@ CHECKED = {
     ),
     "unknown activation": (
         ("hidden = [16, 16]", 'hidden = [16, 16]\nactivation = "rellu"'),
-        ["network: activation", "got 'rellu'", "relu, tanh"],
+        ["network.activation: got 'rellu'", "relu, tanh"],
     ),
-    "width of zero": (("[16, 16]", "[16, 0]"), ["network: widths", "positive integers"]),
-    "one block": (("[16, 16]", "[]"), ["network: widths", "at least three"]),
+    "width of zero": (("[16, 16]", "[16, 0]"), ["network.hidden: got [16, 0]", "positive integers"]),
+    "one block": (("[16, 16]", "[]"), ["network.hidden: got []", "at least one"]),
+    "a number for a list of widths": (("[16, 16]", "16"), ["network.hidden: got 16", "a list of positive integers"]),
+    "text for a list of widths": (("[16, 16]", '"16"'), ["network.hidden: got '16'", "a list of positive integers"]),
+    "a number for a list of channels": (
+        ('"fully_connected"\nhidden = [16, 16]', '"convolutional"\nchannels = 8'),
+        ["network.channels: got 8", "a list of positive integers"],
+    ),
     "unknown loss": (("epochs = 2", 'epochs = 2\nloss = "hinge"'), ["training.loss: got 'hinge'", "cross_entropy, mse"]),
     "unknown estimator": (
         ('estimator = { name = "bp" }', 'estimator = { name = "fg_w" }'),
@@ -200,13 +211,13 @@ CHECKED = {
     "unknown shadow": (('{ name = "self" }', '{ name = "fdffa" }'), ["probe.estimators[0].name", "Did you mean 'fdfa'?"]),
     "alpha of zero": (
         ('estimator = { name = "fdfa", feedback_lr = 0.1 }', 'estimator = { name = "fdfa", feedback_lr = 0.0 }'),
-        ["cases[1].estimator: feedback_lr: got 0.0", "positive"],
+        ["cases[1].estimator.feedback_lr: got 0.0", "positive"],
     ),
     "alpha above one": (
         ('{ name = "self" }, { name = "fdfa", feedback_lr = 0.1 }', '{ name = "fdfa", feedback_lr = 1.5 }'),
-        ["probe.estimators[0]: feedback_lr: got 1.5", "(0, 1]"],
+        ["probe.estimators[0].feedback_lr: got 1.5", "(0, 1]"],
     ),
-    "batch larger than the data": (("batch_size = 64", "batch_size = 1438"), ["training: batch_size: got 1438", "1437"]),
+    "batch larger than the data": (("batch_size = 64", "batch_size = 1438"), ["training.batch_size: got 1438", "1437"]),
     "last batch of one sample": (
         ('"digits"\n[network]', '"digits"\ntrain_size = 65\n[network]\nbatch_norm = true'),
         ["training.batch_size: got 64", "drop_last = true"],
@@ -216,7 +227,10 @@ CHECKED = {
         ("batch_size = 64", "batch_size = 1"),
         ["training.batch_size: got 1", "batch normalisation needs two"],
     ),
-    "more samples than there are": (('name = "digits"', 'name = "digits"\ntrain_size = 1438'), ["data: n: got 1438", "1437"]),
+    "more samples than there are": (
+        ('name = "digits"', 'name = "digits"\ntrain_size = 1438'),
+        ["data.train_size: got 1438", "1437"],
+    ),
     "a probe after the end": (
         ('kind = "geometric", first = 1, ratio = 2.0', 'kind = "at", steps = [1000]'),
         ["probe.schedule: got", "a step below 46"],
@@ -242,6 +256,58 @@ def test_check_refuses_what_cannot_run(write, changes, said):
 )
 def test_check_accepts_what_can_run(write, change):
     load_experiment(write(*[change] if change else [])).check()
+
+
+# (changes, the place that is blamed): the key that is wrong where it is written, or else its table, never another key
+PLACES = {
+    "a table beside a swept key": (
+        (("epochs = 2", ""), ("seed = [0, 1, 2]", "training.learning_rate = [1e-3]")),
+        "training: got",
+    ),
+    "an unwritten key beside a swept one": (
+        (("batch_size = 64\n", ""), ('"digits"', '"digits"\ntrain_size = 60'), ("seed = [0, 1, 2]", "training.decay = [0.5]")),
+        "training: batch_size: got 64",
+    ),
+    "a written key beside a swept one": (
+        (("batch_size = 64", "batch_size = 1438"), ("seed = [0, 1, 2]", "training.decay = [0.5]")),
+        "training.batch_size: got 1438",
+    ),
+    "the second swept key": (
+        (("hidden = [16, 16]", ""), ("seed = [0, 1, 2]", 'network = { activation = ["relu"], hidden = [[0]] }')),
+        "grid.network.hidden: got [0]",
+    ),
+    "a swept key that its owner calls otherwise": (
+        (("seed = [0, 1, 2]", "data.train_size = [1438]"),),
+        "grid.data.train_size: got 1438",
+    ),
+    "an option beside a swept name": (
+        (("seed = [0, 1, 2]", 'estimator = { name = ["fdfa"], feedback_lr = [0.0] }'),),
+        "grid.estimator.feedback_lr: got 0.0",
+    ),
+    "an image that a swept architecture cannot take": (
+        (("hidden = [16, 16]", ""), ("seed = [0, 1, 2]", 'network.architecture = ["alexnet"]')),
+        "grid.network.architecture: input_size: got 8",
+    ),
+    "a table of the grid alone": (
+        (("seed = [0, 1, 2]", "training.epochs.every = [1]"),),
+        "grid.training.epochs: got {'every': 1}",
+    ),
+    "a case's own grid": (
+        (("training = { learning_rate = 3e-4 }", 'grid = { "estimator.feedback_lr" = [0.0] }'),),
+        "cases[1].grid.estimator.feedback_lr: got 0.0",
+    ),
+    "a key of the base whose table a case refines": (
+        (('{ name = "bp" }', '{ name = "bp" }\ntraining = { decay = 0.5 }'), ("batch_size = 64", "batch_size = 1438")),
+        "training.batch_size: got 1438",
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, place", PLACES.values(), ids=PLACES)
+def test_an_error_blames_the_key_that_is_wrong_or_else_its_table(write, changes, place):
+    with pytest.raises(InvalidInput) as error:
+        load_experiment(write(*changes)).check()
+    assert f"experiment.toml: {place}" in str(error.value)
 
 
 def test_check_leaves_out_finished_runs(write):

@@ -362,6 +362,13 @@ def test_cifar_wrong_number_of_class_names_is_reported(tmp_path, cifar):
         cifar.source.load(tmp_path, download=False)
 
 
+def test_cifar_class_names_that_are_no_text_are_reported(tmp_path, cifar):
+    cifar.members[cifar.source.names] = b"\xff\xfe"
+    cifar.write(tmp_path)
+    with pytest.raises(DataError, match=f"{cifar.source.archive.name}: {cifar.source.names} is no UTF-8 text"):
+        cifar.source.load(tmp_path, download=False)
+
+
 # --- Tiny ImageNet ----------------------------------------------------------------------------------------------------
 
 
@@ -404,6 +411,11 @@ def test_tiny_imagenet_is_read_as_written(tmp_path, tiny, zipped):
     assert (train, test) == ([(0, 200), (0, 201), (1, 100), (1, 101), (1, 102)], [(1, 50), (0, 60)])
 
 
+def test_tiny_imagenet_annotations_may_have_blank_lines(tmp_path, tiny):
+    tiny["val/val_annotations.txt"] += b"\n \t\n\n"
+    assert len(write_tiny(tmp_path, tiny, zipped=True).load(tmp_path, download=False).test) == 2
+
+
 def test_tiny_imagenet_classes_have_their_words(tmp_path, tiny):
     dataset = write_tiny(tmp_path, tiny, zipped=True).load(tmp_path, download=False)
     assert dataset.classes == ("goldfish, Carassius auratus", "bullfrog")
@@ -424,6 +436,10 @@ def test_tiny_imagenet_folder_hash_follows_its_content(tmp_path, tiny):
         ("val/images/val_0.JPEG", jpeg(0, (32, 48)), "val_0.JPEG has 32 × 48 pixels, expected 64 × 64"),
         ("val/images/val_1.JPEG", None, "1 validation images are missing, the first is val/images/val_1.JPEG"),
         ("val/val_annotations.txt", b"val_0.JPEG\tn9\n", "validation images of classes without training images: n9"),
+        ("val/val_annotations.txt", b"val_1.JPEG\tn1\nval_0.JPEG\n", "line 2 of val/val_annotations.txt is 'val_0.JPEG'"),
+        ("val/val_annotations.txt", b"val_0.JPEG\t\xff\n", "val/val_annotations.txt is no UTF-8 text"),
+        ("words.txt", b"n1\t\xff\n", "words.txt is no UTF-8 text"),
+        ("words.txt", None, "holds no words.txt"),
         ("train/n3/images/n3_0.JPEG", jpeg(0), "train/ has images of 3 classes, expected 2"),
     ],
 )

@@ -1,3 +1,4 @@
+import math
 import os
 
 import numpy as np
@@ -166,6 +167,13 @@ def test_a_damaged_configuration_is_reported(directory, content, said):
     (directory / "config.json").write_text(content)
     with pytest.raises(RunError, match=f"config.json: {said}"):
         read_config(directory)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_json_lacks_is_not_written(partial, value):
+    with pytest.raises(ValueError, match="JSON"):
+        partial.write_json("summary.json", {"final": {"loss": value}})
+    assert not partial.is_written
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(partial, monkeypatch):

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import train_test_split
 
 from fdfa_core.data import Dataset, Split, load
+from fdfa_core.data.dataset import stratified
 from fdfa_core.data.transforms import RandomResizedCrop, Resize
 from fdfa_core.errors import InvalidInput
 
@@ -136,6 +138,32 @@ def test_validation_depends_on_its_seed_alone(dataset):
 def test_validation_fraction_without_all_classes_in_both_parts_is_refused(dataset, fraction):
     with pytest.raises(InvalidInput, match=f"validation_fraction: got {fraction}"):
         dataset.split(fraction)
+
+
+@pytest.mark.parametrize(("sizes", "held_out", "n"), [((1000, 2), 0.01, 11), ((1000, 2), 0.99, 992), ((900, 2, 3, 2), 4, 4)])
+def test_a_rare_class_is_in_both_parts(sizes, held_out, n):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    parts = stratified(labels, held_out, seed=0)
+    assert [set(labels[part]) for part in parts] == [set(range(len(sizes)))] * 2
+    assert len(parts[1]) == n and np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+
+
+def test_a_rare_class_is_held_out_by_chance():
+    labels = np.repeat([0, 1], (1000, 4))
+    assert {i for seed in range(40) for i in stratified(labels, 0.01, seed)[1] if labels[i]} == {1000, 1001, 1002, 1003}
+
+
+def test_a_class_of_one_sample_is_refused():
+    with pytest.raises(InvalidInput, match="validation_fraction: got 0.5; accepted: a share that leaves every class"):
+        stratified(np.array([0, 0, 0, 1]), 0.5, seed=0)
+
+
+@pytest.mark.parametrize(("n", "seed"), [(20, 0), (150, 1), (1000, 2)])
+def test_classes_that_are_in_both_parts_are_split_as_by_scikit_learn(n, seed):
+    """Recorded runs with validation sets rest on these indices."""
+    labels = np.random.default_rng(seed).permutation(np.arange(n) % 5)
+    expected = train_test_split(np.arange(n), test_size=0.25, random_state=seed, stratify=labels)
+    assert all(np.array_equal(part, np.sort(e)) for part, e in zip(stratified(labels, 0.25, seed), expected, strict=True))
 
 
 # --- transforms -------------------------------------------------------------------------------------------------------

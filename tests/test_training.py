@@ -225,6 +225,14 @@ def test_a_diverging_run_is_recorded_with_its_step_and_its_tables_so_far(tmp_pat
     assert np.isfinite(read_table(directory, "metrics")["test_loss"]).all() and len(read_table(directory, "probes"))
 
 
+def test_a_run_that_diverges_before_its_second_evaluation_has_a_summary_in_json(tmp_path):
+    training = {"optimizer": "sgd", "learning_rate": 1e25}
+    directory = train(tiny(training=training, network={"batch_norm": False}), tmp_path)
+    final = json.loads((directory / "summary.json").read_text(), parse_constant=pytest.fail)["final"]
+    assert final["step"] == 0 and final["batch_loss"] is None and math.isfinite(final["test_loss"])
+    assert math.isnan(read_table(directory, "metrics")["batch_loss"].item())
+
+
 def test_a_batch_larger_than_the_data_leaves_no_finished_run(tmp_path):
     config = tiny(training={"batch_size": 129})
     with pytest.raises(InvalidInput, match="batch_size: got 129; accepted: 1 to 128"):

@@ -211,7 +211,7 @@ class Dataset:
 
 
 def stratified(labels: np.ndarray, held_out: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out), ascending, with all classes in equal proportions.
+    """Indices (kept, held out), ascending, with all classes in equal proportions, and in both parts however rare they are.
 
     Args:
         labels: (n,) integers.
@@ -219,7 +219,7 @@ def stratified(labels: np.ndarray, held_out: float | int, seed: int) -> tuple[np
         seed: of the draw.
 
     Raises:
-        InvalidInput: a part would not hold a sample of each class.
+        InvalidInput: a class has a single sample, or a part fewer samples than there are classes.
     """
     from sklearn.model_selection import train_test_split  # slow to import, and most runs need no split
 
@@ -228,4 +228,16 @@ def stratified(labels: np.ndarray, held_out: float | int, seed: int) -> tuple[np
     except ValueError as error:
         accepted = "a share that leaves every class in both parts"
         raise InvalidInput("validation_fraction", held_out, accepted, str(error)) from None
+    generator = np.random.default_rng(seed)
+    for part, other in ((kept, out), (out, kept)):
+        for absent in np.setdiff1d(labels, labels[part]):  # its share is below half a sample, which was rounded to none
+            _exchange(labels, part, other, absent, generator)
     return np.sort(kept), np.sort(out)
+
+
+def _exchange(labels: np.ndarray, part: np.ndarray, other: np.ndarray, absent: int, generator: np.random.Generator) -> None:
+    """Bring one sample of a class into the `part` that has none, for one of the part's largest class; sizes stay."""
+    classes, counts = np.unique(labels[part], return_counts=True)
+    i = generator.choice(np.flatnonzero(labels[part] == classes[counts.argmax()]))
+    j = generator.choice(np.flatnonzero(labels[other] == absent))
+    part[i], other[j] = other[j], part[i]

@@ -1,7 +1,8 @@
 """Readers of the published formats: one class a format, all with `load(directory, download) -> Dataset`.
 
-Every reader checks the structure first and the checksum afterwards, so that a damaged file is reported as what it is.
-None of them ever unpickles anything.
+The structure of IDX and CIFAR files is checked first and the checksum afterwards, so that a damaged file is reported as what
+it is; Tiny ImageNet's archive, whose images take long to decode, is compared with its checksum first. No reader ever unpickles
+anything.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class Cifar:
             raise DataError(f"{path}: holds no {', '.join(absent)}.")
         train = self._read(content, self.train, path)
         test = self._read(content, self.test, path)
-        classes = tuple(content[self.names].decode().split())
+        classes = tuple(_text(content[self.names], path, self.names).split())
         if len(classes) != self.classes:
             raise DataError(f"{path}: {self.names} names {len(classes)} classes, expected {self.classes}.")
 
@@ -196,6 +197,14 @@ def _archive(path: Path, wanted: set[str]) -> dict[str, bytes]:
             return {Path(m.name).name: archive.extractfile(m).read() for m in members}
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: truncated, or no gzipped tar archive ({error}).") from error
+
+
+def _text(content: bytes, path: Path, name: str) -> str:
+    """The text of the file `name` of a data set at `path`."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {name} is no UTF-8 text ({error}).") from error
 
 
 def _folder(path: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -236,9 +245,18 @@ class TinyImagenet:
         if len(wnids) != self.classes:
             raise DataError(f"{root}: train/ has images of {len(wnids)} classes, expected {self.classes}.")
         number = {wnid: i for i, wnid in enumerate(wnids)}
-        words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
-        rows = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
-        test = {f"val/images/{row[0]}": row[1] for row in rows}
+        annotations = "val/val_annotations.txt"
+        if absent := sorted({"words.txt", annotations} - set(names)):
+            raise DataError(f"{root}: holds no {', '.join(absent)}.")
+        words = dict(line.split("\t", 1) for line in _text(read("words.txt"), root, "words.txt").splitlines() if "\t" in line)
+        test: dict[str, str] = {}
+        for i, line in enumerate(_text(read(annotations), root, annotations).splitlines(), 1):
+            if not line.strip():
+                continue
+            image, wnid = [*line.split("\t"), ""][:2]
+            if not (image and wnid):
+                raise DataError(f"{root}: line {i} of {annotations} is {line!r}, expected an image, a tab and its class.")
+            test[f"val/images/{image}"] = wnid
         if strange := sorted(set(test.values()) - set(wnids)):
             raise DataError(f"{root}: validation images of classes without training images: {', '.join(strange[:5])}.")
         if absent := sorted(set(test) - set(names)):
