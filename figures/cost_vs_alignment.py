@@ -33,7 +33,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Draw one point an estimator: mean cosine on the left, squared error on the right, both against milliseconds."""
     titles = ["mean cosine to the BP gradient", "squared error ÷ ‖BP gradient‖²"]
     fig, (left, right) = style.panels(titles, columns=2, height=3.6)
-    labels = style.ordered(frame["estimator"])
+    labels, variants = style.ordered(frame["estimator"]), []
     for label in labels:
         (row,) = frame[frame["estimator"] == label].itertuples()
         line = style.look(label).line(linestyle="none")
@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             right.plot(row.milliseconds, row.relative_error, **line)
             right.hlines(row.relative_error, row.milliseconds_low, row.milliseconds_high, **spread)
             if label != row.method:
-                _annotate(right, row)
+                variants.append((row.milliseconds, row.relative_error, _variant(label)))
     left.set_yscale("symlog", linthresh=LINEAR, linscale=0.5)
     left.set_yticks([-0.1, -0.01, 0, 0.01, 0.1, 1], ["−0.1", "−0.01", "0", "0.01", "0.1", "1"])
     left.set_ylim(-0.3, 1.3)
@@ -62,15 +62,11 @@ def draw(frame: pd.DataFrame) -> Figure:
         f"{first.draws} draws, bars: 95 % interval over draws and quartiles of the time; {first.machine}"
     )
     style.legend(fig, [style.handle(label, linestyle="none") for label in labels], note)
+    style.point_labels(right, variants)
     return fig
 
 
-def _annotate(ax, row) -> None:
-    """Write beside a variant what sets it apart from its method's default."""
-    name = style.look(row.estimator).name
-    text = name.partition("(")[2].rstrip(")") or name.partition(" ")[2]
-    if row.relative_error < 0.1:  # below, where there is room
-        place = {"xytext": (0, -11), "ha": "left" if row.milliseconds > 1 else "center"}
-    else:
-        place = {"xytext": (0, 6), "ha": "right" if row.milliseconds > 2 else "left"}
-    ax.annotate(text, (row.milliseconds, row.relative_error), textcoords="offset points", fontsize=6.5, **place)
+def _variant(label: str) -> str:
+    """What sets a variant apart from its method's default."""
+    name = style.look(label).name
+    return name.partition("(")[2].rstrip(")") or name.partition(" ")[2]

@@ -227,6 +227,37 @@ def bars(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
     ax.vlines(rows[x], rows["low"], rows["high"], color=how.color, linewidth=1)
 
 
+def point_labels(ax: Axes, items: Sequence[tuple[float, float, str]], size: float = 6.5) -> None:
+    """Write texts beside points, each on the side where it covers least: other texts, points, the edge of the picture.
+
+    Args:
+        ax: axes whose limits and place in the figure are final.
+        items: (x, y, text).
+        size: of the font, in points.
+    """
+    single = [line.get_xydata() for line in ax.get_lines() if len(line.get_xydata()) == 1]
+    points = ax.transData.transform(np.concatenate(single))
+    edge, taken = ax.get_window_extent(), []
+    for x, y, text in items:
+        best = None
+        for side in ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)):
+            align = {"ha": ("center", "left", "right")[side[0]], "va": ("center", "bottom", "top")[side[1]]}
+            place = (5 * side[0], 4 * side[1])
+            note = ax.annotate(text, (x, y), xytext=place, textcoords="offset points", fontsize=size, **align)
+            box = note.get_window_extent()
+            outside = edge.x0 > box.x0 or box.x1 > edge.x1 or edge.y0 > box.y0 or box.y1 > edge.y1
+            cost = box.count_overlaps(taken) + box.padded(2).count_contains(points) + outside
+            if best is None or cost < best[0]:
+                if best:
+                    best[1].remove()
+                best = (cost, note, box)
+            else:
+                note.remove()
+            if cost == 0:
+                break
+        taken.append(best[2])
+
+
 def end_labels(ax: Axes, items: Sequence[tuple[float, str, str]], head: str = "", size: float = 7) -> None:
     """Write texts right of the axes at heights `y` of a logarithmic axis, moved apart where they would overlap.
 
