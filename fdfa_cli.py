@@ -277,8 +277,8 @@ def tuned(files: tuple[Path, ...], root: Path) -> None:
             click.echo(f"{experiment.name}: no run is there (fdfa sweep {experiment.path.as_posix()})")
             continue
         found = logs.read(root, experiment, partial=True)
-        metrics = _with_run_settings(found)
-        rows = tuning.chosen(metrics, [*tuning.SETTING, *logs.settings(found)])
+        extra = logs.settings(found)
+        rows = tuning.chosen(_with_run_settings(found, extra), [*tuning.SETTING, *extra])
         varied = [c for c in rows.columns[: rows.columns.get_loc("trained_with")] if rows[c].nunique(dropna=False) > 1]
         click.echo(f"{experiment.name}: {experiment.description}")
         for row in rows.to_dict("records"):
@@ -416,12 +416,10 @@ def _sweep(experiments: list, root: Path, data_dir: Path | None, jobs: int | Non
         click.get_current_context().exit(1)
 
 
-def _with_run_settings(found):
+def _with_run_settings(found, extra):
     """Return the metrics with all that tells runs apart; the optimiser's momentary rate gives way to the run's."""
-    from analysis import logs
-
     rates = found.runs.set_index("run")["learning_rate"]
-    return found.metrics.assign(learning_rate=found.metrics["run"].map(rates)).join(logs.settings(found), on="run")
+    return found.metrics.assign(learning_rate=found.metrics["run"].map(rates)).join(extra, on="run")
 
 
 def _statistics(experiment, found) -> dict:
@@ -435,7 +433,7 @@ def _statistics(experiment, found) -> dict:
     trained = [run.id for run in experiment.runs() if run.training.optimizer != "none"]
     tables = {}
     if trained:
-        metrics = _with_run_settings(found)
+        metrics = _with_run_settings(found, extra)
         metrics = metrics[metrics["run"].isin(trained)]
         tables["accuracy"] = accuracy.table(metrics, setting)
         curves = {q: convergence.curves(metrics, q, [*setting, "trained_with"]) for q in ("train_loss", "test_accuracy")}
