@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis import logs, statistics
+from analysis import statistics
 from fdfa_core.errors import InvalidInput
+from fdfa_core.runs import schema
 
 AGAINST = {"target": "cosine", "reference": "cosine_reference"}
 
@@ -43,7 +44,7 @@ def cosines(probes: pd.DataFrame, against: str = "target") -> pd.DataFrame:
     if against not in AGAINST:
         raise InvalidInput("against", against, " or ".join(f'"{name}"' for name in AGAINST))
     name = AGAINST[against]
-    trusted = probes["valid"] & (probes["reference_norm"] > logs.VANISHED) & np.isfinite(probes[f"{name}_mean"])
+    trusted = probes["valid"] & (probes["reference_norm"] > schema.VANISHED) & np.isfinite(probes[f"{name}_mean"])
     return probes.assign(
         cosine_to=probes[f"{name}_mean"],
         cosine_to_se=statistics.mean_se(probes[f"{name}_m2"], probes["draws"]),
@@ -80,6 +81,6 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
 
 def vanished(probes: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Return the groups in which the reference vanished (‖τ‖ or ‖∇‖ below 1e-7), with `rows` such rows of `of`."""
-    gone = ~(probes["valid"] & (probes["reference_norm"] > logs.VANISHED))
+    gone = ~(probes["valid"] & (probes["reference_norm"] > schema.VANISHED))
     counts = gone.groupby([probes[c] for c in by], sort=False, dropna=False).agg(rows="sum", of="size")
     return counts[counts["rows"] > 0].reset_index()

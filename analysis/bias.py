@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import logs, statistics
+from analysis import select as logs
+from analysis import statistics
 
 QUANTITIES = ("variance", "bias2", "mse")
 

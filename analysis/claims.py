@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import accuracy, convergence, logs, statistics, variance
+from analysis import accuracy, convergence, logs, select, statistics, variance
 from fdfa_core.errors import InvalidInput
 
 LEVEL = 0.05
@@ -140,9 +140,9 @@ def _ratios(log: logs.Logs, above: Select, below: Select) -> Rows:
 
     With frozen weights (one probe a run) steps do not matter; along a trajectory they do.
     """
-    probes = variance.normalised(logs.hidden_blocks(log.probes))
+    probes = variance.normalised(select.hidden_blocks(log.probes))
     probes = probes[probes["nsr"] > 0]
-    rows = probes.assign(alpha=logs.option(probes, "feedback_lr"))
+    rows = probes.assign(alpha=select.option(probes, "feedback_lr"))
     frozen = (rows.groupby("run")["step"].nunique() == 1).all()
     on = ["trained_with", "block", "seed", "width"] + ([] if frozen else ["step"])
     a, b = (np.log(_one_each(select(rows), on).set_index(on)["nsr"]) for select in (above, below))

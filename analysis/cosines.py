@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import logs, statistics
+from analysis import select as logs
+from analysis import statistics
 from analysis.theory import laws
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis import convergence, flops, logs, statistics
+from analysis import convergence, logs, statistics
+from analysis.rebuilt import flops
 
 EFFORTS = ("epoch", "seconds", "flops")
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis import logs, statistics
+from analysis import statistics
+from fdfa_core.runs import schema
 
 PARTS = ("averaging", "lag", "start", "sampling")
 
@@ -42,7 +43,7 @@ def bias_parts(feedback: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         averages of exact Jacobians, or a part (`fdfa_core.feedback_watch`). `detected` is whether the interval lies above 0.
     """
     norm2 = feedback["gradient_norm"] ** 2
-    kept = feedback[norm2 > logs.VANISHED**2]
+    kept = feedback[norm2 > schema.VANISHED**2]
     columns = {"measured": "gradient_bias2", "expected": "expected_bias2", **{part: f"{part}2" for part in PARTS}}
     frames = []
     for quantity, column in columns.items():

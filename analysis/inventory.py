@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fdfa_core import runs
-from fdfa_core.config import Experiment
 from fdfa_core.estimators.registry import label
+from fdfa_core.experiments.loading import Experiment
+from fdfa_core.runs import directory as runs
 
 
 def inventory(root: str | Path, experiments: Iterable[Experiment]) -> pd.DataFrame:

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fdfa_core import config, runs
-from fdfa_core.errors import InvalidInput, RunError
+from fdfa_core.errors import RunError
 from fdfa_core.estimators.registry import label
+from fdfa_core.experiments import loading, tables
+from fdfa_core.runs import directory as runs
+from fdfa_core.runs.schema import PROBE_COLUMNS
 
-EXPERIMENTS = config.EXPERIMENTS
+EXPERIMENTS = loading.EXPERIMENTS
 RUN_COLUMNS = (
     "run",
     "experiment",
@@ -33,28 +35,6 @@ RUN_COLUMNS = (
     "status",
 )
 TABLES = ("metrics", "probes", "timing", "feedback")
-QUANTITIES = ("deviation", "norm2", "error", "slope", "cosine", "cosine_reference")
-MOMENTS = tuple(f"{quantity}_{moment}" for quantity in QUANTITIES for moment in ("mean", "m2", "m3", "m4"))
-VANISHED = 1e-7  # a gradient of a smaller norm is rounding error: nothing can be aligned with it, or measured against it
-
-# Columns of probes.parquet beyond the keys, by which a foreign or outdated table is told.
-PROBE_COLUMNS = (
-    "size",
-    "variance",
-    "variance_se",
-    "bias2",
-    "bias2_se",
-    "mean_norm2",
-    "mean_cosine",
-    "target_norm",
-    "reference_norm",
-    "reference_variance",
-    "reference_stability",
-    "reference_batches",
-    "valid",
-    *MOMENTS,
-)
-_MEASURED = frozenset(PROBE_COLUMNS) - {"size", "valid"}
 
 
 @dataclass(frozen=True)
@@ -95,20 +75,20 @@ def load(root: str | Path, experiment: str, *, profile: str = "quick", experimen
     return read(root, find(experiment, profile, experiments))
 
 
-def profile(name: str, experiments: str | Path = EXPERIMENTS) -> dict[str, config.Experiment]:
+def profile(name: str, experiments: str | Path = EXPERIMENTS) -> dict[str, loading.Experiment]:
     """Load all experiments of a profile, by name; raises `UnknownName` where there is no such profile."""
-    return config.load_profile(name, experiments)
+    return loading.load_profile(name, experiments)
 
 
-def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> config.Experiment:
+def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> loading.Experiment:
     """Load one experiment file of a profile; raises `UnknownName` where there is no such profile or experiment."""
-    config.require_known("profile", profile, config.profiles(experiments))
+    tables.require_known("profile", profile, loading.profiles(experiments))
     known = sorted(path.stem for path in (Path(experiments) / profile).glob("*.toml"))
-    config.require_known(f"experiment of profile {profile!r}", name, known)
-    return config.load_experiment(Path(experiments) / profile / f"{name}.toml")
+    tables.require_known(f"experiment of profile {profile!r}", name, known)
+    return loading.load_experiment(Path(experiments) / profile / f"{name}.toml")
 
 
-def read(root: str | Path, experiment: config.Experiment, *, partial: bool = False) -> Logs:
+def read(root: str | Path, experiment: loading.Experiment, *, partial: bool = False) -> Logs:
     """Read all runs of an experiment that is loaded already, or with `partial` those that are there (one at least).
 
     Raises:
@@ -147,14 +127,14 @@ def pooled(parts: Sequence[Logs]) -> Logs:
     return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
 
 
-def coverage(root: str | Path, experiment: config.Experiment) -> pd.DataFrame:
+def coverage(root: str | Path, experiment: loading.Experiment) -> pd.DataFrame:
     """Return how many runs of each training estimator are there (`runs`) and how many there are to be (`planned`)."""
     rows = [(label(c.estimator.name, c.estimator.options), runs.is_complete(root, c.id)) for c in experiment.runs()]
     frame = pd.DataFrame(rows, columns=["trained_with", "runs"])
     return frame.groupby("trained_with", sort=False)["runs"].agg(runs="sum", planned="size").reset_index()
 
 
-def files(root: str | Path, experiment: config.Experiment) -> list[Path]:
+def files(root: str | Path, experiment: loading.Experiment) -> list[Path]:
     """Return the files that `read` reads, whether they exist or not."""
     return [
         Path(root) / run.id / name
@@ -181,69 +161,13 @@ def gradients(root: str | Path, run: str, step: int) -> dict[str, np.ndarray]:
         raise RunError(f"{path}: is truncated or not a safetensors file ({error})") from error
 
 
-def settings(log: Logs) -> pd.DataFrame:
-    """Return what else tells runs apart that are equal in `RUN_COLUMNS`: a row a run, a column a key of the configuration.
-
-    An experiment may vary anything ("network.activation", "data.train_size"); such runs are no replicates of one another. The
-    columns are named as in the experiment's grid; lists are JSON, and "" stands where a key is not set. Which estimators were
-    probed is left out: the column `estimator` of the probes has it.
-    """
-    frame = pd.DataFrame([_flat(json.loads(text)) for text in log.runs["config"]], index=pd.Index(log.runs["run"], name="run"))
-    equal = [log.runs[c].to_numpy() for c in RUN_COLUMNS if c not in ("run", "status")]
-    differing = (frame.fillna("").groupby(equal, sort=False, dropna=False).nunique() > 1).any()
-    return frame[[key for key in frame if differing[key] and key != "probe.estimators"]].fillna("")
-
-
-def option(frame: pd.DataFrame, name: str) -> pd.Series:
-    """Return an estimator's option as numbers, from the column `options`; NaN where it was not given or is no number."""
-    given = {text: json.loads(text).get(name) for text in frame["options"].unique()}
-    return pd.to_numeric(frame["options"].map(given), errors="coerce")
-
-
-def measured(probes: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Return the rows whose `columns` are finite: a diverging run's last probes are not.
-
-    Raises:
-        InvalidInput: the frame lacks a column.
-    """
-    if missing := [c for c in columns if c not in probes]:
-        raise InvalidInput("probes", missing, "a frame with the columns of probes.parquet", "These are missing.")
-    return probes[np.isfinite(probes[list(columns)].to_numpy(float)).all(axis=1)]
-
-
-def hidden_blocks(probes: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of whole hidden blocks; the readout is exact for most methods and would hide what they do."""
-    return probes[(probes["level"] == "block") & (probes["role"] == "hidden")]
-
-
-def last_step(probes: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of every run's last probe."""
-    return probes[probes["step"] == probes.groupby("run")["step"].transform("max")]
-
-
-def keys(probes: pd.DataFrame) -> pd.DataFrame:
-    """Return the probes without what was measured: run, step, estimator, parameter group, size, `valid`."""
-    return probes[[c for c in probes.columns if c not in _MEASURED]]
-
-
-def _flat(table: dict[str, object], above: str = "") -> dict[str, object]:
-    """Return nested tables as one of dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{above}{key}.")
-        else:
-            found[above + key] = json.dumps(value) if isinstance(value, list) else value
-    return found
-
-
-def _tables_of(run: config.RunConfig) -> list[str]:
+def _tables_of(run: tables.RunConfig) -> list[str]:
     """Which tables a run writes."""
     asked = {"probes": run.probe is not None, "feedback": run.probe is not None and run.probe.feedback}
     return [name for name in TABLES if asked.get(name, True)]
 
 
-def _run_columns(run: config.RunConfig, experiment: str, summary: dict) -> tuple[dict[str, object], dict[str, object]]:
+def _run_columns(run: tables.RunConfig, experiment: str, summary: dict) -> tuple[dict[str, object], dict[str, object]]:
     """Return what every row of a run carries, and what the frame of runs has beyond it."""
     hidden = run.network.options.get("hidden")
     values = (

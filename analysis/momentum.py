@@ -20,7 +20,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from analysis import closed_forms, logs, statistics
+from analysis import logs, select, statistics
+from analysis.rebuilt import closed_forms
 
 
 def weights(rate: float, steps: int) -> np.ndarray:
@@ -99,7 +100,7 @@ def frozen(log: logs.Logs, rates: Iterable[float]) -> pd.DataFrame:
     probes = _hidden(log.probes)
     plain_mean = probes["gradient_lr"] < 1e-6
     step = probes[~plain_mean].assign(panel="step", factor=1.0)
-    mean = logs.last_step(probes[plain_mean])
+    mean = select.last_step(probes[plain_mean])
     mean = mean.assign(panel="mean", factor=mean["step"] + 1.0, rate=mean["feedback_lr"].fillna(1.0))
     mean["method"] = mean["method"].str.removesuffix("-averaged")
     rows = pd.concat([step, mean], ignore_index=True)
@@ -137,7 +138,7 @@ def moving(log: logs.Logs) -> pd.DataFrame:
     """
     from analysis import bias
 
-    probes = logs.last_step(_hidden(log.probes))
+    probes = select.last_step(_hidden(log.probes))
     alpha = probes.loc[probes["method"] == "fdfa-averaged", "feedback_lr"].iloc[0]
     kept = probes[probes["feedback_lr"].isna() | ((probes["feedback_lr"] == alpha) & probes["options"].str.contains("warmup"))]
     kept = kept.assign(
@@ -150,5 +151,5 @@ def moving(log: logs.Logs) -> pd.DataFrame:
 def _hidden(probes: pd.DataFrame) -> pd.DataFrame:
     """Return rows of all hidden blocks together, with the rates as columns; `rate` is of what the method averages."""
     rows = probes[(probes["level"] == "hidden") & (probes["source"] == "shadow")]
-    rates = {name: logs.option(rows, name) for name in ("feedback_lr", "gradient_lr")}
+    rates = {name: select.option(rows, name) for name in ("feedback_lr", "gradient_lr")}
     return rows.assign(**rates, rate=rates["gradient_lr"].fillna(rates["feedback_lr"]).fillna(1.0))

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pandas as pd
 
-from analysis import closed_forms, logs, statistics
+from analysis import logs, select, statistics
+from analysis.rebuilt import closed_forms
 from analysis.theory.laws import Contest
 from fdfa_core.errors import InvalidInput
 
@@ -45,11 +46,11 @@ def diagram(log: logs.Logs, batch_sizes: np.ndarray, feedback_lrs: np.ndarray) -
 
 
 def _measured(probes: pd.DataFrame) -> pd.DataFrame:
-    rows = logs.last_step(probes[probes["level"] == "hidden"])
+    rows = select.last_step(probes[probes["level"] == "hidden"])
     rows = rows.assign(
-        feedback_lr=logs.option(rows, "feedback_lr"),
+        feedback_lr=select.option(rows, "feedback_lr"),
         joint=rows["options"].map(lambda text: json.loads(text).get("joint", True)),
-        tangents=logs.option(rows, "tangents").fillna(1).astype(int),
+        tangents=select.option(rows, "tangents").fillna(1).astype(int),
     )
     keys = ["seed", "batch_size", *WAY]
     fdfa = rows[rows["method"] == "fdfa"]

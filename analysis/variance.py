@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis import logs, statistics
+from analysis import select, statistics
 from fdfa_core.errors import InvalidInput
+from fdfa_core.runs import schema
 
 NORMS = {"reference": "reference_norm", "target": "target_norm"}
 
 
 def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
     """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale)."""
-    probes = logs.measured(probes, "variance", "variance_se")
+    probes = select.measured(probes, "variance", "variance_se")
     low, high = statistics.log_interval(probes["variance"], probes["variance_se"], probes["draws"], level)
     return probes.assign(low=low, high=high)
 
@@ -40,7 +41,7 @@ def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     """
     norm2 = _norm(probes, by) ** 2
     probes = probes.assign(nsr=probes["variance"] / norm2, nsr_se=probes["variance_se"] / norm2)
-    return logs.measured(probes[norm2 > logs.VANISHED**2], "nsr", "nsr_se")
+    return select.measured(probes[norm2 > schema.VANISHED**2], "nsr", "nsr_se")
 
 
 def per_component(probes: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +49,7 @@ def per_component(probes: pd.DataFrame) -> pd.DataFrame:
 
     Not comparable across widths or parameterisations: a wider block has more and ever smaller entries.
     """
-    probes = logs.measured(probes, "variance", "variance_se")
+    probes = select.measured(probes, "variance", "variance_se")
     return probes.assign(
         component_variance=probes["variance"] / probes["size"],
         component_variance_se=probes["variance_se"] / probes["size"],
@@ -65,7 +66,7 @@ def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     rows = probes.drop_duplicates(keys).assign(estimator="bp", method="bp", options="{}")
     rows = rows.assign(variance=rows["reference_variance"], nsr=rows["reference_variance"] / _norm(rows, by) ** 2)
     rows = rows.drop(columns=[c for c in ("variance_se", "draws") if c in rows])
-    return logs.measured(rows[_norm(rows, by) > logs.VANISHED], "variance", "nsr")
+    return select.measured(rows[_norm(rows, by) > schema.VANISHED], "variance", "nsr")
 
 
 def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFrame:

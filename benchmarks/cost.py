@@ -73,7 +73,8 @@ def cost_scaling() -> Iterator[dict[str, object]]:
 
 
 def _draws() -> Iterator[dict[str, object]]:
-    from fdfa_core.moments import _given, measure_draws
+    from fdfa_core.measuring.probe import draws_on_batch
+    from fdfa_core.measuring.scalars import measure_draws
 
     net = fully_connected([784, 800, 800, 10], seed=0)
     batch = make_batch(net)
@@ -84,7 +85,7 @@ def _draws() -> Iterator[dict[str, object]]:
         functions = {
             "bp": partial(bp.backward, *batch),
             "fg-a: gradients": partial(estimator.sample, *batch, count),
-            "fg-a: scalars": partial(measure_draws, _given(estimator, *batch, count), count, target, target),
+            "fg-a: scalars": partial(measure_draws, draws_on_batch(estimator, *batch, count), count, target, target),
             "fdfa: replicas": partial(replicated.advance, *batch),
         }
         seconds = take_turns(functions, 5, warmup=1)
@@ -109,8 +110,8 @@ VARIANTS = [  # beside every estimator with its defaults
 def cost_vs_alignment(draws: int = 32, steps: int = 100) -> Iterator[dict[str, object]]:
     """Yield the rows of cost_vs_alignment.csv."""
     from fdfa_core.data import load
-    from fdfa_core.gradients import Reference
-    from fdfa_core.moments import probe
+    from fdfa_core.measuring.probe import probe
+    from fdfa_core.measuring.reference import Reference
 
     train = load("digits").train
     net = fully_connected([64, 128, 128, 10], seed=0)

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdfa_core import fully_connected, make_estimator
-from fdfa_core.architectures import convolutional, residual, transformer
-from fdfa_core.network import BlockNetwork
+from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.convolutional import convolutional
+from fdfa_core.networks.residual import residual
+from fdfa_core.networks.transformer import transformer
 
 BATCH_SIZE = 64
 

@@ -22,7 +22,7 @@ from benchmarks.networks import BATCH_SIZE, NETWORKS, bp_step, estimator_step, m
 from benchmarks.timing import ratio, take_turns
 from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
-from fdfa_core.runs import is_complete, read_provenance
+from fdfa_core.runs.directory import is_complete, read_provenance
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _() -> Iterator[Row]:
 
 def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float | None) -> Iterator[Row]:
     """Compare 256 draws at one point with as many single draws."""
-    from fdfa_core.moments import _given, measure_draws
+    from fdfa_core.measuring.probe import draws_on_batch
+    from fdfa_core.measuring.scalars import measure_draws
 
     count, part = 256, 32  # single draws are timed in parts: they take long
     net = NETWORKS[network]()
@@ -140,7 +141,7 @@ def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float 
     target = true_gradient(net, x, y)
     for label, options in (("", {}), (" (Rademacher)", {"perturbation": "rademacher"})):
         estimator = make_estimator("fg-a", net, **options)
-        produce = _given(estimator, x, y, count)
+        produce = draws_on_batch(estimator, x, y, count)
         functions = {
             "single": lambda e=estimator: [e.estimate(x, y) for _ in range(part)] and None,
             "full": lambda e=estimator: e.sample(x, y, count),
@@ -172,8 +173,8 @@ def _() -> Iterator[Row]:
 
 @bench("probe", processes=5)
 def _() -> Iterator[Row]:
-    from fdfa_core.gradients import Reference
-    from fdfa_core.moments import probe
+    from fdfa_core.measuring.probe import probe
+    from fdfa_core.measuring.reference import Reference
 
     net, replicas = NETWORKS["digits"](), 32
     x, y = make_batch(net, 512)
@@ -207,8 +208,8 @@ def _() -> Iterator[Row]:
 
 @bench("instrumented")
 def _() -> Iterator[Row]:
-    from fdfa_core import schedules
-    from fdfa_core.config import Geometric
+    from fdfa_core.experiments import schedules
+    from fdfa_core.experiments.tables import Geometric
 
     epochs, steps_per_epoch = 10, 938
     steps = epochs * steps_per_epoch
@@ -243,8 +244,8 @@ def _() -> Iterator[Row]:
 
 def _session(shadows: list[dict] | None):
     """A training session of the fully connected network with batch normalisation on images of MNIST's size."""
-    from fdfa_core.config import RunConfig
-    from fdfa_core.training import Session
+    from fdfa_core.experiments.tables import RunConfig
+    from fdfa_core.training.session import Session
 
     table = {
         "network": {"architecture": "fully_connected", "hidden": [800, 800], "batch_norm": True},

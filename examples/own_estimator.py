@@ -8,7 +8,7 @@ import torch
 from fdfa_core import available_estimators, fully_connected, make_estimator, measure, register
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import Estimator
-from fdfa_core.functional import functional_call
+from fdfa_core.linearisation.functional import functional_call
 
 
 @register("spsa")

@@ -1,24 +1,9 @@
-"""Backpropagation-free gradient estimators, and training that is measured against the true gradient."""
+"""Backpropagation-free gradient estimators, and training that is measured against the true gradient.
 
-from fdfa_core.architectures import alexnet, convolutional, fully_connected, residual, transformer
-from fdfa_core.cutting import cut
-from fdfa_core.estimators import available_estimators, make_estimator, register
-from fdfa_core.gradients import true_gradient
-from fdfa_core.measure import measure
-from fdfa_core.network import Block, BlockNetwork
+The public names are listed in ``__init__.pyi`` and load on first use, so that importing a module which needs no torch, such as
+`fdfa_core.experiments.loading`, loads no torch.
+"""
 
-__all__ = [
-    "Block",
-    "BlockNetwork",
-    "alexnet",
-    "available_estimators",
-    "convolutional",
-    "cut",
-    "fully_connected",
-    "make_estimator",
-    "measure",
-    "register",
-    "residual",
-    "transformer",
-    "true_gradient",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,7 +4,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis import closed_forms, logs, statistics, variance
+from analysis import logs, select, statistics, variance
+from analysis.rebuilt import closed_forms
 from figures import style
 
 
@@ -28,7 +29,7 @@ def curves(log: logs.Logs, x: str, with_slopes: bool = True) -> pd.DataFrame:
         x: a column of runs.
         with_slopes: add `slope`, `slope_low`, `slope_high`, `slope_interval`.
     """
-    noisy = variance.normalised(logs.last_step(logs.hidden_blocks(log.probes)))
+    noisy = variance.normalised(select.last_step(select.hidden_blocks(log.probes)))
     keys = ["block", "estimator"]
     found = statistics.over_seeds(noisy, "nsr", [*keys, x], se="nsr_se", log=True)
     found = closed_forms.with_theory(found, closed_forms.curve(log, [*keys, x]), [*keys, x])

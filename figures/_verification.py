@@ -16,7 +16,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Draw variances and their parts on the identity line, and the z of all single numbers against normal quantiles.
 
     Args:
-        frame: rows of `analysis.verification.run`.
+        frame: rows of `verification.run`.
     """
     # what theory says to be constant and is so to rounding has no sampling error to show
     random = frame[frame["se"] > 1e-6 * frame["predicted"].abs()]

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import alignment, logs
+from analysis import alignment, logs, select
 from figures import style
 
 EXPERIMENTS = ("convergence",)
@@ -13,7 +13,7 @@ BY = ["estimator", "block", "step"]
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return long rows: `quantity` "angle" (degrees, over seeds) and "vanished" (share of seeds without a reference)."""
     (log,) = logs_of.values()
-    probes = logs.hidden_blocks(log.probes)
+    probes = select.hidden_blocks(log.probes)
     probes = probes[probes["source"] == "self"]
     angles = alignment.angles(probes, BY).drop(columns=["untrusted", "of"]).assign(quantity="angle")
     gone = alignment.vanished(probes, BY)

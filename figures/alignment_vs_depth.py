@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import accuracy, alignment, logs
+from analysis import accuracy, alignment, logs, select
 from figures import style
 
 EXPERIMENTS = ("depth",)
@@ -18,7 +18,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return angles at the last probe of training (`quantity` "first", "mean") and final accuracies, against depth."""
     (log,) = logs_of.values()
     by = ["trained_with", "depth"]
-    probes = logs.last_step(logs.hidden_blocks(log.probes))
+    probes = select.last_step(select.hidden_blocks(log.probes))
     probes = probes[(probes["source"] == "self") & (probes["method"] != "frozen")]
     parts = [
         alignment.angles(rows, by).assign(quantity=quantity)

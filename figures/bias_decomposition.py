@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import feedback, logs
+from analysis import feedback, logs, select
 from figures import style
 
 EXPERIMENTS = ("drift",)
@@ -20,10 +20,10 @@ FLOOR = 1e-5  # of ‖∇‖²: less than this is left out
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias² ÷ ‖∇‖² and its parts per hidden block: against α at the last probe, and against steps for one α."""
     (log,) = logs_of.values()
-    rows = log.feedback.assign(alpha=logs.option(log.feedback, "feedback_lr"))
+    rows = log.feedback.assign(alpha=select.option(log.feedback, "feedback_lr"))
     warm = rows["options"].str.contains("warmup")
     by = ["block", "alpha", "step"]
-    last = feedback.bias_parts(logs.last_step(rows[warm]), by).assign(against="alpha")
+    last = feedback.bias_parts(select.last_step(rows[warm]), by).assign(against="alpha")
     return pd.concat([last, feedback.bias_parts(rows[~warm], by).assign(against="step")], ignore_index=True)
 
 

@@ -6,7 +6,7 @@ Points on a logarithmic axis, not stacked bars: a stack adds lengths, and length
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bias, logs
+from analysis import bias, logs, select
 from figures import style
 
 EXPERIMENTS = ("trajectory",)
@@ -21,7 +21,7 @@ OFFSETS = {"mse": 0.0, "variance": 0.2, "bias2": -0.2}
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias², variance and mean squared error ÷ ‖BP's gradient‖² at the end of training, over seeds."""
     (log,) = logs_of.values()
-    probes = logs.last_step(logs.hidden_blocks(log.probes))
+    probes = select.last_step(select.hidden_blocks(log.probes))
     return bias.split_over_seeds(probes[probes["method"] != "bp"], ["trained_with", "estimator", "block"])
 
 

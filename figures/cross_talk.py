@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import closed_forms, feedback, logs
+from analysis import feedback, logs, select
+from analysis.rebuilt import closed_forms
 from figures import style
 
 EXPERIMENTS = ("layers",)
@@ -16,7 +17,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return E‖D − J̄‖² / ‖J̄‖² of one Jacobian estimate D (the feedback at α = 1) per depth and hidden block, over seeds."""
     (log,) = logs_of.values()
     rows = closed_forms.feedback_errors(log)
-    rows = rows[(logs.option(rows, "feedback_lr") == 1) & (rows["depth"] > 1)]
+    rows = rows[(select.option(rows, "feedback_lr") == 1) & (rows["depth"] > 1)]
     rows = rows.assign(joint=~rows["options"].str.contains("joint"))
     return feedback.error(rows, ["depth", "block", "joint", "estimator"])
 

@@ -3,7 +3,8 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import closed_forms, feedback, logs
+from analysis import feedback, logs
+from analysis.rebuilt import closed_forms
 from figures import _scaling, style
 
 EXPERIMENTS = ("feedback",)

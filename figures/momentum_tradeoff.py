@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bias, logs, momentum
+from analysis import bias, logs, momentum, select
 from figures import style
 
 EXPERIMENTS = ("momentum",)
@@ -15,8 +15,8 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     Rows of quantity "law": the variance at the largest α scaled as at frozen weights.
     """
     (log,) = logs_of.values()
-    probes = logs.last_step(logs.hidden_blocks(log.probes))
-    probes = probes.assign(alpha=logs.option(probes, "feedback_lr"))
+    probes = select.last_step(select.hidden_blocks(log.probes))
+    probes = probes.assign(alpha=select.option(probes, "feedback_lr"))
     probes = probes[(probes["method"] == "fdfa") & (probes["source"] == "shadow") & probes["alpha"].notna()]
     found = bias.split_over_seeds(probes, ["block", "alpha"])
     warmup = probes["options"].str.contains("warmup").all()

@@ -31,7 +31,7 @@ import figures
 from analysis import benches
 from analysis import logs as log_frames
 from fdfa_core.errors import FdfaError, RunError, UnknownName
-from fdfa_core.writing import make_directory, write_atomically
+from fdfa_core.files import make_directory, write_atomically
 from figures import style
 from figures.plan import Job, discover, gaps, plan
 

@@ -4,7 +4,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from analysis import closed_forms, logs
+from analysis import logs
+from analysis.rebuilt import closed_forms
 from figures import style
 
 EXPERIMENTS = ("width", "batch", "layers")

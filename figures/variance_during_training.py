@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import logs, statistics, variance
+from analysis import logs, select, statistics, variance
 from figures import style
 
 EXPERIMENTS = ("trajectory",)
@@ -17,7 +17,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     learnt by heart, and noise that shrinks with its gradient would seem to have vanished if divided by that of all data.
     """
     (log,) = logs_of.values()
-    probes = logs.hidden_blocks(log.probes)
+    probes = select.hidden_blocks(log.probes)
     noise = variance.data_noise(probes[probes["method"] == "bp"])
     noisy = variance.normalised(probes[(probes["method"] != "bp") & (probes["variance"] > 0)], by="target")
     by = ["trained_with", "block", "estimator", "step"]

@@ -3,7 +3,8 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import closed_forms, logs, statistics, variance
+from analysis import logs, select, statistics, variance
+from analysis.rebuilt import closed_forms
 from figures import _scaling, style
 
 EXPERIMENTS = ("width",)
@@ -15,7 +16,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     BP's data noise stands beside the others as estimator "bp". Where all points have a closed form, it is the column `theory`.
     """
     (log,) = logs_of.values()
-    probes = logs.last_step(logs.hidden_blocks(log.probes))
+    probes = select.last_step(select.hidden_blocks(log.probes))
     noise = variance.data_noise(probes[probes["method"] == "bp"])
     noisy = variance.normalised(probes[probes["method"] != "bp"])
     by, parts = ["block", "estimator"], []

@@ -7,6 +7,7 @@ holds. Derivations, assumptions and sources are in docs/theory.md.
 
 from analysis.theory.conditions import conditions
 from analysis.theory.feedback import FeedbackLaw, feedback_drift, feedback_law, lag_bias
-from analysis.theory.predictions import FORMULAS, Prediction, predict
+from analysis.theory.prediction import Prediction
+from analysis.theory.predictions import FORMULAS, predict
 
 __all__ = ["FORMULAS", "FeedbackLaw", "Prediction", "conditions", "feedback_drift", "feedback_law", "lag_bias", "predict"]

@@ -19,7 +19,7 @@ from analysis.theory.fourth_moment import PairMoment, step_pairs
 from analysis.theory.population import Population, gather
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.options import one_of
-from fdfa_core.network import BlockNetwork
+from fdfa_core.networks.blocks import BlockNetwork
 
 FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (needed by general blocks alone)
 

@@ -12,9 +12,10 @@ from scipy.special import gammaln
 from torch import Tensor
 
 from analysis.theory.feedback import FeedbackLaw, lag_bias
-from analysis.theory.predictions import Prediction, predict
+from analysis.theory.prediction import Prediction
+from analysis.theory.predictions import predict
 from fdfa_core.errors import InvalidInput
-from fdfa_core.network import BlockNetwork
+from fdfa_core.networks.blocks import BlockNetwork
 
 # Averages over the components of a layer -----------------------------------------------------------------------------
 

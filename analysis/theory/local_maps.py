@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from fdfa_core.functional import functional_call
-from fdfa_core.network import Block
+from fdfa_core.linearisation.functional import functional_call
+from fdfa_core.networks.blocks import Block
 
 Sums = dict[str, Tensor]
 MEMORY = 128 * 2**20  # bytes of per-sample gradients held at a time

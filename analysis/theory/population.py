@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from analysis.theory.local_maps import local_map
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.losses import Loss, make_loss
-from fdfa_core.network import BlockNetwork, require_site
+from fdfa_core.networks.blocks import BlockNetwork, require_site
 
 MEMORY = 128 * 2**20  # bytes that one chunk of samples may take
 

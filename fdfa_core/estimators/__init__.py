@@ -4,22 +4,6 @@ To add one, write a subclass of `Estimator` and decorate it with `@register("nam
 user's own code, or in another package that names it in the entry-point group ``fdfa_core.estimators``.
 """
 
-from fdfa_core.estimators.base import Estimator
-from fdfa_core.estimators.registry import (
-    available_estimators,
-    estimator_class,
-    estimator_options,
-    label,
-    make_estimator,
-    register,
-)
+import lazy_loader
 
-__all__ = [
-    "Estimator",
-    "available_estimators",
-    "estimator_class",
-    "estimator_options",
-    "label",
-    "make_estimator",
-    "register",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,8 +8,8 @@ from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.options import one_of
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
-from fdfa_core.linearize import Gradients, Trace, merge
-from fdfa_core.network import require_site
+from fdfa_core.linearisation.trace import Gradients, Trace, merge
+from fdfa_core.networks.blocks import require_site
 
 
 @register("fg-a")

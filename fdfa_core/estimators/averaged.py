@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from fdfa_core.draws import dense
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.activity_perturbation import ActivityPerturbation
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.forward_feedback import ForwardDirectFeedbackAlignment
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearize import Gradients, Trace
+from fdfa_core.linearisation.factored import dense
+from fdfa_core.linearisation.trace import Gradients, Trace
 
 
 class GradientAverage(Estimator):

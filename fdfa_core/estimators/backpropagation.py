@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from fdfa_core.checks import check_batch
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.registry import register
 from fdfa_core.gradients import true_gradient
+from fdfa_core.networks.batch import check_batch
 
 
 @register("bp")

@@ -10,12 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fdfa_core.checks import check_batch, preserve_random_stream
-from fdfa_core.draws import dense
 from fdfa_core.errors import InvalidInput
-from fdfa_core.linearize import Gradients, Trace
+from fdfa_core.linearisation.factored import dense
+from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.losses import make_loss
-from fdfa_core.network import BlockNetwork
+from fdfa_core.networks.batch import check_batch
+from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.random_state import preserve_random_stream
 
 
 class Estimator(ABC):

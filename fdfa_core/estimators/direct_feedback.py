@@ -14,9 +14,9 @@ from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearize import Gradients, Trace, merge
+from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.losses import check_labels
-from fdfa_core.network import require_site
+from fdfa_core.networks.blocks import require_site
 
 
 class Feedback(list):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.direct_feedback import uniform_feedback
 from fdfa_core.estimators.registry import register
-from fdfa_core.functional import functional_call
-from fdfa_core.linearize import Gradients, merge
+from fdfa_core.linearisation.functional import functional_call
+from fdfa_core.linearisation.trace import Gradients, merge
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)  # these types exactly: a subclass may compute something else

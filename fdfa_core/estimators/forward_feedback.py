@@ -13,7 +13,7 @@ from fdfa_core.estimators.direct_feedback import DirectFeedback
 from fdfa_core.estimators.learned_feedback import LearnedFeedback
 from fdfa_core.estimators.options import non_negative, one_of, positive_integer
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearize import Trace
+from fdfa_core.linearisation.trace import Trace
 from fdfa_core.perturbations import DESIGNS, design_sample, make_law
 
 RULES = ("momentum", "adam")

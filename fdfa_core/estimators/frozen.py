@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearize import Gradients, Trace
+from fdfa_core.linearisation.trace import Gradients, Trace
 
 
 @register("frozen")

@@ -12,7 +12,7 @@ from torch import Tensor
 from fdfa_core.estimators.direct_feedback import DirectFeedback, uniform_feedback
 from fdfa_core.estimators.options import OPTIMIZERS, make_optimizer, non_negative, one_of
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearize import Trace
+from fdfa_core.linearisation.trace import Trace
 
 
 class LearnedFeedback(DirectFeedback):

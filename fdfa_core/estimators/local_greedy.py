@@ -15,8 +15,8 @@ from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.options import OPTIMIZERS, make_optimizer, non_negative, one_of
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
-from fdfa_core.linearize import BlockMap, Gradients, Trace, merge
-from fdfa_core.network import require_site
+from fdfa_core.linearisation.trace import BlockMap, Gradients, Trace, merge
+from fdfa_core.networks.blocks import require_site
 
 
 class LocalGreedy(Estimator):

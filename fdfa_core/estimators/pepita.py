@@ -13,7 +13,7 @@ from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.direct_feedback import Feedback, uniform_feedback
 from fdfa_core.estimators.options import non_negative
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearize import Gradients, Trace, merge
+from fdfa_core.linearisation.trace import Gradients, Trace, merge
 
 
 @register("pepita")

@@ -14,7 +14,7 @@ from fdfa_core.errors import InvalidInput, UnknownName
 
 if TYPE_CHECKING:
     from fdfa_core.estimators.base import Estimator
-    from fdfa_core.network import BlockNetwork
+    from fdfa_core.networks.blocks import BlockNetwork
 
 _CLASSES: dict[str, type[Estimator]] = {}
 

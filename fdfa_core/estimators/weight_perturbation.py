@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 
-from fdfa_core.draws import inner
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.options import one_of
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
-from fdfa_core.functional import functional_call
-from fdfa_core.linearize import Trace
+from fdfa_core.linearisation.factored import inner
+from fdfa_core.linearisation.functional import functional_call
+from fdfa_core.linearisation.trace import Trace
 
 
 @register("fg-w")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis import inventory, logs
 from fdfa_core.errors import InvalidInput
-from fdfa_core.writing import write_atomically
+from fdfa_core.files import write_atomically
 from figures import render, style
 from figures.plan import Job, gaps, plan
 

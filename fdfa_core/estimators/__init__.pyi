@@ -1,0 +1,19 @@
+from .base import Estimator
+from .registry import (
+    available_estimators,
+    estimator_class,
+    estimator_options,
+    label,
+    make_estimator,
+    register,
+)
+
+__all__ = [
+    "Estimator",
+    "available_estimators",
+    "estimator_class",
+    "estimator_options",
+    "label",
+    "make_estimator",
+    "register",
+]

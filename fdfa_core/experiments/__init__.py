@@ -1,0 +1,1 @@
+"""What to run: experiment files and the tables that they hold. Nothing here imports torch."""

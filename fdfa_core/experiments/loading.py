@@ -1,0 +1,236 @@
+"""Experiment files: TOML, validated as a whole before anything runs.
+
+An experiment file is a base run, `cases` (overrides of it) and a `grid` (dotted key → values); its runs are cases × grid.
+What only the registries know (estimators and their options, architectures, data sets) is checked by
+`fdfa_core.training.check`, for the runs to come.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.experiments.tables import NAMING, At, Epochs, Every, FirstAndLast, Geometric, RunConfig, require_known, suggest
+from fdfa_core.paths import EXPERIMENTS
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a run were written, so that an error can point there."""
+
+    file: Path
+    base: Mapping[str, Any]
+    case: int | None
+    override: Mapping[str, Any]
+    grid: Mapping[str, str]  # swept key → where its values stand
+
+    def locate(self, key: str) -> str:
+        """Return "file: key", with the key as it stands in the file; for a table that a swept name makes, that name's."""
+        for swept, place in self.grid.items():
+            makes = swept in {f"{key}.{name}" for name in NAMING}
+            if key == swept or makes or key.startswith((f"{swept}.", f"{swept}[")):
+                return f"{self.file}: {place}"
+            if swept.startswith(f"{key}.") and not (_is_table(self.base, key) or _is_table(self.override, key)):
+                return f"{self.file}: {place.removesuffix(swept)}{key}"  # a table of the grid alone
+        # what is written nowhere (a missing key, a default) belongs to the table that could hold it, in the case first
+        in_case = _writes(self.override, key) or not _writes(self.base, key) and _writes(self.override, key.split(".")[0])
+        return f"{self.file}: cases[{self.case}].{key}" if in_case else f"{self.file}: {key}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named set of runs, as one TOML file describes them.
+
+    `role` is what figures know it by: a profile may have several experiments of one role (a data set each, say).
+    """
+
+    name: str
+    description: str
+    role: str
+    path: Path
+    _runs: dict[str, tuple[RunConfig, Origin]] = field(repr=False)
+
+    def runs(self) -> list[RunConfig]:
+        """The runs in the order of the file: cases in turn, the grid's last key fastest. Their ids are distinct."""
+        return [config for config, _ in self._runs.values()]
+
+    def planned(self) -> list[tuple[RunConfig, Origin]]:
+        """The runs with the places in the file that their values come from."""
+        return list(self._runs.values())
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Read and validate an experiment file.
+
+    Raises:
+        InvalidInput: the file cannot be read, is not TOML, or holds an unknown key, a wrong type, an impossible value.
+    """
+    path = _shown(Path(path))
+    tables = _read_toml(path)
+    about = {"description": tables.pop("description", ""), "role": tables.pop("role", path.stem)}
+    for key, text in about.items():
+        if not isinstance(text, str):
+            raise InvalidInput(f"{path}: {key}", text, "a string")
+    cases = tables.pop("cases", None)
+    if cases is not None and not (cases and isinstance(cases, list) and all(isinstance(c, dict) for c in cases)):
+        raise InvalidInput(f"{path}: cases", cases, "a list of one or more tables, each written [[cases]]")
+    grid = _flat_grid(tables.pop("grid", {}), f"{path}: grid")
+
+    runs: dict[str, tuple[RunConfig, Origin]] = {}
+    for index, case in [(None, {})] if cases is None else enumerate(cases):
+        override = dict(case)
+        own = _flat_grid(override.pop("grid", {}), f"{path}: cases[{index}].grid")
+        swept = grid | own
+        places = {key: f"cases[{index}].grid.{key}" if key in own else f"grid.{key}" for key in swept}
+        origin = Origin(path, tables, index, override, places)
+        for values in itertools.product(*swept.values()):
+            point = dict(zip(swept, values, strict=True))
+            table = merge(tables, override)
+            # a name replaces its table with all options, so that names come before the options that are swept beside them
+            for key, value in sorted(point.items(), key=lambda item: item[0].rpartition(".")[2] not in NAMING):
+                table = merge(table, _nested(key, value))
+            config = _validate(table, origin)
+            if config.id in runs:
+                where = f"{path}: " + ("grid" if index is None else f"cases[{index}]")
+                raise InvalidInput(where, point or case, "runs that differ; this one is there already")
+            runs[config.id] = (config, origin)
+    return Experiment(path.stem, **about, path=path, _runs=runs)
+
+
+def load_profile(profile: str, directory: str | Path = EXPERIMENTS) -> dict[str, Experiment]:
+    """Load all experiments of a profile, by name.
+
+    Raises:
+        UnknownName: there is no such profile.
+        InvalidInput: as `load_experiment`.
+    """
+    require_known("profile", profile, profiles(directory))
+    return {path.stem: load_experiment(path) for path in sorted((Path(directory) / profile).glob("*.toml"))}
+
+
+def profiles(directory: str | Path = EXPERIMENTS) -> list[str]:
+    """Names of the folders of `directory` that hold experiments."""
+    return sorted({path.parent.name for path in Path(directory).glob("*/*.toml")})
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `override` on top, table by table.
+
+    A table that names something (`name`, `architecture`, `kind`) replaces the base's, options and all.
+    """
+    merged = dict(base)
+    for key, value in override.items():
+        old, tables = merged.get(key), isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        refines = tables and value.keys().isdisjoint(NAMING)
+        merged[key] = merge(old, value) if refines else value
+    return merged
+
+
+def _shown(path: Path) -> Path:
+    """Return the path as a user would write it: relative where it lies below the working directory."""
+    absolute = path.resolve()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput("experiment", str(path), "a readable TOML file", f"{error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput("experiment", str(path), "a file in TOML syntax", f"{error}.") from error
+
+
+def _flat_grid(tables: Any, where: str) -> dict[str, list]:
+    """Return dotted key → values, whether the key was quoted ("a.b" = […]) or not (a.b = […])."""
+    if not isinstance(tables, dict):
+        raise InvalidInput(where, tables, "a table of lists")
+    flat: dict[str, list] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": values for inner, values in _flat_grid(value, f"{where}.{key}").items()}
+        elif isinstance(value, list) and value:
+            flat[key] = value
+        else:
+            raise InvalidInput(f"{where}.{key}", value, "a list of one or more values")
+    return flat
+
+
+def _writes(table: Any, key: str) -> bool:
+    """Whether a key, or a table in its way that replaces the base's with all options, is written in a table."""
+    for part in key.split("."):
+        part = part.split("[")[0]
+        if not isinstance(table, Mapping) or part not in table:
+            return False
+        table = table[part]
+        if not isinstance(table, Mapping) or not table.keys().isdisjoint(NAMING):
+            return True
+    return True
+
+
+def _is_table(table: Any, key: str) -> bool:
+    for part in key.split("."):
+        table = table.get(part) if isinstance(table, Mapping) else None
+    return isinstance(table, Mapping)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _validate(table: dict[str, Any], origin: Origin) -> RunConfig:
+    """Validate one run, and say of the first of pydantic's errors which file, key, value, and what is accepted."""
+    try:
+        return RunConfig.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+    context = first.get("ctx", {})
+    key, value = _key_and_value((*first["loc"], *([context["of"]] if "of" in context else [])), table)
+    match first["type"]:
+        case "unknown_key":
+            known = context["known"] + (["description", "role", "cases", "grid"] if not key else [])
+            unknown = f"{key}.{context['key']}" if key else context["key"]
+            hint = suggest(context["key"], known)
+            raise UnknownName(f"{origin.locate(unknown)} (unknown key)", value[context["key"]], known, hint)
+        case "missing":
+            raise InvalidInput(origin.locate(key), "nothing", f"{_article(first['loc'][-1])}; it has no default")
+        case "model_type" | "model_attributes_type" | "dict_type":
+            accepted = "a table"
+        case "union_tag_not_found":
+            accepted = "a table with kind = " + " or ".join(_union_tags())
+        case "union_tag_invalid":
+            key, value, accepted = f"{key}.kind", value["kind"], "one of " + ", ".join(_union_tags())
+        case _:
+            accepted = first["msg"].removeprefix("Input should be ")
+            if accepted.startswith(("greater", "less")):
+                accepted = f"a number {accepted}"
+    choices = _union_tags() if first["type"].startswith("union_tag") else context.get("expected", "").split("'")[1::2]
+    raise InvalidInput(origin.locate(key), value, accepted, suggest(value, choices))
+
+
+def _key_and_value(location: tuple[str | int, ...], table: Any) -> tuple[str, Any]:
+    """Return the dotted key and the value at a pydantic location, without the union tags that pydantic puts into it."""
+    key, value = "", table
+    for part in location:
+        if isinstance(value, dict) and value.get("kind") == part:
+            continue  # a union tag
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+        value = value.get(part) if isinstance(value, dict) else value[part]
+    return key.removeprefix("."), value
+
+
+def _union_tags() -> list[str]:
+    return [model.model_fields["kind"].annotation.__args__[0] for model in (Every, Geometric, At, Epochs, FirstAndLast)]
+
+
+def _article(key: str | int) -> str:
+    return f"a table {key}" if key in {"network", "estimator", "training"} else f"a value for {key}"

@@ -1,0 +1,1 @@
+"""Measuring estimators against the true gradient: draws → scalars → moments → rows of a table."""

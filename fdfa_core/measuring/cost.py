@@ -1,0 +1,57 @@
+"""How much memory a computation takes at its peak, on any device."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _Allocations(TorchDispatchMode):
+    """Follow the storages of all tensors that operations return, from their making to their end."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes seconds and is of no use here
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self._meet((args, kwargs), new=False)  # what is met as an input first was there before
+        result = function(*args, **kwargs)
+        self._meet(result, new=True)
+        return result
+
+    def _meet(self, values: object, new: bool) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                if storage._cdata not in self._known:
+                    size = storage.nbytes() if new else 0
+                    self.live += size
+                    self.peak = max(self.peak, self.live)
+                    self._known[storage._cdata] = weakref.ref(storage, self._end(storage._cdata, size))
+
+    def _end(self, key: int, size: int) -> Callable[[object], None]:
+        def end(_) -> None:
+            self._known.pop(key, None)
+            self.live -= size
+
+        return end
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Return the bytes of all tensors that a call made, and that were alive together, at their most.
+
+    Tensors that were there before are not counted, nor what a library needs inside one operation.
+    """
+    with _Allocations() as allocations:
+        function()
+    return allocations.peak

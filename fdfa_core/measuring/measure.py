@@ -1,0 +1,172 @@
+"""Estimators against the true gradient on a user's own network and batch, in one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.estimators import Estimator, available_estimators, estimator_options, label, make_estimator
+from fdfa_core.measuring.cost import peak_memory
+from fdfa_core.measuring.probe import SAMPLINGS, probe
+from fdfa_core.measuring.reference import Reference
+from fdfa_core.measuring.table import Measurements
+from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.cutting import cut
+from fdfa_core.seeds import derive
+
+Request = str | tuple[str, Mapping[str, object]]
+
+
+def measure(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    estimators: Sequence[Request] | None = None,
+    replicates: int = 256,
+    *,
+    loss="cross_entropy",
+    seed: int = 0,
+    sampling: str = "given_batch",
+    batch_size: int | None = None,
+    burn_in: int | None = None,
+    progress: bool = False,
+) -> Measurements:
+    """Measure variance, bias, error, angle and cost of gradient estimators on a network as it is.
+
+    Estimators whose state learns (FDFA) are measured over R independent replicas of the state, taken towards its stationary
+    distribution at these weights. The network does not change.
+
+    Args:
+        net: a `BlockNetwork`, or an `nn.Sequential`, which is cut at its activations (`fdfa_core.cut`).
+        x: inputs (N, …).
+        y: targets.
+        estimators: names or (name, options) pairs; None for all that can serve this network with their defaults, or else
+            with ``site="post"``. Why others cannot is in ``frame.attrs["unsupported"]``, a dict name → reason.
+        replicates: R ≥ 2 independent draws of each.
+        loss: as in `make_estimator`.
+        seed: of all random streams; equal seeds give equal numbers.
+        sampling: "given_batch": draws on (x, y), compared to its gradient. "fresh_batches": each draw on its own batch of
+            `batch_size` samples drawn with replacement from (x, y), compared to the gradient on (x, y). The R states of an
+            estimator that learns have followed one history of batches, drawn by `seed`, as they would in a training run:
+            variance, bias and their errors are those given that history. Average over seeds for all histories.
+        batch_size: of "fresh_batches".
+        burn_in: steps of the states' own learning before the draws; None lets each estimator say how many it needs.
+        progress: show a progress bar.
+
+    Returns:
+        A row per estimator × parameter, block, all hidden blocks and network, with the columns of probes.parquet
+        (docs/architecture.md) and `mse` (the mean squared error), `relative_variance`, `relative_bias2`, `relative_mse` (over
+        the target's squared norm), `norm_ratio` (root mean square of an estimate's norm over the target's), and of one
+        estimate with its state's update `seconds` and `peak_memory` (bytes of tensors made by it and alive together).
+
+    Raises:
+        UnknownName: an estimator or option that is not known.
+        InvalidInput: a network that cannot be cut, a batch, R or option that cannot be used, or R replicas of a state that do
+            not fit into memory.
+        Unsupported: an estimator that was asked for by name cannot serve this network.
+    """
+    if not isinstance(net, BlockNetwork):
+        net = cut(net, example=x)
+    _check(replicates, sampling, batch_size, burn_in, len(x))
+    requests = available_estimators() if estimators is None else list(estimators)
+    if not requests:
+        raise InvalidInput("estimators", [], "at least one name, or None for all")
+
+    def rows_of(name: str, options: Mapping[str, object]) -> list[dict[str, object]]:
+        stream = torch.Generator().manual_seed(seed)  # the same batches for every estimator
+
+        def batch() -> tuple[Tensor, Tensor]:
+            if sampling == "given_batch":
+                return x, y
+            index = torch.randint(len(x), (batch_size,), generator=stream).to(x.device)
+            return x[index], y[index]
+
+        called = label(name, options)
+        own = dict(loss=loss, seed=derive(seed, called), **options)  # perturbations of its own, whatever else is measured
+        one = make_estimator(name, net, **own)
+        cost = _cost(one, *batch())
+        _check_memory(one, replicates)
+        estimator = make_estimator(name, net, replicas=replicates, **own)
+        steps = estimator.stationary_steps() if burn_in is None else burn_in
+        for _ in range(steps if estimator.stateful else 0):
+            estimator.advance(*batch())
+        given = dict(replicates=replicates, sampling=sampling, generator=stream, loss=loss)
+        rows = probe(net, *batch(), {called: estimator}, reference, options={called: options}, **given)
+        return [row | cost for row in rows]
+
+    reference = Reference.on_batch(net, x, y, loss)
+    rows: list[dict[str, object]] = []
+    unsupported: dict[str, str] = {}
+    for request in tqdm(requests, "measure", disable=not progress):
+        name, options = (request, {}) if isinstance(request, str) else request
+        choices = [options]
+        if estimators is None and estimator_options(name).get("site") == "pre":
+            choices.append({"site": "post"})
+        for options in choices:
+            try:
+                rows += rows_of(name, options)
+            except Unsupported as error:
+                if estimators is not None:
+                    raise
+                unsupported[name] = str(error)
+            else:
+                unsupported.pop(name, None)
+                break
+    frame = Measurements(rows)
+    target2 = frame["target_norm"] ** 2
+    frame["mse"] = frame["error_mean"]
+    frame["relative_variance"] = frame["variance"] / target2
+    frame["relative_bias2"] = frame["bias2"] / target2
+    frame["relative_mse"] = frame["mse"] / target2
+    frame["norm_ratio"] = frame["norm2_mean"] ** 0.5 / frame["target_norm"]
+    frame.attrs["unsupported"] = unsupported
+    return frame
+
+
+def _check(replicates: int, sampling: str, batch_size: int | None, burn_in: int | None, samples: int) -> None:
+    if sampling not in SAMPLINGS:
+        raise InvalidInput("sampling", sampling, " or ".join(map(repr, SAMPLINGS)))
+    if sampling == "fresh_batches" and (not isinstance(batch_size, int) or not 1 <= batch_size <= samples):
+        raise InvalidInput("batch_size", batch_size, f"an integer from 1 to {samples}, the number of samples")
+    if sampling == "given_batch" and batch_size is not None:
+        raise InvalidInput("batch_size", batch_size, 'None with sampling="given_batch", which draws on all of (x, y)')
+    if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 2:
+        raise InvalidInput("replicates", replicates, "an integer of at least 2: a variance needs two draws")
+    if burn_in is not None and (not isinstance(burn_in, int) or burn_in < 0):
+        raise InvalidInput("burn_in", burn_in, "a number of steps, or None for what each estimator needs")
+
+
+def _check_memory(estimator: Estimator, replicates: int) -> None:
+    """Raise if R replicas of a state that learns would not fit into what memory is free."""
+    if not estimator.stateful:
+        return
+    size = sum(held.nbytes for held in tree_leaves(estimator.own_state()) if isinstance(held, Tensor))
+    on_gpu = estimator.device.type == "cuda"
+    free = torch.cuda.mem_get_info(estimator.device)[0] if on_gpu else psutil.virtual_memory().available
+    if replicates * size > free:
+        given = f"{replicates}, which is {replicates * size / 1e9:.3g} GB of states of {estimator.name}"
+        raise InvalidInput("replicates", given, f"at most {free // size}, what {free / 1e9:.3g} GB of free memory hold")
+
+
+def _cost(estimator: Estimator, x: Tensor, y: Tensor, repetitions: int = 5) -> dict[str, float]:
+    """Median seconds and peak bytes of one estimate with its state's update; the first, which sets up, does not count."""
+
+    def once() -> None:
+        estimator.estimate(x, y)
+        estimator.advance(x, y)
+        if estimator.device.type == "cuda":
+            torch.cuda.synchronize(estimator.device)
+
+    times = []
+    for _ in range(repetitions + 1):
+        start = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - start)
+    return {"seconds": sorted(times[1:])[repetitions // 2], "peak_memory": peak_memory(once)}

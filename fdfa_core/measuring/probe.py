@@ -1,0 +1,174 @@
+"""Measuring estimators against the true gradient: draws → scalars → moments → rows of a table.
+
+Each draw g_r of a parameter's gradient is reduced to a few inner products; those of a block or of the network are sums over
+its parameters. Only moments of these scalars over the draws are kept (columns in docs/architecture.md). Gradients of linear
+layers are never formed for it (`fdfa_core.draws`), and draws that would not fit in memory are made twice from the same random
+numbers, first for their mean, then for the scalars.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.base import Estimator
+from fdfa_core.gradients import true_gradient
+from fdfa_core.linearisation import factored
+from fdfa_core.linearisation.trace import Gradients
+from fdfa_core.measuring.reference import Reference
+from fdfa_core.measuring.scalars import measure_draws
+from fdfa_core.measuring.summary import summarise_all
+from fdfa_core.networks.blocks import BlockNetwork
+
+SAMPLINGS = ("given_batch", "fresh_batches")
+CHUNK_BYTES = 2**28  # of dense draws held at a time
+FRESH_BYTES = 2**24  # the same for draws made one by one, where more at a time gain nothing
+CHUNK_NUMBERS = 2**25  # of factored draws made at a time
+
+
+def probe(
+    net: BlockNetwork,
+    x: Tensor,
+    y: Tensor,
+    estimators: Mapping[str, Estimator],
+    reference: Reference,
+    *,
+    replicates: int,
+    sampling: str = "given_batch",
+    generator: torch.Generator | None = None,
+    loss="cross_entropy",
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    raw: dict[str, Tensor] | None = None,
+) -> list[dict[str, object]]:
+    """Measure estimators on the network as it is; nothing of it changes, estimators' random streams apart.
+
+    Args:
+        net: the network.
+        x: the current batch (N, …); its size is the batch size of "fresh_batches" too.
+        y: its targets.
+        estimators: by label.
+        reference: the reference gradient at the present weights.
+        replicates: R ≥ 2, draws of each estimator (and the number of replicas of those that have them).
+        sampling: "given_batch" draws on (x, y), with its BP gradient as the target; "fresh_batches" gives each draw a batch of
+            its own, drawn with replacement from the reference set, with the reference gradient as the target.
+        generator: draws the fresh batches.
+        loss: as in `make_estimator`.
+        options: per label, the options that were given (for the table).
+        raw: filled with the gradients themselves if given: "bp/…", "reference/…" and "<label>/…" (R, *shape).
+
+    Returns:
+        Rows of probes.parquet (docs/architecture.md) without step and epoch.
+
+    Raises:
+        InvalidInput: R below 2, or unknown sampling.
+    """
+    if not isinstance(replicates, int) or replicates < 2:
+        raise InvalidInput("replicates", replicates, "an integer of at least 2: a variance needs two draws")
+    if sampling not in SAMPLINGS:
+        raise InvalidInput("sampling", sampling, " or ".join(map(repr, SAMPLINGS)))
+    given = sampling == "given_batch"
+    target = true_gradient(net, x, y, loss) if given else reference.gradient
+    if raw is not None:
+        raw |= {f"bp/{name}": g for name, g in target.items()} if given else {}
+        raw |= {f"reference/{name}": g for name, g in reference.gradient.items()}
+    batches = None if given else _fresh_batches(reference, len(x), replicates, generator)
+    groups = _groups(net)
+    about = {
+        key: {
+            "reference_variance": sum(reference.variance[name] for name in names),
+            "reference_stability": reference.stability(names),
+            "reference_batches": reference.batches,
+            "size": sum(target[name].numel() for name in names),
+        }
+        for key, names in groups.items()
+    }
+    place = {name: i for i, name in enumerate(target)}
+    members = [[place[name] for name in names] for names in groups.values()]
+    heads: list[dict[str, object]] = []
+    values, fixed = [], []
+    for label, estimator in estimators.items():
+        produce = draws_on_batch(estimator, x, y, replicates) if given else draws_on_fresh_batches(estimator, batches)
+        found = measure_draws(produce, replicates, target, reference.gradient)
+        if raw is not None:
+            chunks = list(produce())
+            raw |= {f"{label}/{name}": torch.cat([factored.dense(c[name]) for c in chunks]) for name in target}
+        of_each = torch.stack([found[name].values for name in place]).numpy(force=True)
+        fixed_of_each = torch.stack([found[name].fixed for name in place]).numpy(force=True)
+        values += [of_each[some].sum(0) for some in members]
+        fixed += [fixed_of_each[some].sum(0) for some in members]
+        settings = json.dumps(dict((options or {}).get(label, {})), sort_keys=True, default=str)
+        head = {"estimator": label, "method": estimator.name, "options": settings, "sampling": sampling, "draws": replicates}
+        heads += [head | dict(zip(_KEYS, key, strict=True)) | about[key] for key in groups]
+    return [head | columns for head, columns in zip(heads, summarise_all(np.stack(values), np.stack(fixed)), strict=True)]
+
+
+_KEYS = ("level", "block", "role", "parameter")
+
+
+def _groups(net: BlockNetwork) -> dict[tuple[str, int, str, str], list[str]]:
+    """What rows sum over: (level, block, role, parameter) → parameter names."""
+    names = [name for name, _ in net.named_parameters()]
+    last = len(net) - 1
+    groups: dict[tuple[str, int, str, str], list[str]] = {}
+    for name in names:
+        block = net.block_of(name)
+        groups["parameter", block, "readout" if block == last else "hidden", name] = [name]
+    for block in range(len(net)):
+        members = [name for name in names if net.block_of(name) == block]
+        if members:
+            groups["block", block, "readout" if block == last else "hidden", ""] = members
+    hidden = [name for name in names if net.block_of(name) != last]
+    if hidden:
+        groups["hidden", -1, "hidden", ""] = hidden
+    groups["network", -1, "network", ""] = names
+    return groups
+
+
+def draws_on_batch(estimator: Estimator, x: Tensor, y: Tensor, replicates: int) -> Callable[[], Iterator[Gradients]]:
+    """All draws on one batch, in chunks; replicated states come all at once."""
+    floats = sum(p.numel() for p in estimator.net.parameters())
+    start = estimator.generator.get_state()
+
+    def produce() -> Iterator[Gradients]:
+        estimator.generator.set_state(start)
+        # as if all draws were dense, until the first of them show how much they hold
+        size = replicates if estimator.replicas is not None else max(1, CHUNK_BYTES // (floats * estimator.dtype.itemsize))
+        made = 0
+        while made < replicates:
+            count = min(size, replicates - made)
+            chunk = estimator.draws(x, y, count)
+            yield chunk
+            made += count
+            size = max(size, CHUNK_NUMBERS * count // max(1, sum(map(factored.numbers, chunk.values()))))
+
+    return produce
+
+
+def draws_on_fresh_batches(estimator: Estimator, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], Iterator[Gradients]]:
+    """One draw on each batch, draw r by replica r where there are replicas; dense, since layer inputs differ."""
+    floats = sum(p.numel() for p in estimator.net.parameters())
+    chunk = max(1, FRESH_BYTES // (floats * estimator.dtype.itemsize))
+    start = estimator.generator.get_state()
+
+    def produce() -> Iterator[Gradients]:
+        estimator.generator.set_state(start)
+        for first in range(0, len(batches), chunk):
+            each = [
+                estimator.draws(*batch, 1, replica=first + i if estimator.replicas is not None else None)
+                for i, batch in enumerate(batches[first : first + chunk])
+            ]
+            yield {name: torch.cat([factored.dense(g[name]) for g in each]) for name in each[0]}
+
+    return produce
+
+
+def _fresh_batches(
+    reference: Reference, batch_size: int, count: int, generator: torch.Generator | None
+) -> list[tuple[Tensor, Tensor]]:
+    index = torch.randint(len(reference.x), (count, batch_size), generator=generator).to(reference.x.device)
+    return [(reference.x[i], reference.y[i]) for i in index]

@@ -1,0 +1,171 @@
+"""Cutting an existing module into the blocks of a `BlockNetwork`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.networks.blocks import ACTIVATION_TYPES, Block, BlockNetwork, looking
+
+
+def cut(
+    module: nn.Module,
+    *,
+    at: Sequence[int] | None = None,
+    parts: Sequence[str | nn.Module] | None = None,
+    example: Tensor | None = None,
+) -> BlockNetwork:
+    """Cut a module into blocks, in one call.
+
+    The layers stay the module's own, so training the network trains the module. Layers are grouped in order of call: a block
+    ends with its activation and the layers without parameters that follow it (pooling, dropout, flattening); a module with an
+    inner structure of its own, such as a residual block, is a block of its own. Where a group ends with an activation it
+    becomes a `Block`, which has both sites.
+
+    Args:
+        module: an `nn.Sequential`, or any module whose `parts` are named.
+        at: positions in the sequence at which a new block begins, in place of the rule above.
+        parts: names of submodules, or modules, in order of call, e.g. ``["stem", "blocks", "head"]``. What the module's
+            forward does between its children must be there too: ``["features", nn.Flatten(), "classifier"]``.
+        example: a batch of inputs, on which the cut is compared to the module, and which gives `input_shape`. Needed with
+            `parts`: only a comparison shows that the forward does nothing else.
+
+    Sequences, and lists among the parts, are opened: to every depth by the rule, once with `at`.
+
+    Raises:
+        InvalidInput: nothing to cut, positions or names that do not exist, parts that leave out parameters or that compute
+            something else than the module.
+        Unsupported: the module itself has hooks, which its blocks would not call.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise Unsupported(f"{type(module).__name__} has forward hooks, which its cut into blocks would not call: remove them")
+    if parts is None and not _is_sequence(module):
+        raise InvalidInput(
+            "module", type(module).__name__, f"an nn.Sequential, or any module with parts=[…] {_children(module)}"
+        )
+    if parts is not None and example is None:
+        raise InvalidInput("example", None, "a batch of inputs: with parts=[…] the cut has to be compared to the module")
+
+    if example is not None:
+        parameter = next(module.parameters(), None)
+        example = example if parameter is None else example.to(parameter.device)
+    sources = [module] if parts is None else [_part(module, part) for part in parts]
+    layers = [layer for source in sources for layer in (_open(source) if at is None else _open_once(source))]
+    reshaping = set() if example is None else _compare(module, layers, example)
+    activations = {layer for layer in layers if _is_activation(layer) and layer not in reshaping}
+    groups = _group(layers, activations) if at is None else _split(layers, at)
+    if len(groups) < 2:
+        raise InvalidInput("module", type(module).__name__, "activations between layers, or at=[…], where new blocks begin")
+    net = BlockNetwork(
+        *(_block(group, activations) for group in groups), input_shape=None if example is None else example.shape[1:]
+    )
+    held = set(net.parameters())
+    missing = [name for name, parameter in module.named_parameters() if parameter not in held]
+    if missing:
+        raise InvalidInput("parts", parts, f"what holds {', '.join(missing)} too")
+    net.training = module.training
+    return net
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether calling a module is calling its children in order, and nothing else."""
+    plain = type(module).forward in (nn.Sequential.forward, BlockNetwork.forward)
+    return isinstance(module, nn.Sequential) and plain
+
+
+def _open_once(module: nn.Module) -> list[nn.Module]:
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return list(module) if isinstance(module, nn.ModuleList) or (_is_sequence(module) and not hooked) else [module]
+
+
+def _open(module: nn.Module) -> Iterator[nn.Module]:
+    for child in _open_once(module):
+        if child is module:
+            yield module
+        else:
+            yield from _open(child)
+
+
+def _part(module: nn.Module, part: str | nn.Module) -> nn.Module:
+    if isinstance(part, nn.Module):
+        return part
+    try:
+        return module.get_submodule(part)
+    except AttributeError:
+        raise InvalidInput("parts", part, f"modules, or names of submodules {_children(module)}") from None
+
+
+def _children(module: nn.Module) -> str:
+    return f"(children of {type(module).__name__}: {', '.join(name for name, _ in module.named_children()) or 'none'})"
+
+
+def _compare(module: nn.Module, layers: list[nn.Module], example: Tensor) -> set[nn.Module]:
+    """Raise unless layers called in turn compute what a module does; return those that change the shape."""
+    accepted = "all that the module calls, in order"
+    hint = "What its forward does between its children can be given as a module, e.g. nn.Flatten() or nn.ReLU()."
+    reshaping = set()
+    x = example.clone()  # a layer may work in place
+    with looking(module):
+        expected = module(example.clone())
+        for layer in layers:
+            shape = x.shape
+            try:
+                x = layer(x)
+            except RuntimeError as error:
+                given = f"{type(layer).__name__}, which fails on an input of shape {tuple(shape)} ({error})"
+                raise InvalidInput("parts", given, accepted, hint) from error
+            if x.shape != shape:
+                reshaping.add(layer)
+    if x.shape != expected.shape or not torch.allclose(x, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise InvalidInput("parts", "layers that compute something else than the module", accepted, hint)
+    return reshaping
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _is_activation(layer: nn.Module) -> bool:
+    """Whether a layer is a nonlinearity of torch, or may be one: somebody's own layer without parameters."""
+    foreign = not type(layer).__module__.startswith("torch.nn.")
+    return isinstance(layer, ACTIVATION_TYPES) or (foreign and not _has_parameters(layer))
+
+
+def _group(layers: list[nn.Module], activations: set[nn.Module]) -> list[list[nn.Module]]:
+    """Group layers into blocks by the rule of `cut`."""
+    groups: list[list[nn.Module]] = [[]]
+    parametrised = finished = False  # what the last group is so far
+    for layer in layers:
+        affine = _has_parameters(layer) and layer not in activations
+        composite = affine and any(True for _ in layer.children())
+        if affine and (finished or (parametrised and composite)):
+            groups.append([])
+            parametrised = finished = False
+        groups[-1].append(layer)
+        parametrised |= affine
+        finished |= composite or (parametrised and layer in activations)
+    return groups
+
+
+def _split(layers: list[nn.Module], at: Sequence[int]) -> list[list[nn.Module]]:
+    bounds = [0, *at, len(layers)]
+    if any(not isinstance(b, int) for b in bounds) or any(b <= a for a, b in pairwise(bounds)):
+        raise InvalidInput("at", list(at), f"increasing positions from 1 to {len(layers) - 1}, where new blocks begin")
+    return [layers[a:b] for a, b in pairwise(bounds)]
+
+
+def _block(layers: list[nn.Module], activations: set[nn.Module]) -> nn.Module:
+    """Return one block of some layers: a `Block` where an activation follows the last layer with parameters."""
+    affine = max((i for i, layer in enumerate(layers) if _has_parameters(layer) and layer not in activations), default=None)
+    if affine is None or not activations.intersection(layers[affine:]):
+        return _chain(layers)
+    first = next(i for i in range(affine, len(layers)) if layers[i] in activations)
+    return Block(_chain(layers[:first]), _chain(layers[first:]))
+
+
+def _chain(layers: list[nn.Module]) -> nn.Module:
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)

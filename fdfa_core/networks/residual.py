@@ -1,0 +1,77 @@
+"""Residual networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fdfa_core.errors import InvalidInput
+from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.parts import convolutional_block, image_shape, normalised, positive_sizes, seeded
+
+
+class ResidualBlock(nn.Module):
+    """h = ReLU(body(x) + shortcut(x)), with two 3 × 3 convolutions in the body (He et al. 2016, arXiv 1512.03385).
+
+    Args:
+        fan_in, fan_out: channels.
+        stride: of the first convolution; where it or the channels change, the shortcut is a 1 × 1 convolution.
+        batch_norm: normalise after every convolution.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int = 1, batch_norm: bool = True):
+        super().__init__()
+        first = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1)
+        second = nn.Conv2d(fan_out, fan_out, 3, padding=1)
+        self.body = nn.Sequential(normalised(first, batch_norm), nn.ReLU(), normalised(second, batch_norm))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or fan_in != fan_out:
+            self.shortcut = normalised(nn.Conv2d(fan_in, fan_out, 1, stride), batch_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, fan_in, H, W) to (N, fan_out, H/stride, W/stride)."""
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def residual(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    channels: Sequence[int] = (16, 32, 64),
+    blocks_per_stage: int = 1,
+    batch_norm: bool = True,
+    seed: int | None = None,
+) -> BlockNetwork:
+    """Return a residual network whose blocks are a convolutional stem and whole residual blocks (He et al. 2016).
+
+    A residual block has the "post" site alone: feedback enters after its sum and ReLU, and its inside is one local problem.
+    The readout averages over positions.
+
+    Args:
+        input_shape: channels, height, width of one image.
+        outputs: number of outputs.
+        channels: of each stage; every stage but the first halves height and width.
+        blocks_per_stage: residual blocks in a stage. With 3 × n blocks the network is ResNet-(6n + 2).
+        batch_norm: normalise after every convolution.
+        seed: see the module.
+
+    Raises:
+        InvalidInput: a size below one.
+    """
+    fan_in, *_ = image_shape(input_shape)
+    channels = positive_sizes("channels", channels)
+    if not channels:
+        raise InvalidInput("channels", channels, "one size per stage, at least one")
+    positive_sizes("outputs, blocks_per_stage", (outputs, blocks_per_stage))
+    with seeded(seed):
+        stem = nn.Conv2d(fan_in, channels[0], 3, padding=1)
+        blocks: list[nn.Module] = [convolutional_block(stem, "relu", batch_norm, None)]
+        fan_in = channels[0]
+        for stage, fan_out in enumerate(channels):
+            for i in range(blocks_per_stage):
+                blocks.append(ResidualBlock(fan_in, fan_out, 2 if stage and i == 0 else 1, batch_norm))
+                fan_in = fan_out
+        readout = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, outputs))
+        return BlockNetwork(*blocks, readout, input_shape=input_shape)

@@ -1,0 +1,77 @@
+"""Many runs at once: processes on this machine by default, a Dask cluster by one option.
+
+A run is named by the hash of its configuration, so a sweep is a set of names: what exists is skipped, what was interrupted
+is taken up again, and what another sweep holds is left to it and waited for at the end. Nothing heavy (torch, tables) is
+imported before there is something to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fdfa_core.errors import InvalidInput
+from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.runs.directory import is_complete, open_root
+from fdfa_core.sweeps.dask import cluster_engine
+from fdfa_core.sweeps.display import Display
+from fdfa_core.sweeps.local import process_engine
+from fdfa_core.sweeps.outcome import Summary
+
+
+def sweep(
+    configs: Iterable[RunConfig],
+    root: str | Path = "runs",
+    *,
+    processes: int | None = None,
+    cluster: str | None = None,
+    data_directory: str | Path | None = None,
+    checkpoint_seconds: float = 20.0,
+    quiet: bool = False,
+) -> Summary:
+    """Carry out all runs that are not there yet; a run that fails is reported and does not stop the others.
+
+    Processes times threads is the number of cores; a single process per core is the default.
+
+    Args:
+        configs: what to run; repeated ones count once.
+        root: directory of runs. Other sweeps may work in it at the same time.
+        processes: on this machine; default one a core. One is the caller's own, which then keeps the memory that it frees
+            (`fdfa_core.memory.keep_freed_memory`).
+        cluster: address of a Dask scheduler, e.g. "tcp://host:8786", whose workers see `root` under the same path.
+        data_directory: as in `fdfa_core.data.load`.
+        checkpoint_seconds: as in `fdfa_core.training.train`.
+        quiet: show no progress.
+
+    Raises:
+        InvalidInput: fewer than one process, or both processes and a cluster.
+        RunError: `root` cannot be used.
+        Unsupported: a cluster is asked for and `distributed` is not installed.
+    """
+    if processes is not None and processes < 1:
+        raise InvalidInput("processes", processes, "a positive integer")
+    if processes is not None and cluster is not None:
+        raise InvalidInput("processes", processes, "None with a cluster, which has its own number of workers")
+    root = open_root(root).resolve()
+    runs = {config.id: config for config in configs}
+    pending = {run: config for run, config in runs.items() if not is_complete(root, run)}
+    summary = Summary(skipped=[run for run in runs if run not in pending])
+    if not pending:
+        return summary
+
+    data_directory = None if data_directory is None else Path(data_directory).resolve()
+    options = {"data_directory": data_directory, "checkpoint_seconds": checkpoint_seconds}
+    engine = process_engine(processes, root, options) if cluster is None else cluster_engine(cluster, root, options)
+    with engine as (workers, carry_out), Display(len(runs), len(summary.skipped), workers, quiet) as display:
+        elsewhere = []
+        for outcome in carry_out(list(pending.values()), False):
+            if outcome.status == "elsewhere":
+                elsewhere.append(pending[outcome.run])
+            else:
+                summary.add(outcome)
+                display.add(outcome)
+        # What another sweep held is there by now or soon, or free again because that sweep was killed.
+        for outcome in carry_out(elsewhere, True) if elsewhere else ():
+            summary.add(outcome)
+            display.add(outcome)
+    return summary

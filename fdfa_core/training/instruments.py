@@ -1,0 +1,140 @@
+"""Instruments: they watch a training run and never touch it.
+
+A *shadow* is an estimator that follows the weight trajectory of someone else's training: its own state moves with every
+batch, the weights do not know of it. A *probe* measures estimators at a step against the true gradient. All randomness of
+the instruments is their own, so that the weights after a run are bit for bit those of the same run without instruments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdfa_core.estimators import Estimator, label, make_estimator
+from fdfa_core.experiments.schedules import Schedule
+from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located
+from fdfa_core.measuring.probe import probe
+from fdfa_core.measuring.reference import Reference
+from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.random_state import preserve_random_stream
+from fdfa_core.runs.rows import Rows
+from fdfa_core.seeds import derive, stream
+from fdfa_core.training.feedback_watch import FeedbackWatch
+
+SELF = "self"
+
+
+class Instruments:
+    """The shadows and probes of one run.
+
+    Args:
+        net: the network in training.
+        trained_by: the estimator that trains it, probed as "self".
+        config: of the run, with a `probe` table.
+        schedule: when to probe.
+        reference: samples (x, y) of the fixed reference set.
+        locate: turns a key of the configuration into what errors call it.
+
+    Attributes:
+        rows: rows of `probes.parquet` so far.
+        feedback: keeps the rows of `feedback.parquet`, where the run asks for them.
+    """
+
+    def __init__(
+        self,
+        net: BlockNetwork,
+        trained_by: Estimator,
+        config: RunConfig,
+        schedule: Schedule,
+        reference: tuple[Tensor, Tensor],
+        locate: Callable[[str], str] = str,
+    ):
+        self.net, self.trained_by, self.config, self.schedule = net, trained_by, config.probe, schedule
+        self.seed, self.loss, self.batch_size = config.seed, config.training.loss, config.training.batch_size
+        self.reference = reference
+        self.probed: dict[str, Estimator] = {}
+        self.options: dict[str, dict[str, Any]] = {}
+        for i, shadow in enumerate(self.config.estimators):
+            name = label(shadow.name, shadow.options)
+            with located(locate, f"probe.estimators[{i}]", shadow):
+                self.probed[name] = trained_by if shadow.name == SELF else self._shadow(shadow, name)
+            self.options[name] = (config.estimator if shadow.name == SELF else shadow).options
+        self.shadows = {name: estimator for name, estimator in self.probed.items() if name != SELF}
+        self.rows = Rows()
+        self.feedback: FeedbackWatch | None = None
+        if self.config.feedback:
+            frozen = config.training.optimizer == "none"
+            with located(locate, "probe.feedback"):
+                self.feedback = FeedbackWatch(net, self.shadows, self.options, reference, self.loss, frozen)
+
+    def observe(self, step: int, epoch: float, x: Tensor, y: Tensor) -> dict[str, Tensor] | None:
+        """Probe if this step is due: the network as it is, before the step's update, on the step's batch.
+
+        Returns:
+            The raw gradients, named as in ``gradients/step=<step>.safetensors``, if the run asks for them.
+        """
+        if not self.schedule(step):
+            return None
+        config = self.config
+        raw: dict[str, Tensor] | None = {} if config.raw_gradients else None
+        with torch.no_grad(), preserve_random_stream(x.device):
+            self.trained_by.trace(x)  # feedback that is drawn at the first batch comes from training's stream all the same
+        own_stream = self.trained_by.generator.get_state()
+        # A stream of its own for each probe: draws that began where training's stream stands would recur one step later.
+        self.trained_by.generator.manual_seed(derive(self.seed, SELF, step))
+        try:
+            rows = probe(
+                self.net,
+                x,
+                y,
+                self.probed,
+                Reference.compute(self.net, *self.reference, self.batch_size, self.loss),
+                replicates=config.replicates,
+                sampling=config.sampling,
+                generator=stream(self.seed, "probe", step),
+                loss=self.loss,
+                options=self.options,
+                raw=raw,
+            )
+        finally:
+            self.trained_by.generator.set_state(own_stream)
+        self.rows.add([{"step": step, "epoch": epoch, **row} for row in rows])
+        if self.feedback:
+            self.feedback.observe(step, epoch)
+        return raw
+
+    def follow(self, x: Tensor, y: Tensor) -> None:
+        """Let every shadow's state move on, at the weights as they are before this step's update."""
+        if self.feedback:
+            self.feedback.follow(x)
+        for shadow in self.shadows.values():
+            shadow.advance(x, y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return rows and shadows' states."""
+        return {
+            "rows": self.rows.state_dict(),
+            "shadows": {name: shadow.state_dict() for name, shadow in self.shadows.items()},
+            "feedback": self.feedback.state_dict() if self.feedback else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.rows.load_state_dict(state["rows"])
+        for name, shadow in self.shadows.items():
+            shadow.load_state_dict(state["shadows"][name])
+        if self.feedback:
+            self.feedback.load_state_dict(state["feedback"])
+
+    def _shadow(self, config: EstimatorConfig, name: str) -> Estimator:
+        return make_estimator(
+            config.name,
+            self.net,
+            loss=self.loss,
+            seed=derive(self.seed, "shadow", name),
+            replicas=self.config.replicates,
+            **config.options,
+        )

@@ -1,0 +1,126 @@
+"""One run, from its configuration to its directory of logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fdfa_core.data import Dataset
+from fdfa_core.errors import RunError
+from fdfa_core.experiments.tables import RunConfig, require_known
+from fdfa_core.runs.directory import PartialRun, claim, is_complete, open_root, read_config
+from fdfa_core.seeds import derive
+from fdfa_core.training import provenance
+from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
+from fdfa_core.training.session import Session
+
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+_CHECKPOINT = 2  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
+
+
+def train(
+    config: RunConfig,
+    root: str | Path = "runs",
+    *,
+    progress: Progress | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    data_directory: str | Path | None = None,
+    download: bool = True,
+    checkpoint_seconds: float = 20.0,
+    wait: bool = True,
+) -> Path | None:
+    """Carry out a run, or what is left of it, and return its directory; a run that is there already is not repeated.
+
+    Equal configurations give equal tables, bit for bit, on the same machine with the same number of threads, however often
+    the run was killed and taken up again. torch's global random stream and number of threads are as before afterwards.
+
+    Args:
+        config: what to run.
+        root: directory of runs.
+        progress: called after every step.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1" …; not part of the run's identity.
+        threads: of torch; None leaves them as they are. A run that is taken up again keeps those that it began with.
+        data_directory, download: as in `fdfa_core.data.load`.
+        checkpoint_seconds: time between two checkpoints, longer where a checkpoint takes more than a twentieth of it; 0
+            writes one after every step.
+        wait: wait for a run that another process holds; otherwise return None at once.
+
+    Raises:
+        FdfaError: an impossible configuration, missing data, or a directory that cannot be used.
+    """
+    root = open_root(root)
+    with claim(root, config.id, wait) as ours:
+        if not ours:
+            return None
+        if is_complete(root, config.id):
+            return _existing(root, config)
+        partial = PartialRun(root, config)
+        if partial.is_written:  # killed between its last file and its new name
+            return partial.publish()
+        with one_at_a_time, restored_globals():
+            if threads is not None:
+                torch.set_num_threads(threads)
+            dataset = loaded_dataset(config.data.name, data_directory, download)
+            return _run(config, partial, _device(device), dataset, progress, checkpoint_seconds)
+
+
+def _run(
+    config: RunConfig,
+    partial: PartialRun,
+    device: torch.device,
+    dataset: Dataset,
+    progress: Progress | None,
+    checkpoint_seconds: float,
+) -> Path:
+    torch.manual_seed(derive(config.seed, "global"))
+    session = Session(config, dataset, device)
+    origin = provenance.describe(device, config.seed, dataset)
+    checkpoint = partial.read_checkpoint()
+    if checkpoint and checkpoint.get("format") == _CHECKPOINT:
+        session.load_state_dict(checkpoint["session"])
+        resumed = {"step": session.step, "time": origin["started"], "code": origin["code"]}
+        origin = checkpoint["origin"] | {"resumed": [*checkpoint["origin"].get("resumed", []), resumed]}
+    else:
+        session.evaluate_if_due()
+
+    due = time.monotonic() + checkpoint_seconds
+    while not session.done:
+        step, raw = session.step, session.advance()
+        if raw is not None:
+            partial.write_gradients(step, raw)
+        if session.diverged_step is None:
+            session.evaluate_if_due()
+        if progress:
+            progress(session.step, session.total)
+        if not session.done and (start := time.monotonic()) >= due:
+            partial.write_checkpoint({"format": _CHECKPOINT, "session": session.state_dict(), "origin": origin})
+            now = time.monotonic()
+            due = now + (max(checkpoint_seconds, 20 * (now - start)) if checkpoint_seconds else 0)
+
+    partial.write_table("metrics", session.metrics)
+    partial.write_table("timing", session.timing)
+    if session.instruments:
+        partial.write_table("probes", session.instruments.rows)
+        if session.instruments.feedback:
+            partial.write_table("feedback", session.instruments.feedback.rows)
+    partial.write_json("provenance.json", origin | {"finished": provenance.now()})
+    partial.write_json("summary.json", session.summary())
+    return partial.publish()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    known = ["cpu"] + ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] * torch.cuda.is_available()
+    require_known("device", name, ["auto", *known])
+    return torch.device(name)
+
+
+def _existing(root: Path, config: RunConfig) -> Path:
+    if read_config(root / config.id) != config:
+        raise RunError(f"{root / config.id}: holds another run's configuration; move it away to let this run take its place")
+    return root / config.id

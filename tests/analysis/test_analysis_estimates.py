@@ -1,0 +1,195 @@
+"""Variance, bias and alignment from logged moments, against draws whose truth is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import alignment, bias, variance
+from fdfa_core.errors import InvalidInput
+from synthetic_logs import row
+
+SIZE, DRAWS, TRIALS = 30, 200, 120
+TARGET = np.linspace(0.1, 1, SIZE)
+NORM = np.linalg.norm(TARGET)
+OFFSET = 0.3 * NORM * np.eye(SIZE)[0]  # the bias of the biased estimator
+
+
+def probes(draws_of, trials=TRIALS, draws=DRAWS, target=TARGET):
+    """Return a probe table of independent repetitions; `seed` counts them."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {"run": str(t), "seed": t, "step": 0, "estimator": "x", "block": 0, "level": "block", "role": "hidden", "draws": draws}
+        | row(draws_of(rng, draws), target, target)
+        for t in range(trials)
+    ]
+    return pd.DataFrame(rows)
+
+
+def forward(rng, draws):
+    v = rng.standard_normal((draws, SIZE))
+    return (v @ TARGET)[:, None] * v
+
+
+def noisy(rng, draws):
+    return TARGET + OFFSET + 0.5 * rng.standard_normal((draws, SIZE))
+
+
+@pytest.fixture(scope="module")
+def unbiased():
+    return probes(forward)
+
+
+@pytest.fixture(scope="module")
+def biased():
+    return probes(noisy)
+
+
+def inside(frame, truth, low="low", high="high"):
+    return float(((frame[low] <= truth) & (truth <= frame[high])).mean())
+
+
+# --- variance --------------------------------------------------------------------------------------------------------
+
+
+def test_noise_to_signal_ratio_of_a_forward_gradient_is_its_size_plus_one(unbiased):
+    assert variance.normalised(unbiased)["nsr"].mean() == pytest.approx(SIZE + 1, rel=0.05)
+
+
+def test_interval_of_a_total_variance_covers_it(unbiased):
+    assert inside(variance.total(unbiased), (SIZE + 1) * NORM**2) >= 0.85
+
+
+def test_mean_variance_of_a_component_is_the_total_over_the_size(biased):
+    assert variance.per_component(biased)["component_variance"].mean() == pytest.approx(0.25, rel=0.02)
+
+
+def test_data_noise_is_that_of_the_reference_whatever_the_estimator(unbiased):
+    assert variance.data_noise(unbiased)["nsr"].to_numpy() == pytest.approx(0.3)
+
+
+def test_data_noise_is_counted_once_for_all_estimators_of_a_run(unbiased):
+    twice = pd.concat([unbiased, unbiased.assign(estimator="y")])
+    assert len(variance.data_noise(twice)) == len(unbiased)
+
+
+def test_a_vanished_reference_normalises_nothing(unbiased):
+    assert variance.normalised(unbiased.assign(reference_norm=1e-9)).empty
+
+
+def test_an_unknown_norm_is_refused(unbiased):
+    with pytest.raises(InvalidInput, match='"reference" or "target"'):
+        variance.normalised(unbiased, by="batch")
+
+
+def test_component_intervals_cover_the_variance_of_products():
+    v = np.random.default_rng(2).standard_normal((1000, 200, 2))
+    frame = variance.components(v[..., 0] * v[..., 1])  # a product of two normal factors: variance 1, kurtosis 9
+    assert 0.88 <= inside(frame, 1.0) <= 0.97
+
+
+def test_components_report_the_kurtosis_that_rules_out_chi_square():
+    v = np.random.default_rng(2).standard_normal((20000, 2))
+    assert variance.components(v[:, :1] * v[:, 1:])["kurtosis"].item() == pytest.approx(9, rel=0.25)
+
+
+@pytest.mark.parametrize("draws", [np.ones((3, 2)), np.full((5, 2), np.nan)], ids=["too few", "not finite"])
+def test_components_refuse_what_has_no_fourth_moment(draws):
+    with pytest.raises(InvalidInput):
+        variance.components(draws)
+
+
+# --- bias ------------------------------------------------------------------------------------------------------------
+
+
+def test_squared_bias_of_an_unbiased_estimator_averages_to_zero(unbiased):
+    """The naive ‖ḡ − τ‖² would average to (n + 1)/R ≈ 0.16 of ‖τ‖², ten standard errors away."""
+    relative = unbiased["bias2"] / NORM**2
+    assert abs(relative.mean()) < 4 * relative.std() / np.sqrt(TRIALS)
+
+
+def test_bias_is_detected_where_there_is_one(biased):
+    assert bias.norm(biased)["detected"].mean() > 0.95
+
+
+def test_bias_is_seldom_detected_where_there_is_none(unbiased):
+    assert bias.norm(unbiased)["detected"].mean() < 0.1
+
+
+def test_interval_of_the_relative_bias_covers_it(biased):
+    assert inside(bias.norm(biased), 0.3, "relative_bias_low", "relative_bias_high") >= 0.88
+
+
+def test_direction_of_the_mean_is_freed_of_noise(unbiased):
+    """cos(ḡ, τ) of an unbiased estimator is pulled to 0.93 by the noise of 200 draws; corrected it is 1."""
+    frame = bias.mean_direction(unbiased)
+    assert frame["mean_cosine"].mean() < 0.95 < 0.985 < frame["direction_cosine"].mean()
+
+
+def test_direction_of_the_mean_is_not_resolved_by_too_few_draws():
+    assert not bias.mean_direction(probes(forward, trials=20, draws=3))["resolved"].all()
+
+
+def test_mean_squared_error_is_squared_bias_plus_variance_row_by_row(biased):
+    wide = bias.split(biased).pivot(index="seed", columns="quantity", values="value")
+    np.testing.assert_allclose(wide["mse"], wide["bias2"] + wide["variance"], rtol=1e-10)
+
+
+def test_standard_error_of_the_mean_squared_error_is_its_scatter_over_repetitions(biased):
+    mse = bias.split(biased).query("quantity == 'mse'")
+    assert mse["se"].mean() == pytest.approx(mse["value"].std(), rel=0.25)
+
+
+def test_split_over_seeds_averages_negative_squared_biases_too(unbiased):
+    out = bias.split_over_seeds(unbiased, ["estimator"]).set_index("quantity")
+    assert not out.loc["bias2", "detected"] and out.loc["bias2", "low"] < 0 < out.loc["bias2", "high"]
+
+
+# --- alignment -------------------------------------------------------------------------------------------------------
+
+
+def test_angle_of_a_forward_gradient_is_that_of_its_mean_cosine(unbiased):
+    from scipy.special import gammaln
+
+    cosine = np.exp(gammaln(SIZE / 2) - gammaln((SIZE + 1) / 2)) / np.sqrt(np.pi)
+    out = alignment.angles(unbiased, ["estimator"]).iloc[0]
+    assert out["low"] <= np.degrees(np.arccos(cosine)) <= out["high"]
+
+
+def test_angles_are_not_averaged_as_angles():
+    frame = probes(forward, trials=2, draws=4).assign(cosine_mean=[1.0, 0.0])
+    assert alignment.angles(frame, ["estimator"])["estimate"].item() == pytest.approx(60)
+
+
+def test_bp_has_angle_zero():
+    exact = probes(lambda rng, draws: np.tile(TARGET, (draws, 1)), trials=3)
+    assert alignment.angles(exact, ["estimator"])["high"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_angles_to_a_vanished_reference_are_left_out_and_counted():
+    frame = probes(forward, trials=4)
+    frame.loc[0, "valid"], frame.loc[0, "cosine_mean"] = False, -1.0
+    out = alignment.angles(frame, ["estimator"]).iloc[0]
+    assert (out["seeds"], out["untrusted"], out["of"]) == (3, 1, 4)
+
+
+def test_a_group_without_reference_has_no_angle_and_is_listed():
+    frame = probes(forward, trials=4).assign(valid=False)
+    assert len(alignment.angles(frame, ["estimator"])) == 0
+    assert alignment.vanished(frame, ["estimator"])["rows"].item() == 4
+
+
+def test_an_estimate_of_zero_has_no_angle():
+    frame = probes(forward, trials=3).assign(cosine_mean=np.nan, cosine_m2=np.nan)
+    assert len(alignment.angles(frame, ["estimator"])) == 0
+
+
+def test_chance_is_the_spread_of_random_directions():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 4000, 100))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert alignment.degrees(cosine).std() == pytest.approx(alignment.chance(100), rel=0.05)
+
+
+def test_an_unknown_reference_is_refused(unbiased):
+    with pytest.raises(InvalidInput, match='"target" or "reference"'):
+        alignment.cosines(unbiased, against="truth")

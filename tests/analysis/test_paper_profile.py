@@ -1,0 +1,233 @@
+"""The experiments at the paper's scale: all can run, all are fair, and what they cost is counted right."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import recorded
+from analysis import effort, inventory, logs, tuning
+from analysis.rebuilt import flops
+from fdfa_core.data import Dataset
+from fdfa_core.estimators import make_estimator
+from fdfa_core.experiments.loading import EXPERIMENTS, load_profile, merge
+from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.networks.registry import build
+from fdfa_core.training.check import check
+from places import ROOT
+
+PROFILES = {name: load_profile(name) for name in ("paper", "tuning", "alexnet")}
+FILES = {f"{profile}/{name}": e for profile, found in PROFILES.items() for name, e in found.items() if name != "digits"}
+
+
+def small(config: RunConfig) -> RunConfig:
+    """The same run on little data and with little to compute, every name and option as it is."""
+    table = config.model_dump(exclude_none=True)
+    table = merge(table, {"seed": 0, "data": {"train_size": 260}, "training": {"learning_rate": 1e-3}})
+    if config.network.architecture == "alexnet":
+        table["network"]["width"] = 1 / 32
+    return RunConfig.model_validate(table)
+
+
+def blank(name: str, *_) -> Dataset:
+    """A data set of black images with the shape and the classes of the real one."""
+    (channels, height, width), classes = flops.IMAGES[name]
+    images, labels = torch.zeros(1, channels, height, width, dtype=torch.uint8), torch.arange(1000) % classes
+    return Dataset(name, images.expand(1000, -1, -1, -1), labels, images.expand(2 * classes, -1, -1, -1), labels[: 2 * classes],
+                   tuple(map(str, range(classes))), "0" * 64)  # fmt: skip
+
+
+# --- the experiment files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_experiment_could_run(name, monkeypatch):
+    """All that a run builds is built, for every estimator, on blank images of the right shape."""
+    monkeypatch.setattr("fdfa_core.training.check.loaded_dataset", blank)
+    for config in {
+        small(c).id: small(c) for c in FILES[name].runs() if max(c.network.options.get("hidden", [0])) <= 1600
+    }.values():
+        check(config)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_estimators_of_an_experiment_have_the_same_seeds_and_grid(name):
+    budget = {}
+    for run in FILES[name].runs():
+        key = (run.estimator.model_dump_json(), run.probe and run.probe.model_dump_json())
+        free = run.training.learning_rate if name.startswith("tuning") else None
+        budget.setdefault(key, []).append((run.seed, free, run.network.model_dump_json(), run.training.epochs))
+    assert len({tuple(sorted(map(str, runs))) for runs in budget.values()}) == 1
+
+
+def test_tuning_never_looks_at_the_test_set_nor_uses_the_seeds_of_the_results():
+    results = {run.seed for e in PROFILES["paper"].values() for run in e.runs()}
+    for experiment in PROFILES["tuning"].values():
+        assert all(run.data.evaluate_on == "validation" and run.seed not in results for run in experiment.runs())
+
+
+def test_make_reproduce_covers_the_profile():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    names = re.search(r"^PAPER .*addsuffix \.toml,([^)]*)", text, re.MULTILINE)[1].split()
+    assert sorted(names) == sorted(PROFILES["paper"])
+
+
+def test_every_experiment_of_the_profile_is_documented():
+    text = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in PROFILES["paper"])
+
+
+def test_recorded_results_are_small_and_complete():
+    """Thirty megabytes in all; every recorded run can be read and belongs to an experiment."""
+    files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30e6
+    known = {run.id for profile in PROFILES.values() for experiment in profile.values() for run in experiment.runs()}
+    runs = {path.parent for path in files if path.name == "summary.json"}
+    assert {run.name for run in runs} <= known
+    assert all((run / name).is_file() for run in runs for name in ("config.json", "provenance.json", "metrics.parquet"))
+
+
+@pytest.mark.parametrize("case", PROFILES["alexnet"]["cifar100"].runs()[::3], ids=lambda run: run.estimator.name)
+def test_alexnet_for_small_images_trains_a_step(case):
+    net = build("alexnet", (3, 32, 32), 100, width=1 / 32, seed=0)
+    estimator = make_estimator(case.estimator.name, net, **case.estimator.options)
+    x, y = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 17, 42, 99])
+    assert torch.isfinite(estimator.backward(x, y))
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+# --- choosing rates --------------------------------------------------------------------------------------------------
+
+
+def grid(*rows):
+    """Final metrics of runs: (estimator, rate, accuracy, loss, status)."""
+    columns = ["trained_with", "learning_rate", "test_accuracy", "train_loss", "status"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame["run"] = [str(i) for i in range(len(frame))]
+    return frame.assign(dataset="mnist", architecture="fully_connected", width=800, depth=2, batch_size=64, step=9, seed=100)
+
+
+def chosen(*rows):
+    return tuning.chosen(grid(*rows)).iloc[0]
+
+
+def test_highest_accuracy_is_chosen():
+    best = chosen(("bp", 1e-4, 0.9, 0.1, "finished"), ("bp", 1e-3, 0.95, 0.3, "finished"), ("bp", 1e-2, 0.8, 0.2, "finished"))
+    assert best["learning_rate"] == 1e-3 and not best["edge"] and best["rates"] == 3
+
+
+def test_ties_go_to_the_lower_loss():
+    assert chosen(("bp", 1e-4, 0.9, 0.2, "finished"), ("bp", 1e-3, 0.9, 0.1, "finished"))["learning_rate"] == 1e-3
+
+
+def test_a_rate_that_diverged_is_out():
+    assert chosen(("bp", 1e-4, 0.9, 0.2, "finished"), ("bp", 1e-3, 0.99, 0.1, "diverged"))["learning_rate"] == 1e-4
+
+
+def test_each_network_has_a_best_rate_of_its_own():
+    wide = grid(("bp", 1e-4, 0.9, 0.1, "finished"), ("bp", 1e-3, 0.8, 0.1, "finished"))
+    narrow = grid(("bp", 1e-4, 0.7, 0.1, "finished"), ("bp", 1e-3, 0.8, 0.1, "finished"))
+    both = pd.concat([wide, narrow.assign(run=["2", "3"], width=50)], ignore_index=True)
+    assert tuning.chosen(both).set_index("width")["learning_rate"].to_dict() == {800: 1e-4, 50: 1e-3}
+
+
+def test_a_best_rate_at_the_edge_of_the_grid_is_said_so():
+    assert chosen(("bp", 1e-4, 0.9, 0.1, "finished"), ("bp", 1e-3, 0.95, 0.3, "finished"))["edge"]
+
+
+def rates_in_use(name):
+    """Estimator → its rate in an experiment of the paper profile; one each."""
+    rates = {}
+    for run in PROFILES["paper"][name].runs():
+        rates.setdefault(logs.label(run.estimator.name, run.estimator.options), set()).add(run.training.learning_rate)
+    return {label: rate for label, (rate,) in rates.items()}
+
+
+def grid_chose(name):
+    """Estimator → the rate that an experiment's own grid chose, or None unless all runs of the grid are in results/tuning."""
+    experiment, root = PROFILES["tuning"].get(name), ROOT / "results" / "tuning"
+    if experiment is None:
+        return None
+    coverage = logs.coverage(root, experiment)
+    if (coverage["runs"] < coverage["planned"]).any():
+        return None
+    found = logs.read(root, experiment)
+    rates = found.metrics["run"].map(found.runs.set_index("run")["learning_rate"])
+    best = tuning.chosen(found.metrics.assign(learning_rate=rates))
+    return dict(zip(best["trained_with"], best["learning_rate"], strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(n for n, experiment in PROFILES["paper"].items() if experiment.role == "convergence"))
+def test_rates_in_use_are_those_that_a_recorded_grid_chose(name):
+    """The experiment's own grid, where it is recorded whole, or else that of the same network on MNIST."""
+    if own := grid_chose(name):
+        assert rates_in_use(name) == own
+        return
+    architecture = PROFILES["paper"][name].runs()[0].network.architecture
+    source = {"fully_connected": "mnist_fc", "convolutional": "mnist_cnn"}[architecture]
+    assert name != source and rates_in_use(name).items() <= grid_chose(source).items()
+
+
+# --- what training costs ---------------------------------------------------------------------------------------------
+
+
+def of(estimator: str, **options) -> RunConfig:
+    run = next(r for r in PROFILES["paper"]["mnist_fc"].runs() if r.estimator.name == "bp")
+    return RunConfig.model_validate(merge(run.model_dump(exclude_none=True), {"estimator": {"name": estimator, **options}}))
+
+
+def test_operations_of_bp_are_those_of_its_matrix_products():
+    """Forward and weight gradients touch every weight, input gradients all but the first layer's; two operations each."""
+    weights = np.array([784 * 800, 800 * 800, 800 * 10])
+    assert flops.per_step(of("bp")) == 2 * 64 * (2 * weights.sum() + weights[1:].sum())
+
+
+def test_operations_of_frozen_blocks_are_a_forward_pass_and_the_readout():
+    assert flops.per_step(of("frozen")) == 2 * 64 * (784 * 800 + 800 * 800 + 2 * 800 * 10)
+
+
+def test_fdfa_adds_only_the_products_of_its_feedback():
+    """A tangent pass takes the place of the backward pass; two products (10 × 800) with the feedback of each hidden block."""
+    assert flops.per_step(of("fdfa", feedback_lr=0.001)) - flops.per_step(of("bp")) == 2 * 64 * (2 * 2) * 800 * 10
+
+
+def test_operations_do_not_depend_on_seed_rate_or_length():
+    run = of("bp")
+    other = merge(run.model_dump(exclude_none=True), {"seed": 3, "training": {"learning_rate": 0.5}})
+    assert flops.per_step(RunConfig.model_validate(other)) == flops.per_step(run)
+
+
+def test_image_shapes_are_those_of_the_data():
+    from fdfa_core.data import available_datasets, load
+
+    assert set(flops.IMAGES) == set(available_datasets())
+    digits = load("digits")
+    assert flops.IMAGES["digits"] == (digits.shape, len(digits.classes))
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    experiments, root = recorded.write(tmp_path_factory.mktemp("record"))
+    return load_profile("tiny", experiments), root
+
+
+def test_effort_counts_steps_times_operations(record):
+    experiments, root = record
+    curves = effort.curves(logs.read(root, experiments["digits_fc"]), "train_loss")
+    run = next(r for r in experiments["digits_fc"].runs() if r.estimator.name == "fdfa")
+    mine = curves[curves["trained_with"] == "fdfa(feedback_lr=0.1)"].set_index("epoch")
+    assert mine.loc[1.0, "flops"] == 5 * flops.per_step(run) and mine.loc[1.0, "seconds"] == pytest.approx(0.5)
+
+
+def test_cost_of_missing_runs_is_that_of_their_estimator(record):
+    experiments, root = record
+    cost = inventory.cost(inventory.inventory(root, experiments.values())).set_index("experiment")
+    assert cost.loc["mnist_fc", ["runs", "planned"]].tolist() == [11, 12]
+    assert cost.loc["mnist_fc", "hours_all"] == pytest.approx(cost.loc["mnist_fc", "hours"] * 12 / 11)
+    assert np.isnan(cost.loc["fashion_fc", "hours_all"])
+
+
+def test_profiles_lie_where_the_command_looks():
+    assert all((EXPERIMENTS / name).is_dir() for name in PROFILES)

@@ -1,0 +1,512 @@
+"""Data sets: what is read equals what was written, and what is missing or damaged is reported as what it is.
+
+The files are small ones that the tests write themselves; `test_published_files_…` reads the real ones where the environment
+variable FDFA_DATA names a directory that has them.
+"""
+
+import ast
+import gzip
+import hashlib
+import http.server
+import io
+import os
+import struct
+import tarfile
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fdfa_core.data import available_datasets, load
+from fdfa_core.data.files import PublishedFile, data_directory
+from fdfa_core.data.registry import DATASETS
+from fdfa_core.data.sources import Cifar, Idx, TinyImagenet
+from fdfa_core.errors import DataError, UnknownName
+from places import ROOT
+
+RNG = np.random.default_rng(0)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def test_digits_have_the_documented_sizes(digits):
+    assert (digits.train_images.shape, digits.test_images.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
+
+
+def test_digits_are_those_of_the_source(digits):
+    from sklearn.datasets import load_digits
+
+    pixels = torch.cat([digits.train_images, digits.test_images]).long()
+    assert pixels.sum() == int(load_digits().images.sum()) and pixels.max() == digits.maximum
+
+
+def test_digits_split_is_the_same_on_every_machine(digits):
+    assert sha256(digits.test_images.numpy().tobytes())[:16] == "342538e35bc5249d"
+
+
+def test_digits_split_keeps_class_proportions(digits):
+    shares = [digits.test_labels.bincount() / 360, digits.train_labels.bincount() / 1437]
+    assert torch.allclose(*shares, atol=1 / 360)
+
+
+def test_digits_test_images_are_not_in_the_training_set(digits):
+    train = {image.numpy().tobytes() for image in digits.train_images}
+    assert not [image for image in digits.test_images if image.numpy().tobytes() in train]
+
+
+def test_digits_need_no_files_and_no_network(tmp_path, digits):
+    assert load("digits", tmp_path / "nowhere", download=False).sha256 == digits.sha256
+
+
+# --- IDX --------------------------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">{array.ndim + 1}I", 2048 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def idx_arrays(train=30, test=10, classes=10) -> list[np.ndarray]:
+    images = [RNG.integers(256, size=(n, 28, 28)) for n in (train, test)]
+    labels = [RNG.permutation(np.arange(n) % classes) for n in (train, test)]
+    return [images[0], labels[0], images[1], labels[1]]
+
+
+IDX_NAMES = [file.name for file in DATASETS["mnist"].files]
+
+
+def write_idx(folder: Path, contents: list[bytes], published: list[bytes] | None = None, urls=()) -> Idx:
+    """Write gzipped files, and describe them as published with `published` (default: the same) as their content."""
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = [gzip.compress(content, mtime=0) for content in contents]
+    for name, data in zip(IDX_NAMES, packed, strict=True):
+        (folder / name).write_bytes(data)
+    hashes = [sha256(gzip.compress(content, mtime=0)) for content in published or contents]
+    files = tuple(PublishedFile(n, h, tuple(f"{url}/{n}" for url in urls)) for n, h in zip(IDX_NAMES, hashes, strict=True))
+    return Idx("mnist", files, tuple("0123456789"), folder="MNIST")
+
+
+def test_idx_is_read_as_written(tmp_path):
+    arrays = idx_arrays()
+    dataset = write_idx(tmp_path, [idx(a) for a in arrays]).load(tmp_path, download=False)
+    read = [dataset.train_images[:, 0], dataset.train_labels, dataset.test_images[:, 0], dataset.test_labels]
+    assert all(np.array_equal(r, a) for r, a in zip(read, arrays, strict=True))
+
+
+@pytest.mark.parametrize("layout", [".", "mnist", "MNIST/raw"])
+def test_idx_is_found_in_layout(tmp_path, layout):
+    source = write_idx(tmp_path / layout, [idx(a) for a in idx_arrays()])
+    assert len(source.load(tmp_path, download=False).train) == 30
+
+
+def test_idx_hash_is_that_of_the_sha256sum_listing(tmp_path):
+    source = write_idx(tmp_path, [idx(a) for a in idx_arrays()])
+    listing = "".join(f"{file.sha256}  {file.name}\n" for file in sorted(source.files, key=lambda file: file.name))
+    assert source.load(tmp_path, download=False).sha256 == sha256(listing.encode())
+
+
+def damaged_idx(damage: str) -> list[bytes]:
+    train_images, train_labels, test_images, test_labels = idx_arrays()
+    contents = [idx(train_images), idx(train_labels), idx(test_images), idx(test_labels)]
+    if damage == "truncated content":
+        contents[0] = contents[0][:-5]
+    elif damage == "truncated header":
+        contents[1] = contents[1][:6]
+    elif damage == "wrong magic":
+        contents[2] = contents[3]
+    elif damage == "label out of range":
+        contents[3] = idx(np.where(np.arange(10) == 4, 11, test_labels))
+    elif damage == "labels and images differ in number":
+        contents[1] = idx(train_labels[:-1])
+    return contents
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("truncated content", r"train-images.*: 23515 bytes of data, but the header announces 23520: truncated"),
+        ("truncated header", "train-labels.*: truncated, 6 bytes hold no IDX header of 8"),
+        ("wrong magic", "t10k-images.*: magic number is 2049, expected 2051"),
+        ("label out of range", "a test label is 11, expected 0 to 9"),
+        ("labels and images differ in number", "30 training images, but 29 labels"),
+    ],
+)
+def test_damaged_idx_is_reported(tmp_path, damage, message):
+    with pytest.raises(DataError, match=message):
+        write_idx(tmp_path, damaged_idx(damage)).load(tmp_path, download=False)
+
+
+def test_truncated_gzip_is_reported(tmp_path):
+    source = write_idx(tmp_path, [idx(a) for a in idx_arrays()])
+    path = tmp_path / IDX_NAMES[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"train-images.*: truncated, or no gzip file"):
+        source.load(tmp_path, download=False)
+
+
+def test_altered_idx_is_refused_with_both_hashes(tmp_path):
+    contents = [idx(a) for a in idx_arrays()]
+    source = write_idx(tmp_path, contents, published=[*contents[:3], contents[3] + b"x"])
+    found = sha256((tmp_path / IDX_NAMES[3]).read_bytes())
+    with pytest.raises(DataError, match=f"SHA-256 is {found}, published is {source.files[3].sha256}"):
+        source.load(tmp_path, download=False)
+
+
+# --- missing files and downloads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in available_datasets() if name != "digits"])
+def test_missing_and_offline_says_what_to_get_where(tmp_path, name):
+    with pytest.raises(DataError) as error:
+        load(name, tmp_path, download=False)
+    files = getattr(DATASETS[name], "files", None) or [DATASETS[name].archive]
+    expected = [str(tmp_path), "FDFA_DATA", *(file.name for file in files), *(url for file in files for url in file.urls)]
+    assert [text for text in expected if text not in str(error.value)] == []
+
+
+def test_missing_names_only_the_files_that_are_missing(tmp_path):
+    source = write_idx(tmp_path, [idx(a) for a in idx_arrays()])
+    (tmp_path / IDX_NAMES[1]).unlink()
+    with pytest.raises(DataError, match=f"mnist: {IDX_NAMES[1]} not found"):
+        source.load(tmp_path, download=False)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server for the folder `server` below tmp_path, and its address."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "server")
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+
+
+def test_download_falls_back_on_the_next_mirror(tmp_path, server):
+    arrays = idx_arrays()
+    source = write_idx(tmp_path / "server" / "good", [idx(a) for a in arrays], urls=[f"{server}/gone", f"{server}/good"])
+    dataset = source.load(tmp_path / "data", download=True)
+    assert np.array_equal(dataset.train_labels, arrays[1])
+
+
+def test_downloaded_files_are_kept(tmp_path, server):
+    source = write_idx(tmp_path / "server", [idx(a) for a in idx_arrays()], urls=[server])
+    first = source.load(tmp_path / "data", download=True)
+    assert source.load(tmp_path / "data", download=False).sha256 == first.sha256
+
+
+def test_simultaneous_loads_download_each_file_once(tmp_path, server, monkeypatch):
+    requested = []
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda self, *_: requested.append(self.path))
+    source = write_idx(tmp_path / "server", [idx(a) for a in idx_arrays()], urls=[server])
+    with ThreadPoolExecutor() as pool:
+        sizes = list(pool.map(lambda _: len(source.load(tmp_path / "data", download=True).train), range(4)))
+    assert sizes == [30] * 4 and sorted(requested) == sorted(f"/{name}" for name in IDX_NAMES)
+
+
+def test_download_with_a_wrong_hash_leaves_no_file(tmp_path, server):
+    contents = [idx(a) for a in idx_arrays()]
+    source = write_idx(tmp_path / "server", contents, published=[contents[0] + b"x", *contents[1:]], urls=[server])
+    with pytest.raises(DataError, match=r"(?s)Downloading failed.*hash"):
+        source.load(tmp_path / "data", download=True)
+    assert not (tmp_path / "data" / "mnist" / IDX_NAMES[0]).exists()
+
+
+def test_download_that_fails_gives_the_reason_of_each_mirror(tmp_path, server):
+    source = write_idx(tmp_path / "elsewhere", [idx(a) for a in idx_arrays()], urls=[f"{server}/a", f"{server}/b"])
+    with pytest.raises(DataError, match=rf"(?s)Downloading failed.*{server}/a/\S+: 404.*{server}/b/\S+: 404"):
+        source.load(tmp_path / "data", download=True)
+
+
+# --- CIFAR ------------------------------------------------------------------------------------------------------------
+
+
+def tar(folder: str, members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+class CifarFiles:
+    """A small CIFAR-10 (one label byte) or CIFAR-100 (two) with the published names."""
+
+    def __init__(self, name: str, train=20, test=10):
+        published = DATASETS[name]
+        self.source: Cifar = replace(published, samples=(train, test))
+        self.images = {"train": RNG.integers(256, size=(train, 3, 32, 32)), "test": RNG.integers(256, size=(test, 3, 32, 32))}
+        self.labels = {part: RNG.integers(published.classes, size=len(images)) for part, images in self.images.items()}
+        self.members = {published.names: "\n".join(f"class_{i}" for i in range(published.classes)).encode() + b"\n\n"}
+        for part, names in (("train", published.train), ("test", published.test)):
+            coarse = np.full((len(self.images[part]), published.label_bytes - 1), 255)
+            pixels = self.images[part].reshape(len(coarse), -1)
+            records = np.concatenate([coarse, self.labels[part][:, None], pixels], axis=1).astype(np.uint8)
+            for name, share in zip(names, np.array_split(records, len(names)), strict=True):
+                self.members[name] = share.tobytes()
+
+    def write(self, directory: Path, name: str | None = None, published=True) -> str:
+        """Write the archive and return its hash; as the published one, or as another one."""
+        data = tar(self.source.folder, self.members)
+        (directory / (name or self.source.archive.name)).write_bytes(data)
+        if published:
+            self.source = replace(self.source, archive=replace(self.source.archive, sha256=sha256(data)))
+        return sha256(data)
+
+
+@pytest.fixture(params=["cifar-10", "cifar-100"])
+def cifar(request):
+    return CifarFiles(request.param)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_cifar_images_are_read_as_written(tmp_path, cifar, part):
+    cifar.write(tmp_path)
+    dataset = cifar.source.load(tmp_path, download=False)
+    assert np.array_equal(getattr(dataset, f"{part}_images"), cifar.images[part])
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_cifar_labels_are_the_fine_ones(tmp_path, cifar, part):
+    cifar.write(tmp_path)
+    dataset = cifar.source.load(tmp_path, download=False)
+    assert np.array_equal(getattr(dataset, f"{part}_labels"), cifar.labels[part])
+
+
+def test_published_cifar_has_no_notes(tmp_path, cifar):
+    found = cifar.write(tmp_path)
+    dataset = cifar.source.load(tmp_path, download=False)
+    assert (dataset.notes, dataset.sha256) == ((), found)
+
+
+def test_other_cifar_archive_is_accepted_with_a_warning_that_names_its_hash(tmp_path, cifar, monkeypatch):
+    found = cifar.write(tmp_path, published=False)
+    monkeypatch.setitem(DATASETS, cifar.source.name, cifar.source)
+    with pytest.warns(UserWarning, match=found):
+        assert load(cifar.source.name, tmp_path, download=False).sha256 == found
+
+
+def test_cifar_archive_with_a_longer_name_is_found(tmp_path, cifar):
+    (tmp_path / cifar.source.name).mkdir()
+    cifar.write(tmp_path / cifar.source.name, cifar.source.archive.name.replace(".tar", "-subset.tar"), published=False)
+    assert len(cifar.source.load(tmp_path, download=False).train) == 20
+
+
+def test_cifar_with_fewer_samples_is_noted(tmp_path, cifar):
+    cifar.write(tmp_path)
+    dataset = replace(cifar.source, samples=(50_000, 10_000)).load(tmp_path, download=False)
+    assert dataset.notes == ("holds 20 training and 10 test images, not the published 50000 and 10000",)
+
+
+def test_extracted_cifar_folder_is_read(tmp_path, cifar):
+    folder = tmp_path / cifar.source.folder
+    folder.mkdir()
+    for name, content in cifar.members.items():
+        (folder / name).write_bytes(content)
+    dataset = cifar.source.load(tmp_path, download=False)
+    assert np.array_equal(dataset.test_images, cifar.images["test"]) and dataset.sha256 in dataset.notes[0]
+
+
+def test_cifar_truncated_record_is_reported(tmp_path, cifar):
+    name = cifar.source.train[0]
+    cifar.members[name] = cifar.members[name][:-1]
+    cifar.write(tmp_path)
+    with pytest.raises(DataError, match=f"{name} has {len(cifar.members[name])} bytes, no multiple of a record"):
+        cifar.source.load(tmp_path, download=False)
+
+
+def test_cifar_truncated_archive_is_reported(tmp_path, cifar):
+    cifar.write(tmp_path)
+    path = tmp_path / cifar.source.archive.name
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DataError, match="truncated, or no gzipped tar archive"):
+        cifar.source.load(tmp_path, download=False)
+
+
+def test_cifar_missing_member_is_named(tmp_path, cifar):
+    del cifar.members[cifar.source.test[0]]
+    cifar.write(tmp_path)
+    with pytest.raises(DataError, match=f"holds no {cifar.source.test[0]}"):
+        cifar.source.load(tmp_path, download=False)
+
+
+def test_cifar_label_out_of_range_is_reported(tmp_path, cifar):
+    cifar.members[cifar.source.names] = b"a b c"
+    cifar.write(tmp_path)
+    with pytest.raises(DataError, match=r"a training label is \d+, expected 0 to 2"):
+        replace(cifar.source, classes=3).load(tmp_path, download=False)
+
+
+def test_cifar_wrong_number_of_class_names_is_reported(tmp_path, cifar):
+    cifar.members[cifar.source.names] = b"a b c"
+    cifar.write(tmp_path)
+    with pytest.raises(DataError, match=f"{cifar.source.names} names 3 classes, expected {cifar.source.classes}"):
+        cifar.source.load(tmp_path, download=False)
+
+
+def test_cifar_class_names_that_are_no_text_are_reported(tmp_path, cifar):
+    cifar.members[cifar.source.names] = b"\xff\xfe"
+    cifar.write(tmp_path)
+    with pytest.raises(DataError, match=f"{cifar.source.archive.name}: {cifar.source.names} is no UTF-8 text"):
+        cifar.source.load(tmp_path, download=False)
+
+
+# --- Tiny ImageNet ----------------------------------------------------------------------------------------------------
+
+
+def jpeg(value: int, size=(64, 64), mode="RGB") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, (value,) * 3 if mode == "RGB" else value).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def tiny():
+    """Members of a Tiny ImageNet with two classes: grey images whose value tells which they are."""
+    members = {f"train/n2/images/n2_{i}.JPEG": jpeg(100 + i) for i in range(3)}
+    members |= {f"train/n1/images/n1_{i}.JPEG": jpeg(200 + i) for i in range(2)}
+    members |= {"val/images/val_0.JPEG": jpeg(50), "val/images/val_1.JPEG": jpeg(60, mode="L")}
+    members["val/val_annotations.txt"] = b"val_0.JPEG\tn2\t0\t0\t9\t9\nval_1.JPEG\tn1\t0\t0\t9\t9\n"
+    members["words.txt"] = b"n1\tgoldfish, Carassius auratus\nn2\tbullfrog\nn3\tnot in here\n"
+    members["test/images/test_0.JPEG"] = b"no labels, never read"
+    return members
+
+
+def write_tiny(directory: Path, members: dict[str, bytes], zipped: bool) -> TinyImagenet:
+    path = directory / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"tiny-imagenet-200/{name}", content)
+    source = replace(DATASETS["tiny-imagenet"], classes=2, samples=(5, 2))
+    source = replace(source, archive=replace(source.archive, sha256=sha256(path.read_bytes())))
+    if not zipped:
+        zipfile.ZipFile(path).extractall(directory)
+        path.unlink()
+    return source
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "folder"])
+def test_tiny_imagenet_is_read_as_written(tmp_path, tiny, zipped):
+    dataset = write_tiny(tmp_path, tiny, zipped).load(tmp_path, download=False)
+    train = list(zip(dataset.train_labels.tolist(), dataset.train_images[:, 1, 5, 5].tolist(), strict=True))
+    test = list(zip(dataset.test_labels.tolist(), dataset.test_images[:, 2, 5, 5].tolist(), strict=True))
+    assert (train, test) == ([(0, 200), (0, 201), (1, 100), (1, 101), (1, 102)], [(1, 50), (0, 60)])
+
+
+def test_tiny_imagenet_annotations_may_have_blank_lines(tmp_path, tiny):
+    tiny["val/val_annotations.txt"] += b"\n \t\n\n"
+    assert len(write_tiny(tmp_path, tiny, zipped=True).load(tmp_path, download=False).test) == 2
+
+
+def test_tiny_imagenet_classes_have_their_words(tmp_path, tiny):
+    dataset = write_tiny(tmp_path, tiny, zipped=True).load(tmp_path, download=False)
+    assert dataset.classes == ("goldfish, Carassius auratus", "bullfrog")
+
+
+def test_tiny_imagenet_folder_hash_follows_its_content(tmp_path, tiny):
+    source = write_tiny(tmp_path, tiny, zipped=False)
+    before = source.load(tmp_path, download=False).sha256
+    (tmp_path / "tiny-imagenet-200/train/n1/images/n1_0.JPEG").write_bytes(jpeg(7))
+    assert source.load(tmp_path, download=False).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train/n1/images/n1_1.JPEG", jpeg(0)[:-200], "n1_1.JPEG is truncated, or no image"),
+        ("val/images/val_0.JPEG", b"no image", "val_0.JPEG is truncated, or no image"),
+        ("val/images/val_0.JPEG", jpeg(0, (32, 48)), "val_0.JPEG has 32 × 48 pixels, expected 64 × 64"),
+        ("val/images/val_1.JPEG", None, "1 validation images are missing, the first is val/images/val_1.JPEG"),
+        ("val/val_annotations.txt", b"val_0.JPEG\tn9\n", "validation images of classes without training images: n9"),
+        ("val/val_annotations.txt", b"val_1.JPEG\tn1\nval_0.JPEG\n", "line 2 of val/val_annotations.txt is 'val_0.JPEG'"),
+        ("val/val_annotations.txt", b"val_0.JPEG\t\xff\n", "val/val_annotations.txt is no UTF-8 text"),
+        ("words.txt", b"n1\t\xff\n", "words.txt is no UTF-8 text"),
+        ("words.txt", None, "holds no words.txt"),
+        ("train/n3/images/n3_0.JPEG", jpeg(0), "train/ has images of 3 classes, expected 2"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "folder"])
+def test_damaged_tiny_imagenet_is_reported(tmp_path, tiny, name, content, message, zipped):
+    members = {k: v for k, v in (tiny | {name: content}).items() if v is not None}
+    with pytest.raises(DataError, match=message):
+        write_tiny(tmp_path, members, zipped).load(tmp_path, download=False)
+
+
+def test_altered_tiny_imagenet_archive_is_refused(tmp_path, tiny):
+    source = write_tiny(tmp_path, tiny, zipped=True)
+    with pytest.raises(DataError, match="published is 0000"):
+        replace(source, archive=replace(source.archive, sha256="0000")).load(tmp_path, download=False)
+
+
+# --- load -------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(UnknownName, match="data set: got 'minst'; accepted: one of digits, mnist, fashion-mnist"):
+        load("minst")
+
+
+def test_directory_argument_comes_before_the_environment_variable(monkeypatch):
+    monkeypatch.setenv("FDFA_DATA", "/from/environment")
+    assert data_directory("given") == Path("given")
+
+
+def test_environment_variable_comes_before_the_working_directory(monkeypatch):
+    monkeypatch.setenv("FDFA_DATA", "/from/environment")
+    assert data_directory() == Path("/from/environment")
+
+
+def test_data_directory_is_in_the_working_directory_by_default(monkeypatch):
+    monkeypatch.delenv("FDFA_DATA", raising=False)
+    assert data_directory() == Path("data")
+
+
+def test_data_modules_call_nothing_that_unpickles():
+    names = set()
+    for path in (ROOT / "fdfa_core" / "data").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names |= {alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)}
+            names |= {ast.unparse(node.func)} if isinstance(node, ast.Call) else set()
+    assert not names & {"pickle", "joblib", "torch.load", "np.load", "pd.read_pickle", "joblib.load"}
+
+
+PUBLISHED = {  # training images, test images, mean and standard deviation of the first channel over the training images
+    "mnist": (60_000, 10_000, 0.1307, 0.3081),
+    "fashion-mnist": (60_000, 10_000, 0.2860, 0.3530),
+    "cifar-10": (50_000, 10_000, 0.4914, 0.2470),
+}
+
+
+@pytest.mark.skipif("FDFA_DATA" not in os.environ, reason="FDFA_DATA names no directory with the published files")
+@pytest.mark.filterwarnings("ignore:.*is not the published archive")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_have_the_known_sizes_and_moments(name):
+    dataset = load(name, download=False)
+    moments = (round(dataset.mean[0], 4), round(dataset.std[0], 4))
+    assert (len(dataset.train), len(dataset.test), *moments) == PUBLISHED[name]
+
+
+@pytest.mark.skipif("FDFA_DATA" not in os.environ, reason="FDFA_DATA names no directory with the published files")
+@pytest.mark.filterwarnings("ignore:.*is not the published archive", "ignore:.*not the published 50000")
+def test_cifar_100_is_balanced_over_its_classes():
+    dataset = load("cifar-100", download=False)
+    assert dataset.train_labels.bincount().unique().numel() == 1 and len(dataset.classes) == 100

@@ -1,0 +1,285 @@
+"""Identities of single methods, and replicas of a state."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from fdfa_core.estimators import make_estimator
+from fdfa_core.gradients import true_gradient
+from fdfa_core.networks.blocks import Block, BlockNetwork
+from fdfa_core.perturbations import Gaussian
+from toys import make_batch, make_toy
+from twins import Recorder
+
+
+def hidden(net, gradients):
+    return {name: g for name, g in gradients.items() if net.block_of(name) < len(net) - 1}
+
+
+# Identities -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"per_sample": True}], ids=str)
+def test_fg_w_projected_on_as_many_directions_as_parameters_is_the_gradient(options):
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    size = sum(p.numel() for p in net.parameters())
+    found = make_estimator("fg-w", net, tangents=size, combine="projection", **options).estimate(x, y)
+    for name, value in true_gradient(net, x, y).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("toy", "slope", "units"), [("fc", "sample", 10), ("fc_bn", "batch", 40)])
+def test_fg_a_projected_on_as_many_directions_as_units_is_the_gradient(toy, slope, units):
+    net = make_toy(toy)
+    x, y = make_batch(net)
+    found = make_estimator("fg-a", net, tangents=units, combine="projection", slope=slope).estimate(x, y)
+    for name, value in true_gradient(net, x, y).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+
+
+def test_projection_on_directions_that_repeat_is_that_on_their_span():
+    class Repeating(Gaussian):
+        def sample(self, shape, *, generator, dtype):
+            return super().sample((1, *shape[1:]), generator=generator, dtype=dtype).repeat(shape[0], 1)
+
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    one = make_estimator("fg-w", net, combine="projection", perturbation=Repeating()).estimate(x, y)
+    three = make_estimator("fg-w", net, combine="projection", perturbation=Repeating(), tangents=3).estimate(x, y)
+    for name, value in one.items():
+        torch.testing.assert_close(three[name], value, rtol=0, atol=1e-12)
+
+
+def test_frozen_moves_the_readout_alone():
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    found, truth = make_estimator("frozen", net).estimate(x, y), true_gradient(net, x, y)
+    assert all((g == 0).all() for g in hidden(net, found).values())
+    torch.testing.assert_close(found["2.weight"], truth["2.weight"])
+
+
+@pytest.mark.parametrize("toy", ["fc", "conv", "dropout"])
+def test_pepita_without_projection_gives_no_hidden_update(toy):
+    """With dropout this holds only if both passes use the same masks."""
+    net = make_toy(toy)
+    x, y = make_batch(net)
+    estimator = make_estimator("pepita", net)
+    estimator.feedback[0] = torch.zeros_like(estimator.feedback[0])
+    found = estimator.estimate(x, y)
+    assert all((g.abs() < 1e-15).all() for g in hidden(net, found).values())
+    assert found[list(found)[-1]].abs().max() > 0
+
+
+def test_pepita_gives_activations_with_parameters_their_gradient():
+    hidden_block = Block(nn.Linear(5, 4), nn.PReLU(4))
+    net = BlockNetwork(hidden_block, nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+    estimator = make_estimator("pepita", net)
+    with torch.no_grad():
+        error = (net(x).softmax(-1) - torch.nn.functional.one_hot(y, 3)) / len(x)
+        moved = x + len(x) * error @ estimator.feedback[0].flatten(1)
+        change = (hidden_block(x) - hidden_block(moved)) / len(x)
+    expected = torch.autograd.grad(hidden_block(moved), list(hidden_block.parameters()), change)
+    found = estimator.estimate(x, y)
+    for (name, _), value in zip(net[0].named_parameters(prefix="0"), expected, strict=True):
+        torch.testing.assert_close(found[name], value)
+
+
+def test_dkp_feedback_gradient_of_the_last_hidden_block_is_the_readouts():
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    estimator = make_estimator("dkp", net)
+    estimator.backward(x, y)
+    trace = estimator.trace(x)
+    found = estimator.feedback_gradients(trace, estimator.loss.error(trace.output, y)[1])[-1]
+    torch.testing.assert_close(found, net[2].weight.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_dkp_feedback_approaches_a_readout_that_learns_at_the_same_rate_and_decay():
+    """B_t − W_t = (1 − ηλ)^t (B_0 − W_0), whatever the batches and the other weights do."""
+    net, rate, decay = make_toy("fc"), 0.2, 0.3
+    estimator = make_estimator("dkp", net, feedback_optimizer="sgd", feedback_lr=rate, feedback_decay=decay)
+    weights = torch.optim.SGD(net.parameters(), lr=rate, weight_decay=decay)
+    start = estimator.feedback[-1] - net[2].weight.detach()
+    for seed in range(20):
+        estimator.backward(*make_batch(net, seed=seed))
+        weights.step()
+    torch.testing.assert_close(estimator.feedback[-1] - net[2].weight, (1 - rate * decay) ** 20 * start, rtol=1e-10, atol=1e-12)
+
+
+def test_drtp_hidden_gradients_do_not_depend_on_the_output():
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    estimator = make_estimator("drtp", net)
+    before = hidden(net, estimator.estimate(x, y))
+    with torch.no_grad():
+        net[2].weight.add_(1)
+    after = hidden(net, estimator.estimate(x, y))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_drtp_takes_probabilities_as_targets():
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    estimator = make_estimator("drtp", net)
+    one_hot = torch.nn.functional.one_hot(y, 3).double()
+    for name, value in estimator.estimate(x, y).items():
+        torch.testing.assert_close(estimator.estimate(x, one_hot)[name], value, rtol=1e-12, atol=1e-15)
+
+
+def test_fdfa_with_one_hidden_block_is_unbiased_once_the_feedback_is_the_readout():
+    net = make_toy("dropout").eval()
+    x, y = make_batch(net)
+    estimator = make_estimator("fdfa", net)
+    estimator.feedback = [net[1].weight.detach()]
+    for name, value in true_gradient(net, x, y).items():
+        torch.testing.assert_close(estimator.estimate(x, y)[name], value, rtol=1e-10, atol=1e-14)
+
+
+def test_fa_with_the_weights_themselves_is_backpropagation():
+    net = make_toy("conv")
+    x, y = make_batch(net)
+    estimator = make_estimator("fa", net)
+    estimator.estimate(x, y)
+    parameters = dict(net.named_parameters())
+    estimator.feedback = {name: parameters[name].detach() for name in estimator.feedback}
+    for name, value in true_gradient(net, x, y).items():
+        torch.testing.assert_close(estimator.estimate(x, y)[name], value, rtol=1e-10, atol=1e-14)
+
+
+def test_lg_with_one_hidden_block_is_fg_a():
+    """Its local readout is the network's."""
+    net = make_toy("dropout").eval()
+    x, y = make_batch(net)
+    local, whole = (make_estimator(method, net, seed=3).estimate(x, y) for method in ("lg-fg-a", "fg-a"))
+    for name, value in whole.items():
+        torch.testing.assert_close(local[name], value, rtol=1e-12, atol=1e-15)
+
+
+def test_grape_turns_the_feedback_towards_the_jacobian():
+    net = make_toy("linear")
+    estimator = make_estimator("grape", net, feedback_lr=0.3, tangents=4)
+    jacobian = net[2].weight.detach() @ net[1].affine.weight.detach()
+
+    def cosine():
+        return float(torch.nn.functional.cosine_similarity(estimator.feedback[0].flatten(), jacobian.flatten(), dim=0))
+
+    start = cosine()
+    for seed in range(200):
+        estimator.advance(*make_batch(net, 8, seed))
+    assert cosine() > max(start, 0.9)
+
+
+# Replicas -------------------------------------------------------------------------------------------------------------
+
+REPLICATED = [
+    ("fdfa", {"feedback_lr": 0.3}),
+    ("fdfa", {"feedback_rule": "adam", "joint": False, "tangents": 2}),
+    ("fdfa", {"joint": "cyclic", "directions": "antithetic", "warmup": True}),
+    ("grape", {}),
+    ("dkp", {}),
+    ("lg-fg-a", {"site": "post"}),
+    ("lg-fg-w", {"readout_optimizer": "sgd"}),
+]
+R = 3
+replicated = pytest.mark.parametrize(("method", "options"), REPLICATED, ids=str)
+
+
+class Replay:
+    """A law that hands out given draws."""
+
+    name, kurtosis = "gaussian", 3.0
+
+    def __init__(self, draws):
+        self.draws = list(draws)
+
+    def sample(self, shape, *, generator, dtype):
+        drawn = self.draws.pop(0)
+        assert tuple(shape) == tuple(drawn.shape)
+        return drawn
+
+
+def nth(state, r):
+    """Replica r of a state that holds nothing but replicated tensors."""
+    return [nth(part, r) for part in state] if isinstance(state, list | tuple) else state[r].clone()
+
+
+@pytest.mark.parametrize("toy", ["fc_bn", "conv", "transformer"])
+@replicated
+def test_replicas_move_as_single_states_do(method, options, toy):
+    net, law = make_toy(toy), Recorder(Gaussian())
+    x, y = make_batch(net)
+    random = {} if method == "dkp" else {"perturbation": law}
+    many = make_estimator(method, net, replicas=R, **options, **random)
+    many.estimate(x, y)  # makes the states
+    key = "readouts" if method.startswith("lg") else "feedback"
+    start = [nth(many.own_state()[key], r) for r in range(R)]
+    law.take()
+    for seed in range(3):
+        many.advance(*make_batch(net, seed=seed))
+    advanced = law.take()
+    drawn = many.sample(x, y, R)
+    used = law.take()
+    for r in range(R):
+        random = {} if method == "dkp" else {"perturbation": Replay([v[r] for v in advanced] + _without(method, used, r))}
+        single = make_estimator(method, net, **options, **random)
+        single.load_own_state({**single.own_state(), key: start[r]})
+        for seed in range(3):
+            single.advance(*make_batch(net, seed=seed))
+        assert_close(nth(many.own_state()[key], r), single.own_state()[key])
+        for name, value in single.estimate(x, y).items():
+            torch.testing.assert_close(drawn[name][r], value, rtol=1e-9, atol=1e-11)
+
+
+def _without(method, used, r):
+    """The draws of an estimate by replica r (feedback methods take none)."""
+    return [v[r] for v in used] if method.startswith("lg") else []
+
+
+def assert_close(found, expected):
+    if isinstance(found, list):
+        for a, b in zip(found, expected, strict=True):
+            assert_close(a, b)
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("method", "options"), [(m, o) for m, o in REPLICATED if not m.startswith("lg")], ids=str)
+def test_a_replica_can_be_asked_for_alone(method, options):
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    estimator = make_estimator(method, net, replicas=R, **options)
+    estimator.advance(x, y)
+    all_of_them = estimator.sample(x, y, R)
+    for r in range(R):
+        alone = estimator.draws(x, y, 1, replica=r)
+        for name, value in all_of_them.items():
+            torch.testing.assert_close(alone[name][0], value[r], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["fdfa", "grape"])
+def test_replicas_are_distributed_as_single_estimators_are(method):
+    """Kolmogorov–Smirnov on one entry's norm after three steps, level 1e-3."""
+    net, count = make_toy("fc"), 300
+    batches = [make_batch(net, seed=seed) for seed in range(3)]
+
+    def norms(seed, replicas):
+        estimator = make_estimator(method, net, seed=seed, replicas=replicas)
+        for batch in batches:
+            estimator.advance(*batch)
+        return estimator.feedback[0].flatten(1 if replicas else 0).norm(dim=-1).reshape(-1)
+
+    singles = torch.cat([norms(seed, None) for seed in range(count)])
+    assert stats.ks_2samp(norms(1000, count).numpy(), singles.numpy()).pvalue > 1e-3
+
+
+def test_replicas_do_not_move_together():
+    net = make_toy("fc")
+    estimator = make_estimator("fdfa", net, replicas=2000, feedback_lr=1.0)
+    estimator.advance(*make_batch(net))
+    b = estimator.feedback[0].flatten(1)
+    b = b - b.mean(0)
+    neighbours = (b[:-1] * b[1:]).sum(1)
+    assert abs(neighbours.mean()) < 4 * neighbours.std() / len(neighbours) ** 0.5

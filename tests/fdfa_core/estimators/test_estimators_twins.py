@@ -1,0 +1,309 @@
+"""Every estimator equals its slow twin, given the same perturbations, on every kind of network it serves."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import twins
+from fdfa_core.estimators import make_estimator
+from fdfa_core.perturbations import Gaussian
+from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
+from twins import Recorder, Slow
+
+ALL = [name for name in TOYS if name != "dropout"]  # a mask cannot be handed to a twin
+PRE = [name for name in WITH_PRE_SITE if name != "dropout"]
+FEW = ["fc_bn", "conv", "transformer"]
+
+
+def assert_equal(found, expected, tolerance=1e-10):
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        value = value.detach()
+        scale = max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def drift(net):
+    """Move the weights, as training would."""
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(1.02)
+
+
+class Case:
+    """An estimator on a toy, with its draws recorded."""
+
+    def __init__(self, method, toy, **options):
+        self.net = make_toy(toy)
+        self.x, self.y = make_batch(self.net)
+        self.law = Recorder(Gaussian())
+        if method not in ("dfa", "drtp", "dkp", "fa", "pepita", "frozen", "bp"):
+            options["perturbation"] = self.law
+        self.estimator = make_estimator(method, self.net, seed=3, **options)
+
+    def estimate(self):
+        """An estimate, the draws it took, and the slow network at the same point."""
+        found = self.estimator.estimate(self.x, self.y)
+        return found, self.law.take(), Slow(self.net, self.x, self.y)
+
+    def steps(self, count=3):
+        """Advance the state over different batches and weights; yields the slow network and draws of each step."""
+        for seed in range(count):
+            x, y = make_batch(self.net, seed=10 + seed)
+            slow = Slow(self.net, x, y)
+            self.estimator.advance(x, y)
+            yield slow, self.law.take()
+            drift(self.net)
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_bp_is_the_gradient(toy):
+    found, _, slow = Case("bp", toy).estimate()
+    assert_equal(found, slow.gradient())
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_fg_w(toy):
+    found, (v,), slow = Case("fg-w", toy).estimate()
+    assert_equal(found, twins.fg_w(slow, v))
+
+
+@pytest.mark.parametrize("combine", ["mean", "projection"])
+@pytest.mark.parametrize("toy", FEW)
+def test_fg_w_of_several_tangents(toy, combine):
+    found, (v,), slow = Case("fg-w", toy, tangents=3, combine=combine).estimate()
+    assert_equal(found, twins.fg_w(slow, v, combine))
+
+
+@pytest.mark.parametrize("toy", [name for name in ALL if name not in COUPLED])
+def test_fg_w_per_sample(toy):
+    found, (v,), slow = Case("fg-w", toy, per_sample=True).estimate()
+    assert_equal(found, twins.fg_w_per_sample(slow, v))
+
+
+@pytest.mark.parametrize("combine", ["mean", "projection"])
+def test_fg_w_per_sample_of_several_tangents(combine):
+    found, (v,), slow = Case("fg-w", "fc_bn_eval", per_sample=True, tangents=3, combine=combine).estimate()
+    assert_equal(found, twins.fg_w_per_sample(slow, v, combine))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_fg_a_at_block_outputs(toy):
+    found, us, slow = Case("fg-a", toy, site="post").estimate()
+    assert_equal(found, twins.fg_a(slow, us, site="post"))
+
+
+@pytest.mark.parametrize("toy", PRE)
+def test_fg_a_at_affine_outputs(toy):
+    found, us, slow = Case("fg-a", toy).estimate()
+    assert_equal(found, twins.fg_a(slow, us))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"readout": "perturbed"},
+        {"joint": False},
+        {"joint": False, "readout": "perturbed"},
+        {"tangents": 3},
+        {"tangents": 3, "combine": "projection"},
+        {"tangents": 3, "combine": "projection", "joint": False},
+        {"slope": "batch"},
+        {"slope": "batch", "tangents": 3},
+        {"slope": "batch", "tangents": 3, "combine": "projection"},
+    ],
+    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
+)
+@pytest.mark.parametrize("toy", FEW)
+def test_fg_a_options(toy, options):
+    found, us, slow = Case("fg-a", toy, site="post", **options).estimate()
+    known = {key: value for key, value in options.items() if key != "tangents"}  # the twin counts the draws
+    assert_equal(found, twins.fg_a(slow, us, site="post", **known))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_dfa(toy):
+    case = Case("dfa", toy)
+    found, _, slow = case.estimate()
+    assert_equal(found, twins.direct(slow, case.estimator.feedback))
+
+
+@pytest.mark.parametrize("toy", PRE)
+def test_dfa_at_affine_outputs(toy):
+    case = Case("dfa", toy, site="pre")
+    found, _, slow = case.estimate()
+    assert_equal(found, twins.direct(slow, case.estimator.feedback, site="pre"))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_drtp(toy):
+    case = Case("drtp", toy)
+    found, _, slow = case.estimate()
+    assert_equal(found, twins.direct(slow, case.estimator.feedback, twins.one_hot(slow)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("toy", FEW)
+def test_dkp_feedback(toy, optimizer):
+    case = Case("dkp", toy, feedback_optimizer=optimizer, feedback_lr=0.1, feedback_decay=0.2)
+    expected = [b.clone() for b in case.estimator.feedback]
+    stepper = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](expected, lr=0.1, weight_decay=0.2)
+    for slow, _ in case.steps():
+        for block, b in enumerate(expected):
+            outer = [torch.outer(e, h) for e, h in zip(slow.error, slow.site(block, "post"), strict=True)]
+            b.grad = sum(outer).view_as(b)
+        stepper.step()
+    found, _, slow = case.estimate()
+    assert_equal(dict(enumerate(case.estimator.feedback)), dict(enumerate(expected)))
+    assert_equal(found, twins.direct(slow, expected))
+
+
+FDFA_OPTIONS = [
+    {},
+    {"joint": False},
+    {"joint": "cyclic"},
+    {"tangents": 2},
+    {"warmup": True},
+    {"joint": "cyclic", "warmup": True},
+    {"directions": "antithetic"},
+]
+
+
+@pytest.mark.parametrize("options", FDFA_OPTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "default")
+@pytest.mark.parametrize("toy", FEW)
+def test_fdfa_feedback_by_momentum(toy, options):
+    case = Case("fdfa", toy, feedback_lr=0.3, **options)
+    expected = [torch.zeros(3, value.shape[1]).double() for value in _site_values(case)]
+    updates = [0] * len(expected)
+    for step, (slow, us) in enumerate(case.steps()):
+        if options.get("directions") == "antithetic":
+            us = [torch.cat([u, -u]) for u in us]
+        for block, estimate in twins.jacobian_estimates(slow, us, _groups(options, slow, step), "post").items():
+            updates[block] += 1
+            alpha = max(0.3, 1 / updates[block]) if options.get("warmup") else 0.3
+            expected[block] = (1 - alpha) * expected[block] + alpha * estimate
+    found, _, slow = case.estimate()
+    assert_equal({i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}, dict(enumerate(expected)))
+    assert_equal(found, twins.direct(slow, expected))
+
+
+def _site_values(case):
+    slow = Slow(case.net, case.x, case.y)
+    return [slow.site(block, "post") for block in slow.hidden]
+
+
+def _groups(options, slow, step):
+    blocks = list(slow.hidden)
+    joint = options.get("joint", True)
+    return [[step % len(blocks)]] if joint == "cyclic" else [blocks] if joint else [[b] for b in blocks]
+
+
+@pytest.mark.parametrize("joint", [True, "cyclic"])
+@pytest.mark.parametrize("toy", ALL)
+def test_fdfa_feedback_by_adam(toy, joint):
+    case = Case("fdfa", toy, feedback_rule="adam", feedback_lr=0.1, joint=joint)
+    expected = [torch.zeros(3, value.shape[1]).double() for value in _site_values(case)]
+    adam = torch.optim.Adam(expected, lr=0.1)
+    for step, (slow, us) in enumerate(case.steps()):
+        adam.zero_grad()
+        groups = _groups({"joint": joint}, slow, step)
+        for block, estimate in twins.jacobian_estimates(slow, us, groups, "post").items():
+            expected[block].grad = expected[block] - estimate
+        adam.step()
+    assert_equal({i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}, dict(enumerate(expected)))
+
+
+@pytest.mark.parametrize("toy", PRE)
+def test_fdfa_at_affine_outputs(toy):
+    case = Case("fdfa", toy, site="pre", feedback_lr=1.0)
+    for slow, us in case.steps(1):
+        expected = twins.jacobian_estimates(slow, us, _groups({}, slow, 0), "pre")
+    found, _, slow = case.estimate()
+    assert_equal({i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}, expected)
+    assert_equal(found, twins.direct(slow, list(expected.values()), site="pre"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("toy", FEW)
+def test_grape_feedback(toy, optimizer):
+    case = Case("grape", toy, feedback_optimizer=optimizer, feedback_lr=0.1)
+    expected = [b.clone().flatten(1).requires_grad_() for b in case.estimator.feedback]
+    stepper = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](expected, lr=0.1)
+    for slow, us in case.steps():
+        estimates = twins.jacobian_estimates(slow, us, _groups({}, slow, 0), "post")
+        stepper.zero_grad()
+        sum(1 - F.cosine_similarity(b.flatten(), estimates[i].flatten(), dim=0) for i, b in enumerate(expected)).backward()
+        stepper.step()
+    found, _, slow = case.estimate()
+    expected = [b.detach() for b in expected]
+    assert_equal({i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}, dict(enumerate(expected)))
+    assert_equal(found, twins.direct(slow, expected))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_fa(toy):
+    case = Case("fa", toy)
+    found, _, slow = case.estimate()
+    assert_equal(found, twins.fa(slow, case.estimator.feedback))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_pepita(toy):
+    case = Case("pepita", toy, scale=0.5)
+    found, _, slow = case.estimate()
+    assert_equal(found, twins.pepita(slow, case.estimator.feedback[0]))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_frozen(toy):
+    found, _, slow = Case("frozen", toy).estimate()
+    zeros = {name: torch.zeros_like(p) for name, p in slow.parameters.items()}
+    assert_equal(found, zeros | slow.readout())
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_lg_fg_w(toy):
+    case = Case("lg-fg-w", toy)
+    found, vs, slow = case.estimate()
+    assert_equal(found, twins.lg_fg_w(slow, vs, case.estimator.readouts))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_lg_fg_a_at_block_outputs(toy):
+    case = Case("lg-fg-a", toy, site="post")
+    found, us, slow = case.estimate()
+    assert_equal(found, twins.lg_fg_a(slow, us, case.estimator.readouts, "post"))
+
+
+@pytest.mark.parametrize("toy", PRE)
+def test_lg_fg_a_at_affine_outputs(toy):
+    case = Case("lg-fg-a", toy)
+    found, us, slow = case.estimate()
+    assert_equal(found, twins.lg_fg_a(slow, us, case.estimator.readouts))
+
+
+@pytest.mark.parametrize("combine", ["mean", "projection"])
+@pytest.mark.parametrize("toy", FEW)
+def test_lg_of_several_tangents(toy, combine):
+    case = Case("lg-fg-w", toy, tangents=3, combine=combine)
+    found, vs, slow = case.estimate()
+    assert_equal(found, twins.lg_fg_w(slow, vs, case.estimator.readouts, combine))
+    case = Case("lg-fg-a", toy, tangents=3, combine=combine, site="post")
+    found, us, slow = case.estimate()
+    assert_equal(found, twins.lg_fg_a(slow, us, case.estimator.readouts, "post", combine))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("toy", FEW)
+def test_lg_readouts_descend_their_local_losses(toy, optimizer):
+    case = Case("lg-fg-a", toy, site="post", readout_optimizer=optimizer, readout_lr=0.1)
+    expected = [[t.clone() for t in pair] for pair in case.estimator.readouts]
+    tensors = [t for pair in expected for t in pair]
+    stepper = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](tensors, lr=0.1)
+    for slow, _ in case.steps():
+        for pair, gradients in zip(expected, twins.lg_readout_gradients(slow, expected), strict=True):
+            for tensor, gradient in zip(pair, gradients, strict=True):
+                tensor.grad = gradient
+        stepper.step()
+    found = [t for pair in case.estimator.readouts for t in pair]
+    assert_equal(dict(enumerate(found)), dict(enumerate(tensors)))

@@ -1,0 +1,163 @@
+"""An estimator from outside the package: made, measured, trained with and drawn, and no file of the project is touched."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from fdfa_core import available_estimators, fully_connected, make_estimator, measure, register
+from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.estimators import registry
+from fdfa_core.estimators.direct_feedback import DirectFeedbackAlignment
+from fdfa_core.training.run import train
+from places import ROOT
+from tiny import tiny
+
+# A distribution of somebody else: one module, and a line that says that it has estimators
+MODULE = '''
+from fdfa_core.estimators import register
+from fdfa_core.estimators.direct_feedback import DirectFeedbackAlignment
+
+
+@register("outsider")
+class Outsider(DirectFeedbackAlignment):
+    """DFA that sends the sign of the error alone."""
+
+    def __init__(self, net, *, size=0.01, **common):
+        super().__init__(net, **common)
+        self.size = size
+
+    def teaching_signal(self, error, targets):
+        return self.size * error.sign()
+'''
+EXPERIMENT = """
+description = "A method from elsewhere beside BP."
+[data]
+name = "digits"
+train_size = 128
+[network]
+architecture = "fully_connected"
+hidden = [8]
+[training]
+epochs = 2
+batch_size = 32
+[evaluation]
+reference_size = 64
+schedule = { kind = "epochs" }
+[probe]
+schedule = { kind = "first_and_last" }
+replicates = 2
+reference_size = 64
+estimators = [{ name = "self" }, { name = "outsider", size = 0.1 }]
+[[cases]]
+estimator = { name = "bp" }
+[[cases]]
+estimator = { name = "outsider" }
+[grid]
+seed = [0, 1]
+"""
+
+
+@pytest.fixture
+def outsider(monkeypatch):
+    """The class, registered by the decorator until the end of the test."""
+    available_estimators()
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+    names = {}
+    exec(MODULE, names)
+    return names["Outsider"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """What a process wrote and printed in which the distribution is installed, as far as Python can tell."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    metadata = place / "site" / "outsiders-1.0.dist-info"
+    experiments = place / "experiments" / "tiny"
+    metadata.mkdir(parents=True), experiments.mkdir(parents=True)
+    (place / "site" / "outsiders.py").write_text(MODULE, encoding="utf-8")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outsiders\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fdfa_core.estimators]\nfamily = outsiders\n")
+    (experiments / "convergence.toml").write_text(EXPERIMENT, encoding="utf-8")
+    code = """
+import torch
+from fdfa_core import available_estimators, fully_connected, measure
+from fdfa_core.experiments.loading import load_experiment
+from fdfa_core.training.run import train
+from figures import render
+
+for config in load_experiment("experiments/tiny/convergence.toml").runs():
+    train(config, "runs")
+render.render("tiny", "runs", "out", ["convergence"], experiments="experiments")
+frame = measure(fully_connected([4, 5, 3]), torch.randn(6, 4), torch.randint(3, (6,)), ["outsider"], 2)
+print(*available_estimators(), *set(frame["method"]), sep="\\n")
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "site"), str(ROOT)])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    return place, done.stdout.split()
+
+
+# By the decorator ----------------------------------------------------------------------------------------------------
+
+
+def test_registered_estimator_is_available(outsider):
+    assert "outsider" in available_estimators()
+
+
+def test_registered_estimator_is_made_with_its_own_option(outsider):
+    assert make_estimator("outsider", fully_connected([4, 5, 3]), size=2.0).size == 2.0
+
+
+def test_unknown_option_of_a_registered_estimator_is_answered_with_its_options(outsider):
+    with pytest.raises(UnknownName, match="option of outsider: got 'sise'; accepted: one of .*size"):
+        make_estimator("outsider", fully_connected([4, 5, 3]), sise=2.0)
+
+
+def test_registered_estimator_is_measured_among_all(outsider):
+    frame = measure(fully_connected([4, 5, 3]), torch.randn(6, 4), torch.randint(3, (6,)), None, 2, burn_in=0)
+    assert "outsider" in set(frame["estimator"])
+
+
+def test_registered_estimator_trains_and_is_probed(outsider, tmp_path):
+    config = tiny(estimator={"name": "outsider", "size": 0.1}, probe={
+        "schedule": {"kind": "first_and_last"}, "replicates": 2, "reference_size": 64, "estimators": [{"name": "self"}],
+    })  # fmt: skip
+    probes = pd.read_parquet(train(config, tmp_path) / "probes.parquet")
+    assert set(probes["method"]) == {"outsider"}
+
+
+def test_name_that_is_taken_is_refused(outsider):
+    with pytest.raises(InvalidInput, match="estimator name: got 'dfa'; accepted: a name that is not taken"):
+        register("dfa")(outsider)
+
+
+def test_class_may_be_defined_again_as_in_a_notebook(outsider):
+    names = {}
+    exec(MODULE, names)
+    assert registry.estimator_class("outsider") is names["Outsider"]
+
+
+def test_variant_leaves_its_base_class_its_name(outsider):
+    assert DirectFeedbackAlignment.name == "dfa"
+
+
+# By an entry point ---------------------------------------------------------------------------------------------------
+
+
+def test_installed_estimator_is_available_and_measured_without_an_import(elsewhere):
+    assert elsewhere[1].count("outsider") == 2
+
+
+def test_installed_estimator_is_trained_and_drawn(elsewhere):
+    curves = pd.read_csv(elsewhere[0] / "out" / "convergence.csv")
+    assert set(curves["trained_with"]) == {"bp", "outsider"}
+
+
+def test_installed_estimator_is_a_probe_of_other_training(elsewhere):
+    probes = pd.concat(map(pd.read_parquet, elsewhere[0].glob("runs/*/probes.parquet")))
+    assert "outsider(size=0.1)" in set(probes["estimator"])

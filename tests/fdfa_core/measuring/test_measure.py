@@ -1,0 +1,268 @@
+"""measure(): estimators on somebody's own network and batch, in one call."""
+
+import copy
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from fdfa_core import Block, BlockNetwork, available_estimators, fully_connected, measure, true_gradient
+from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.estimators import label, make_estimator
+from fdfa_core.measuring.cost import peak_memory
+from fdfa_core.measuring.probe import probe
+from fdfa_core.measuring.reference import Reference
+
+X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+FEW = ("bp", "fg-w", "fg-a", "dfa", "fdfa")
+
+
+def net(**options):
+    return fully_connected([4, 5, 3], seed=0, **options)
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return measure(net(batch_norm=True), X, Y, FEW, 64, burn_in=20)
+
+
+def at(frame, estimator, level="network"):
+    return frame[(frame["estimator"] == estimator) & (frame["level"] == level)].iloc[0]
+
+
+# What comes out ------------------------------------------------------------------------------------------------------
+
+
+def test_frame_has_a_row_for_every_estimator_and_parameter(frame):
+    rows = frame[frame["level"] == "parameter"]
+    names = [name for name, _ in net(batch_norm=True).named_parameters()]
+    assert list(zip(rows["estimator"], rows["parameter"], strict=True)) == [(e, p) for e in FEW for p in names]
+
+
+@pytest.mark.parametrize("column", ["variance", "bias2", "mse", "cosine_mean", "norm_ratio", "reference_norm", "valid",
+                                    "seconds", "peak_memory"])  # fmt: skip
+def test_frame_tells_what_was_asked_for(frame, column):
+    assert frame.loc[frame["valid"] & (frame["estimator"] != "fdfa"), column].notna().all()
+
+
+def test_backpropagation_is_measured_as_exact(frame):
+    row = at(frame, "bp")
+    assert (row["variance"], row["bias2"], row["mse"], row["cosine_mean"]) == pytest.approx((0, 0, 0, 1))
+
+
+def test_mean_squared_error_is_variance_and_squared_bias(frame):
+    # in the expectation; of R draws exactly so for variance · (R − 1)/R and the biased ‖ḡ − τ‖² = bias2 + variance/R
+    assert frame["mse"].to_numpy() == pytest.approx((frame["variance"] + frame["bias2"]).to_numpy(), rel=1e-4, abs=1e-9)
+
+
+def test_variance_of_weight_perturbation_is_that_of_theory():
+    network = net()
+    row = at(measure(network, X, Y, ["fg-w"], 4000), "fg-w")
+    theory = sum(p.numel() for p in network.parameters()) + 1  # (P + 1) ‖∇‖² for a Gaussian law
+    assert row["relative_variance"] == pytest.approx(theory, abs=4 * row["variance_se"] / row["target_norm"] ** 2)
+
+
+def test_parameter_without_gradient_is_marked_invalid(frame):
+    bias_below_normalisation = frame[frame["parameter"] == "0.affine.0.bias"]
+    assert not bias_below_normalisation["valid"].any()
+
+
+def test_state_is_taken_towards_its_stationary_distribution():
+    before, after = (at(measure(net(), X, Y, ["fdfa"], 8, burn_in=steps), "fdfa", "block") for steps in (0, 20))
+    assert before["norm_ratio"] == 0 < after["norm_ratio"]
+
+
+@pytest.mark.parametrize("options", [{"feedback_lr": 0.5}, {"feedback_lr": 0.2, "warmup": True}, {"feedback_lr": 1.0}], ids=str)
+def test_feedback_that_learns_is_unbiased_in_a_linear_network_without_further_ado(options):
+    network = fully_connected([4, 5, 5, 3], activation="identity", seed=0)
+    row = at(measure(network, X, Y, [("fdfa", options)], 256), label("fdfa", options))
+    assert abs(row["bias2"]) < 4 * row["bias2_se"]
+
+
+def test_equal_seeds_give_equal_numbers():
+    one, two = (measure(net(), X, Y, FEW, 4, burn_in=3, seed=7).drop(columns="seconds") for _ in range(2))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_numbers_of_an_estimator_do_not_depend_on_what_else_is_measured():
+    both, one = measure(net(), X, Y, ["fg-w", "fg-a"], 4), measure(net(), X, Y, ["fg-a"], 4)
+    assert at(both, "fg-a")["mse"] == at(one, "fg-a")["mse"]
+
+
+def test_fresh_batches_are_compared_to_the_gradient_on_all_samples():
+    network = net()
+    row = at(measure(network, X, Y, ["bp"], 4, sampling="fresh_batches", batch_size=2), "bp")
+    norm2 = sum(g.square().sum() for g in true_gradient(network, X, Y).values())
+    assert row["target_norm"] ** 2 == pytest.approx(float(norm2), rel=1e-5)
+
+
+def test_samples_that_fill_no_batch_are_no_bias_of_backpropagation():
+    """Batches of samples left out of the reference gradient would differ from it by more than by chance."""
+    network = net()
+    x = torch.cat([X, 100 + X[:3]])  # three that would stand out
+    reference = Reference.compute(network, x, torch.cat([Y, Y[:3]]), 4)
+    bp = {"bp": make_estimator("bp", network)}
+    rows = probe(network, X[:4], Y[:4], bp, reference, replicates=400, sampling="fresh_batches")
+    row = next(row for row in rows if row["level"] == "network")
+    assert len(reference.x) == len(reference.y) == 8
+    assert abs(row["bias2"]) < 4 * row["bias2_se"] < 0.1 * row["variance"]
+
+
+def test_table_says_that_states_share_one_history_of_batches():
+    frame = measure(net(), X, Y, ["fg-w", "fdfa"], 4, sampling="fresh_batches", batch_size=2, burn_in=1)
+    assert "given one history of batches: fdfa." in " ".join(frame.summary().split())
+    assert "history" not in measure(net(), X, Y, ["fdfa"], 4, burn_in=1).summary()
+    assert "history" not in measure(net(), X, Y, ["fg-w"], 4, sampling="fresh_batches", batch_size=2).summary()
+
+
+def test_own_loss_is_the_one_that_is_differentiated():
+    network = net()
+    frame = measure(network, X, Y, ["bp"], 2, loss=lambda outputs, _: outputs.square().sum(1))
+    norm2 = sum(g.square().sum() for g in true_gradient(network, X, Y, lambda outputs, _: outputs.square().sum(1)).values())
+    assert at(frame, "bp")["target_norm"] ** 2 == pytest.approx(float(norm2), rel=1e-5)
+
+
+def test_sequence_is_measured_as_it_is():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    names = set(measure(model, X, Y, ["dfa"], 2)["parameter"]) - {""}
+    assert names == {"0.affine.weight", "0.affine.bias", "1.weight", "1.bias"}
+
+
+def test_measuring_leaves_network_and_random_stream_as_they_were():
+    network = net(batch_norm=True)
+    before, stream = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    measure(network, X, Y, FEW, 2, burn_in=2)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(p.grad is None for p in network.parameters())
+
+
+# Which estimators ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """All estimators on a network without a "pre" site."""
+    return measure(BlockNetwork(nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Linear(5, 3)), X, Y, None, 2, burn_in=1)
+
+
+def test_without_a_choice_every_estimator_is_measured_or_has_a_reason(everything):
+    assert set(everything["method"]) | set(everything.attrs["unsupported"]) == set(available_estimators())
+
+
+def test_estimator_of_the_pre_site_falls_back_to_post_and_says_so(everything):
+    assert "fg-a(site=post)" in set(everything["estimator"])
+
+
+def test_options_are_named_in_the_label():
+    assert set(measure(net(), X, Y, [("fg-a", {"site": "post"})], 2)["estimator"]) == {"fg-a(site=post)"}
+
+
+def test_estimator_asked_for_by_name_says_why_it_cannot_serve():
+    network = BlockNetwork(nn.Linear(4, 5), nn.Linear(5, 3))
+    with pytest.raises(Unsupported, match='block 0 .* no "pre" site'):
+        measure(network, X, Y, ["fg-a"], 2)
+
+
+# Printing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["parameter", "block", "network"])
+def test_table_fits_into_100_columns(frame, level):
+    assert max(map(len, frame.summary(level).splitlines())) <= 100
+
+
+def test_frame_prints_as_its_summary(frame):
+    assert str(frame) == frame.summary()
+
+
+def test_part_of_the_columns_prints_as_pandas_does(frame):
+    part = frame[["estimator", "variance"]]
+    assert str(part) == str(pd.DataFrame(part))
+
+
+def test_table_leaves_out_what_means_nothing(frame):
+    row = next(line for line in frame.summary("parameter").splitlines() if "0.affine.0.bias" in line)
+    assert row.split().count("–") == 5
+
+
+def test_table_names_what_could_not_be_measured(frame):
+    frame = frame.copy()
+    frame.attrs["unsupported"] = {"pepita": "outputs of three dimensions"}
+    assert "Not measured: pepita: outputs of three dimensions" in frame.summary()
+
+
+def test_unknown_level_of_the_table_is_refused(frame):
+    with pytest.raises(InvalidInput, match="level: got 'layer'; accepted: 'parameter' or 'block' or 'network'"):
+        frame.summary("layer")
+
+
+# Cost ----------------------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_counts_what_is_alive_together():
+    def work():
+        a = torch.ones(1000)  # 4 kB
+        b = a + 1  # 8 kB
+        del a
+        return b * 2  # 8 kB
+
+    assert peak_memory(work) == 8000
+
+
+def test_peak_memory_does_not_count_what_was_there():
+    held = torch.ones(1000)
+    assert peak_memory(lambda: held.add_(1).view(10, 100)) == 0
+
+
+def test_peak_memory_sees_reverse_and_forward_mode_differentiation():
+    x = torch.ones(1000)
+    value = peak_memory(lambda: torch.func.jvp(lambda v: torch.func.vjp(torch.sin, v)[1](v)[0], (x,), (x,)))
+    assert 8000 <= value <= 100_000
+
+
+def test_backpropagation_takes_at_least_its_gradients(frame):
+    assert at(frame, "bp")["peak_memory"] >= 4 * sum(p.numel() for p in net(batch_norm=True).parameters())
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"replicates": 1}, "replicates: got 1; accepted: an integer of at least 2"),
+        ({"replicates": 2.0}, "replicates: got 2.0"),
+        ({"sampling": "fresh"}, "sampling: got 'fresh'; accepted: 'given_batch' or 'fresh_batches'"),
+        ({"sampling": "fresh_batches"}, "batch_size: got None; accepted: an integer from 1 to 8"),
+        ({"sampling": "fresh_batches", "batch_size": 9}, "batch_size: got 9"),
+        ({"batch_size": 4}, 'batch_size: got 4; accepted: None with sampling="given_batch"'),
+        ({"estimators": []}, r"estimators: got \[\]; accepted: at least one name"),
+        ({"burn_in": -1}, "burn_in: got -1"),
+        ({"estimators": ["fdafa"]}, "estimator: got 'fdafa'; accepted: one of bp"),
+        ({"estimators": [("fg-a", {"sight": "pre"})]}, "option of fg-a: got 'sight'"),
+    ],
+)
+def test_impossible_request_is_refused(options, message):
+    with pytest.raises(InvalidInput, match=message):
+        measure(net(), X, Y, **options)
+
+
+def test_module_that_cannot_be_cut_is_refused():
+    with pytest.raises(InvalidInput, match="module: got 'Block'"):
+        measure(Block(nn.Linear(4, 5), nn.ReLU()), X, Y)
+
+
+def test_replicas_that_do_not_fit_into_memory_are_refused(monkeypatch):
+    # one state is the feedback: 3 × 5 numbers of 4 bytes
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=60 * 10))
+    with pytest.raises(InvalidInput, match="replicates: got .11, which is .* of states of fdfa.*accepted: at most 10"):
+        measure(net(), X, Y, ["fdfa"], 11)
+
+
+@pytest.mark.cuda
+def test_network_on_a_gpu_is_measured_there():
+    row = at(measure(net(batch_norm=True).cuda(), X, Y, ["fdfa"], 4, burn_in=2), "fdfa")
+    assert row["peak_memory"] > 0 and row["mse"] > 0

@@ -1,0 +1,240 @@
+"""The architectures: published sizes, reproducible initialisation, refused options."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fdfa_core import alexnet, available_estimators, convolutional, fully_connected, make_estimator, residual, transformer
+from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
+from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.networks.registry import ARCHITECTURES, architecture_options, build
+from fdfa_core.training.run import train
+from tiny import BASE, PROBE
+
+# Every architecture at a size that takes no time, for images of 1 × 8 × 8 and three outputs
+TINY = {
+    "fully_connected": {"hidden": [5, 4]},
+    "convolutional": {"channels": (2, 3), "hidden": (4,), "kernel_size": 3, "padding": 1},
+    "residual": {"channels": (2, 3)},
+    "transformer": {"patch": 4, "dimension": 4},
+}
+
+
+def tiny(architecture, **options):
+    return build(architecture, (1, 8, 8), 3, **{"seed": 0, **TINY[architecture], **options})
+
+
+def batch(architecture, n=4):
+    x = torch.randn(n, 1, 8, 8)
+    return x.flatten(1) if architecture == "fully_connected" else x, torch.randint(3, (n,))
+
+
+def parameters(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def layers(net, kind):
+    return [module for module in net.modules() if isinstance(module, kind)]
+
+
+# Published sizes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "input_shape", "sites"),
+    [
+        ("cnn", (1, 28, 28), [(15, 12, 12), (40, 4, 4), (128,)]),
+        ("cnn-released", (1, 28, 28), [(15, 24, 24), (40, 10, 10), (128,)]),
+        ("cnn-released", (3, 32, 32), [(15, 28, 28), (40, 12, 12), (128,)]),
+    ],
+)
+def test_convolutional_network_has_its_poolings_where_the_variant_says(variant, input_shape, sites):
+    assert convolutional(input_shape, 10, variant=variant).site_shapes("post") == sites
+
+
+def test_released_convolutional_network_has_4000_inputs_to_its_first_fully_connected_layer():
+    assert [m.in_features for m in layers(convolutional((1, 28, 28), 10, variant="cnn-released"), nn.Linear)] == [4000, 128]
+
+
+def test_alexnet_has_its_published_widths():
+    with torch.device("meta"):
+        net = alexnet(100)
+    assert [shape[0] for shape in net.site_shapes()] == [64, 192, 384, 256, 256, 4096, 4096]
+
+
+def test_alexnet_has_as_many_weights_and_feedback_values_as_the_released_one():
+    with torch.device("meta"):
+        net = alexnet(100)
+    feedback = 100 * sum(map(math.prod, net.site_shapes()))
+    assert (round(parameters(net) / 1e6, 1), round(feedback / 1e6, 1)) == (57.4, 20.5)
+
+
+@pytest.mark.parametrize(("size", "grid"), [(224, (6, 6)), (64, (3, 3)), (32, (2, 2))])
+def test_alexnet_leaves_a_grid_before_its_fully_connected_layers(size, grid):
+    with torch.device("meta"):
+        assert alexnet(10, size).site_shapes()[4] == (256, *grid)
+
+
+def test_alexnet_normalises_every_hidden_block():
+    with torch.device("meta"):
+        net = alexnet(10)
+    assert all(any(isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) for m in block.affine) for block in net.hidden)
+
+
+def test_alexnet_of_a_smaller_width_is_estimated():
+    net, x = alexnet(5, 32, width=1 / 32, seed=0), torch.randn(3, 3, 32, 32)
+    assert make_estimator("fdfa", net).backward(x, torch.randint(5, (3,))).isfinite()
+
+
+def test_residual_network_is_a_resnet_8():
+    net = residual((3, 32, 32), 10)
+    weighted = [m for m in layers(net, (nn.Conv2d, nn.Linear)) if getattr(m, "kernel_size", None) != (1, 1)]
+    assert len(weighted) == 8
+
+
+def test_stages_of_the_residual_network_halve_the_image():
+    net = residual((3, 32, 32), 10)
+    assert net.site_shapes() == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def test_transformer_keeps_a_token_per_patch():
+    assert transformer((1, 8, 8), 10, patch=2, dimension=6).site_shapes() == [(16, 6)] * 3
+
+
+def test_transformer_sees_where_a_patch_is():
+    net, x = tiny("transformer"), torch.randn(2, 1, 8, 8)
+    assert not torch.allclose(net(x), net(x.flip(-1)), atol=1e-4)
+
+
+# What holds for every architecture -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_equal_seeds_give_equal_weights(architecture):
+    one, two = tiny(architecture), tiny(architecture)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_other_seeds_give_other_weights(architecture):
+    one, two = tiny(architecture), tiny(architecture, seed=1)
+    assert not all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_seed_leaves_the_global_random_stream_alone(architecture):
+    before = torch.get_rng_state()
+    tiny(architecture)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_without_seed_the_global_random_stream_decides(architecture):
+    torch.manual_seed(5)
+    one = tiny(architecture, seed=None)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), tiny(architecture, seed=5).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_outputs_are_as_many_as_asked_for(architecture):
+    assert tiny(architecture).output_shape() == (3,)
+
+
+@pytest.mark.parametrize("estimator", ["fg-w", "fg-a", "dfa", "fdfa"])
+@pytest.mark.parametrize("architecture", TINY)
+def test_local_methods_serve_the_architecture(architecture, estimator):
+    net = tiny(architecture)
+    options = {"site": "post"} if estimator == "fg-a" else {}
+    found = make_estimator(estimator, net, **options).sample(*batch(architecture), 2)
+    assert all(found[name].shape == (2, *p.shape) and found[name].isfinite().all() for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize("architecture", ["residual", "transformer"])
+def test_every_estimator_serves_ordinary_modules_or_says_why_not(architecture):
+    net, (x, y) = tiny(architecture), batch(architecture)
+    for name in available_estimators():
+        try:
+            loss = make_estimator(name, net).backward(x, y)
+        except Unsupported as error:
+            assert "block" in str(error), f"{name}: {error}"
+        else:
+            assert loss.isfinite(), name
+
+
+@pytest.mark.parametrize("architecture", TINY)
+def test_architecture_trains_from_a_configuration(architecture, tmp_path):
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in TINY[architecture].items()}
+    network = {"architecture": architecture, **options}
+    table = {**BASE, "network": network, "estimator": {"name": "fdfa"}, "training": {"steps": 2, "batch_size": 32}}
+    summary = json.loads((train(RunConfig.model_validate(table), tmp_path) / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("estimator", available_estimators())
+def test_every_estimator_trains_and_is_probed_on_a_gpu(estimator, tmp_path):
+    probe = {**PROBE, "schedule": {"kind": "first_and_last"}}
+    table = {**BASE, "estimator": {"name": estimator}, "training": {"steps": 2, "batch_size": 32}, "probe": probe}
+    directory = train(RunConfig.model_validate(table), tmp_path, device="cuda")
+    assert json.loads((directory / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("architecture", TINY)
+def test_equal_seeds_give_equal_weights_on_a_gpu(architecture):
+    before = torch.cuda.get_rng_state()
+    with torch.device("cuda"):
+        one, two = tiny(architecture), tiny(architecture)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fully_connected([4, 3]), r"widths: got \[4, 3\]; accepted: at least three"),
+        (lambda: fully_connected([4, 0, 3]), r"widths: got \[4, 0, 3\]"),
+        (lambda: fully_connected(4), "widths: got 4; accepted: a list of positive integers"),
+        (lambda: fully_connected([4, 4, 3], activation="swish"), "activation: got 'swish'; accepted: one of relu"),
+        (lambda: convolutional((1, 28, 28), 10, variant="lenet"), "variant: got 'lenet'; accepted: one of cnn, cnn-released"),
+        (lambda: convolutional((1, 8, 8), 10), r"input_shape: got \(1, 8, 8\).*smaller kernel_size"),
+        (lambda: convolutional((784,), 10), r"input_shape: got \(784,\); accepted: channels, height and width"),
+        (lambda: convolutional((1, 28, 28), 10, channels=(4,)), r"channels: got \[4\]; accepted: 2 sizes"),
+        (lambda: convolutional((1, 28, 28), 10, hidden=(0,)), r"hidden: got \[0\]; accepted: positive integers"),
+        (lambda: convolutional((1, 28, 28), 10, channels=8), "channels: got 8; accepted: a list of positive integers"),
+        (lambda: convolutional((1, 28, 28), 10, hidden="64"), "hidden: got '64'; accepted: a list of positive integers"),
+        (lambda: alexnet(10, 48), "input_size: got 48; accepted: 224 or 64 or 32 pixels"),
+        (lambda: alexnet(10, width=0), "width: got 0; accepted: a positive number"),
+        (lambda: residual((1, 8, 8), 3, channels=()), r"channels: got \[\]"),
+        (lambda: residual((1, 8, 8), 3, channels=8), "channels: got 8; accepted: a list of positive integers"),
+        (lambda: residual(8, 3), "input_shape: got 8; accepted: a list of positive integers"),
+        (lambda: transformer((1, 8, 8), 3, patch=3), r"patch: got 3; accepted: a divisor"),
+        (lambda: transformer((1, 8, 8), 3, dimension=6, heads=4), "heads: got 4; accepted: a divisor of the dimension 6"),
+        (lambda: build("alexnet", (3, 32, 64), 10), r"input_shape: got \(3, 32, 64\); accepted: square images"),
+        (lambda: build("fully_connected", (4,), 3, hidden=64), "hidden: got 64; accepted: a list of positive integers"),
+        (lambda: build("fully_connected", (4,), 3, hidden="64"), "hidden: got '64'; accepted: a list of positive integers"),
+        (lambda: build("fully_connected", (4,), 3, hidden=[]), r"hidden: got \[\]; accepted: at least one"),
+        (lambda: build("fully_connected", (4,), 3), "hidden of fully_connected: got 'nothing'"),
+    ],
+)
+def test_impossible_value_is_refused(make, message):
+    with pytest.raises(InvalidInput, match=message):
+        make()
+
+
+def test_unknown_architecture_is_answered_with_the_known_ones():
+    with pytest.raises(UnknownName, match=f"one of {', '.join(ARCHITECTURES)}"):
+        build("lenet", (1, 28, 28), 10)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unknown_option_is_answered_with_the_known_ones(architecture):
+    known = ", ".join(architecture_options(architecture))
+    with pytest.raises(UnknownName, match=f"option of {architecture}: got 'widht'; accepted: one of {known}"):
+        build(architecture, (1, 8, 8), 3, widht=2)

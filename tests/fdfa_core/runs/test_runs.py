@@ -1,0 +1,226 @@
+import math
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fdfa_core.errors import RunError
+from fdfa_core.runs import schema
+from fdfa_core.runs.directory import PartialRun, claim, is_complete, open_root, read_config, read_table
+from fdfa_core.runs.rows import Rows
+from tiny import Child, tiny
+
+METRICS = [{name: float(i) for name in schema.METRICS} for i in range(3)]
+
+
+def rows(content):
+    table = Rows()
+    for row in content:
+        table.add([row])
+    return table
+
+
+@pytest.fixture
+def root(tmp_path):
+    return open_root(tmp_path / "runs")
+
+
+@pytest.fixture
+def partial(root):
+    return PartialRun(root, tiny())
+
+
+@pytest.fixture
+def directory(partial):
+    """A complete run."""
+    partial.write_table("metrics", rows(METRICS))
+    partial.write_json("summary.json", {"status": "finished"})
+    return partial.publish()
+
+
+def test_a_new_directory_is_made_with_its_parents(tmp_path):
+    assert open_root(tmp_path / "a" / "b").is_dir()
+
+
+def test_a_directory_of_runs_is_accepted_again(directory, root):
+    assert open_root(root) == root
+
+
+def test_a_directory_that_holds_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match=r"holds files that no run wrote \(such as 'thesis.tex'\); accepted: a new or an empty"):
+        open_root(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "runs").write_text("precious")
+    with pytest.raises(RunError, match="runs: cannot be written"):
+        open_root(tmp_path / "runs")
+
+
+def test_a_directory_without_permission_to_write_is_refused(root, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, whom permissions do not bind
+    with pytest.raises(RunError, match="no permission to write"):
+        open_root(root)
+
+
+def test_an_unfinished_run_is_not_complete(partial, root):
+    partial.write_table("metrics", rows(METRICS))
+    partial.write_json("summary.json", {})
+    assert not is_complete(root, tiny().id)
+
+
+def test_a_published_run_is_complete_and_nothing_partial_is_left(directory, root):
+    assert is_complete(root, tiny().id) and not partial_path(root).exists()
+
+
+def test_the_checkpoint_does_not_outlive_the_run(partial):
+    partial.write_checkpoint({"step": 1})
+    partial.write_json("summary.json", {})
+    assert not list(partial.publish().glob("*.pt"))
+
+
+def test_a_foreign_directory_with_the_name_of_a_run_is_not_overwritten(root):
+    (root / tiny().id).mkdir()
+    (root / tiny().id / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="is in the way"):
+        PartialRun(root, tiny())
+
+
+def test_a_partial_directory_of_another_configuration_is_refused(root):
+    PartialRun(root, tiny()).write_json("config.json", tiny(seed=1).model_dump(mode="json"))
+    with pytest.raises(RunError, match="config.json is not that of run"):
+        PartialRun(root, tiny())
+
+
+def test_what_a_killed_write_left_behind_is_removed(root, partial):
+    (partial.path / ".metrics.parquet.1.tmp").write_text("half")
+    PartialRun(root, tiny())
+    assert not list(partial.path.glob(".*.tmp"))
+
+
+def test_the_configuration_is_read_back(directory):
+    assert read_config(directory) == tiny()
+
+
+def test_a_table_is_read_back(directory):
+    pd.testing.assert_frame_equal(read_table(directory, "metrics"), pd.DataFrame(METRICS))
+
+
+def test_a_table_without_rows_keeps_its_columns_and_types(partial):
+    partial.write_table("probes", Rows())
+    table = read_table(partial.path, "probes")
+    assert list(table.columns) == list(schema.PROBES) and table["step"].dtype == np.int64
+
+
+def test_rows_taken_from_a_checkpoint_give_the_same_bytes(partial):
+    partial.write_table("metrics", rows(METRICS))
+    whole = (partial.path / "metrics.parquet").read_bytes()
+    resumed = Rows()
+    resumed.load_state_dict(rows(METRICS[:2]).state_dict())
+    resumed.add(METRICS[2:])
+    partial.write_table("metrics", resumed)
+    assert (partial.path / "metrics.parquet").read_bytes() == whole
+
+
+def test_a_checkpoint_is_read_back(partial):
+    state = {"tensors": [torch.arange(3.0)], "nested": {"step": 3, "name": "x", "none": None, "rows": [{"a": 0.5}]}}
+    partial.write_checkpoint(state)
+    found = partial.read_checkpoint()
+    assert torch.equal(found["tensors"][0], state["tensors"][0]) and found["nested"] == state["nested"]
+
+
+def test_a_damaged_checkpoint_is_reported_with_the_remedy(partial):
+    (partial.path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(RunError, match="not a readable checkpoint; remove .* to start the run anew"):
+        partial.read_checkpoint()
+
+
+def test_a_missing_table_is_named(directory):
+    with pytest.raises(RunError, match="probes.parquet: is missing; expected the probes table"):
+        read_table(directory, "probes")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -10])
+def test_a_truncated_table_is_reported(directory, keep):
+    path = directory / "metrics.parquet"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RunError, match="metrics.parquet: is truncated or not Parquet .*expected the metrics table of a run"):
+        read_table(directory, "metrics")
+
+
+def test_a_foreign_table_is_reported_with_the_missing_column(directory):
+    pd.DataFrame({"step": [1], "price": [2.0]}).to_parquet(directory / "metrics.parquet")
+    with pytest.raises(RunError, match="metrics.parquet: lacks the column 'epoch'.*it has step, price"):
+        read_table(directory, "metrics")
+
+
+def test_a_column_that_the_caller_needs_is_reported_when_missing(directory):
+    with pytest.raises(RunError, match="lacks the column 'entropy'"):
+        read_table(directory, "metrics", ["entropy"])
+
+
+@pytest.mark.parametrize("content, said", [("{", "is not JSON"), ('{"seed": "x"}', "is not the configuration of a run")])
+def test_a_damaged_configuration_is_reported(directory, content, said):
+    (directory / "config.json").write_text(content)
+    with pytest.raises(RunError, match=f"config.json: {said}"):
+        read_config(directory)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_json_lacks_is_not_written(partial, value):
+    with pytest.raises(ValueError, match="JSON"):
+        partial.write_json("summary.json", {"final": {"loss": value}})
+    assert not partial.is_written
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(partial, monkeypatch):
+    partial.write_json("state.json", {"step": 1})
+    before = sorted(partial.path.iterdir())
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"state.json: cannot be written \(No space left on device\)"):
+        partial.write_json("state.json", {"step": 2})
+    assert sorted(partial.path.iterdir()) == before and '"step": 1' in (partial.path / "state.json").read_text()
+
+
+def test_a_claimed_run_is_not_given_to_another_process(root):
+    with claim(root, "a") as ours:
+        assert ours and Child(claimed, root).result() is False
+
+
+def test_a_claim_ends_with_its_block(root):
+    with claim(root, "a"):
+        pass
+    assert Child(claimed, root).result() is True
+
+
+def test_the_claim_of_a_killed_process_is_free(root, tmp_path):
+    child = Child(hold_forever, root, tmp_path / "held")
+    while not (tmp_path / "held").exists():
+        pass
+    assert not claimed(root)
+    child.kill()
+    assert claimed(root)
+
+
+def claimed(root):
+    with claim(root, "a", wait=False) as ours:
+        return ours
+
+
+def hold_forever(root, sign):
+    with claim(root, "a"):
+        sign.touch()
+        while True:
+            pass
+
+
+def partial_path(root):
+    return root / f"{tiny().id}.partial"

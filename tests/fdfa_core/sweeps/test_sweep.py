@@ -1,0 +1,235 @@
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import joblib
+import psutil
+import pytest
+import torch
+
+from fdfa_core.errors import InvalidInput, RunError, Unsupported
+from fdfa_core.runs.directory import claim, is_complete, open_root, read_provenance, read_summary
+from fdfa_core.sweeps import sweep as sweeping
+from fdfa_core.sweeps.sweep import sweep
+from fdfa_core.training.run import train
+from places import ROOT
+from tiny import PROBE, Child, tables, tiny
+
+pytestmark = pytest.mark.timeout(300)  # process starts are slow on a busy machine
+FINE = [tiny(seed=seed) for seed in range(3)]
+FAILS = tiny(training={"batch_size": 129})
+DIVERGES = tiny(training={"optimizer": "sgd", "learning_rate": 1e25}, network={"batch_norm": False})
+EXPERIMENT = """
+[data]
+name = "digits"
+train_size = 256
+[network]
+hidden = [8, 8]
+[training]
+epochs = 60
+batch_size = 16
+[probe]
+schedule = { kind = "every", k = 100 }
+replicates = 4
+reference_size = 64
+estimators = [{ name = "self" }, { name = "fdfa" }]
+[[cases]]
+estimator = { name = "fdfa" }
+[grid]
+seed = [0, 1, 2, 3]
+"""
+
+
+@pytest.fixture
+def one_core(monkeypatch):
+    """One thread each: a forked child has none of its parent's threads and would wait for them for ever."""
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    torch.set_num_threads(1)
+
+
+def all_tables(root):
+    return {path.name: tables(path) for path in sorted(root.iterdir()) if path.is_dir() and path.name != ".locks"}
+
+
+def command(file, root, *more):
+    return [sys.executable, "-m", "fdfa_cli", "sweep", str(file), "--runs", str(root), "--jobs", "2", *more]
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    file = tmp_path / "experiment.toml"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A sweep in which one run fails and one diverges, and what it said."""
+    root = tmp_path_factory.mktemp("mixed")
+    return root, sweep([FAILS, DIVERGES, *FINE, FINE[0]], root, processes=2, quiet=True)
+
+
+def test_a_failing_run_is_reported_and_does_not_stop_the_others(mixed):
+    root, summary = mixed
+    assert list(summary.failed) == [FAILS.id] and "batch_size: got 129" in summary.failed[FAILS.id]
+    assert all(is_complete(root, run.id) for run in FINE)
+
+
+def test_a_diverging_run_is_recorded_and_does_not_stop_the_others(mixed):
+    root, summary = mixed
+    assert summary.diverged == [DIVERGES.id] and read_summary(root / DIVERGES.id)["status"] == "diverged"
+
+
+def test_a_run_given_twice_counts_once(mixed):
+    assert sorted(mixed[1].finished) == sorted(run.id for run in FINE)
+
+
+def test_a_sweep_gives_the_bits_of_single_runs(mixed, tmp_path):
+    assert tables(mixed[0] / FINE[1].id) == tables(train(FINE[1], tmp_path, threads=1))
+
+
+def test_processes_times_threads_is_the_number_of_cores(mixed):
+    assert read_provenance(mixed[0] / FINE[0].id)["hardware"]["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def test_the_summary_in_one_line(mixed):
+    assert str(mixed[1]) == "0 runs were there already; 3 finished, 1 diverged, 1 failed"
+
+
+def test_a_thousand_finished_runs_are_skipped_without_starting_or_reading_anything(tmp_path, monkeypatch):
+    root = open_root(tmp_path / "runs")
+    runs = [tiny(seed=seed) for seed in range(1000)]
+    for run in runs:
+        (root / run.id).mkdir()
+        (root / run.id / "summary.json").touch()
+    monkeypatch.setattr(sweeping, "process_engine", lambda *_: pytest.fail("started processes"))
+    monkeypatch.setattr("fdfa_core.sweeps.local.read_summary", lambda *_: pytest.fail("read a log"))
+    assert len(sweep(runs, root).skipped) == 1000
+
+
+def test_a_run_held_by_another_sweep_is_waited_for_at_the_end(tmp_path, one_core):
+    root = open_root(tmp_path / "runs")
+    seen = []
+
+    def release_when_the_others_are_done():
+        with claim(root, FINE[0].id):
+            held.set()
+            while not all(is_complete(root, run.id) for run in FINE[1:]):
+                time.sleep(0.01)
+            seen.append(is_complete(root, FINE[0].id))
+
+    held = threading.Event()
+    holder = threading.Thread(target=release_when_the_others_are_done)
+    holder.start()
+    held.wait()
+    summary = sweep(FINE, root, processes=1, quiet=True)
+    holder.join()
+    assert seen == [False] and len(summary.finished) == 3 and is_complete(root, FINE[0].id)
+
+
+def test_a_killed_worker_costs_no_run(tmp_path):
+    """As when the system runs out of memory: one of the two workers dies in the middle of a run."""
+    runs = [tiny(seed=seed, training={"epochs": 200}) for seed in range(2)]
+
+    def kill_one_worker():
+        while not list(tmp_path.glob("*.partial/checkpoint.pt")):
+            time.sleep(0.01)
+        workers = [p for p in psutil.Process().children(recursive=True) if "popen_loky" in " ".join(p.cmdline())]
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    summary = sweep(runs, tmp_path, processes=2, quiet=True, checkpoint_seconds=0.05)
+    killer.join()
+    assert sorted(summary.finished) == sorted(run.id for run in runs)
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_sweep_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(kills, tmp_path, one_core):
+    runs = [tiny(seed=seed, training={"epochs": 10}, estimator={"name": "fdfa"}, probe=PROBE) for seed in range(3)]
+    in_this_process = {"processes": 1, "quiet": True}
+    sweep(runs, tmp_path / "unbroken", **in_this_process)
+    moments = random.Random(0)
+    for _ in range(kills):
+        child = Child(sweep, runs, tmp_path / "broken", checkpoint_seconds=0, **in_this_process)
+        time.sleep(moments.uniform(0.02, 3 / kills))
+        child.kill()
+    assert sweep(runs, tmp_path / "broken", **in_this_process).failed == {}
+    assert all_tables(tmp_path / "broken") == all_tables(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_a_command_whose_processes_are_all_killed_ends_with_the_bits_of_an_unbroken_one(experiment, tmp_path):
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    frequent = command(experiment, broken, "--checkpoint-seconds", "0")
+    for kill in range(3):
+        process = subprocess.Popen(frequent, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+        begun = newest_checkpoint(broken)
+        while process.poll() is None and newest_checkpoint(broken) <= begun:
+            time.sleep(0.01)
+        time.sleep(0.2 * kill)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(frequent, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command(experiment, unbroken), cwd=ROOT, check=True, capture_output=True)
+    assert len(all_tables(unbroken)) == 4 and all_tables(broken) == all_tables(unbroken)
+
+
+def newest_checkpoint(root):
+    times = [0]
+    for path in root.glob("*.partial/checkpoint.pt"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
+
+
+def test_two_sweeps_at_once_share_the_work(tmp_path, one_core):
+    runs = [tiny(seed=seed, training={"epochs": 10}) for seed in range(6)]
+    sweeps = [Child(sweep, runs, tmp_path / "shared", processes=1, quiet=True) for _ in range(2)]
+    assert [len(child.result().finished) for child in sweeps] == [6, 6]
+    sweep(runs, tmp_path / "alone", processes=1, quiet=True)
+    assert all_tables(tmp_path / "shared") == all_tables(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("processes", [0, -1])
+def test_fewer_than_one_process_is_refused(processes, tmp_path):
+    with pytest.raises(InvalidInput, match=f"processes: got {processes}; accepted: a positive integer"):
+        sweep(FINE, tmp_path, processes=processes)
+
+
+def test_a_directory_of_something_else_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="holds files that no run wrote"):
+        sweep(FINE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_cluster_without_the_package_for_it_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(Unsupported, match=r"needs the packages dask and distributed: pip install -e '.\[cluster\]'"):
+        sweep(FINE, tmp_path, cluster="tcp://localhost:1")
+
+
+def test_a_dask_cluster_that_loses_a_worker_finishes_all_runs(tmp_path):
+    import distributed
+
+    runs = [tiny(seed=seed, training={"epochs": 60}) for seed in range(4)]
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+
+        def kill_one_worker():
+            while not list(tmp_path.glob("*.partial/checkpoint.pt")):
+                time.sleep(0.01)
+            os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one_worker)
+        killer.start()
+        summary = sweep(runs, tmp_path, cluster=cluster.scheduler_address, quiet=True, checkpoint_seconds=0.05)
+        killer.join()
+    assert sorted(summary.finished) == sorted(run.id for run in runs)
+    assert tables(tmp_path / runs[0].id) == tables(train(runs[0], tmp_path / "single", threads=1))

@@ -1,0 +1,217 @@
+"""The report page and the README's results, from a small partial record; in a browser where there is one."""
+
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+import recorded
+from analysis import claims
+from fdfa_core.errors import InvalidInput
+from figures import claims as claims_table
+from figures import plan, report
+from places import ROOT
+
+SHOWN = ("accuracy", "convergence_cost", "depth_utility", "variance_vs_width")  # of the last there is no experiment
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """All elements with their attributes; unclosed or crossed elements are errors."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.wrong = [], [], []
+        self.feed(text)
+        self.wrong += self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(path of the report, what was skipped, experiments, runs)."""
+    place = tmp_path_factory.mktemp("report")
+    experiments, root = recorded.write(place)
+    modules = {name: module for name, module in plan.discover().items() if name in SHOWN}
+    skipped = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "discover", lambda: modules)
+        path = report.write("tiny", root, place / "out", experiments=experiments, skip=skipped.__setitem__)
+    return path, skipped, experiments, root
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page(written[0].read_text(encoding="utf-8"))
+
+
+def test_page_is_well_formed(page):
+    assert page.wrong == [] and len(page.all("h1")) == 1 and page.all("html")[0]["lang"] == "en"
+
+
+def test_page_needs_nothing_from_outside(page):
+    links = [a[key] for _, a in page.elements for key in ("src", "href", "srcset", "action") if key in a]
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    assert not page.all("script") and not page.all("iframe")
+
+
+def test_style_needs_nothing_from_outside(written):
+    style = re.search(r"<style>(.*)</style>", written[0].read_text(), re.DOTALL)[1]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_links_within_the_page_lead_somewhere(page):
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")} <= set(ids)
+
+
+def test_every_figure_is_on_the_page_once(page):
+    names = [a["alt"].split(":")[0] for a in page.all("img")]
+    assert len(names) == 3 and all(a["src"].startswith("data:image/png;base64,") for a in page.all("img"))
+
+
+def test_size_of_a_picture_is_stated(page, written):
+    from PIL import Image
+
+    with Image.open(written[0].parent / "depth_utility.png") as image:
+        assert any((a["width"], a["height"]) == (str(image.width), str(image.height)) for a in page.all("img"))
+
+
+def test_table_holds_what_its_markdown_holds(written):
+    text = written[0].read_text()
+    lines = (written[0].parent / "accuracy.md").read_text().splitlines()
+    cells = [cell.strip() for line in lines if line.startswith("| ") for cell in line.strip("|").split("|")]
+    assert len(cells) > 20 and all(f">{html.escape(cell)}<" in text for cell in cells)
+
+
+def test_partial_record_is_said_on_the_page(written):
+    text = " ".join(written[0].read_text().split())
+    assert re.search(r"\b2 cores", text)  # a count stays whole beside runs that are missing
+    assert "23 of 36 planned runs" in text and "DFA 2 of 3" in text and "No run yet of fashion_fc" in text
+
+
+def test_figures_that_were_skipped_are_named_with_the_reason(written):
+    path, skipped, *_ = written
+    assert set(skipped) == {"convergence_cost-fashion_fc", "variance_vs_width"}
+    assert "fdfa sweep" in skipped["convergence_cost-fashion_fc"]
+    assert all(reason in html.unescape(path.read_text()) for reason in skipped.values())
+
+
+def test_provenance_of_the_runs_is_shown_and_escaped(written):
+    text = written[0].read_text()
+    assert recorded.COMMIT[:12] in text and "a &lt;processor&gt; &amp; more" in text and "<processor>" not in text
+
+
+def test_every_item_says_how_it_was_made(page, written):
+    text = written[0].read_text()
+    assert all(f"fdfa figures --profile tiny --only {name}" in text for name in ("accuracy", "convergence_cost-digits_fc"))
+    assert {a["download"] for a in page.all("a") if "download" in a} >= {"accuracy.csv", "depth_utility.csv"}
+
+
+def test_equal_records_give_equal_pages(written, monkeypatch):
+    path, _, experiments, root = written
+    before = path.read_bytes()
+    modules = {name: module for name, module in plan.discover().items() if name in SHOWN}
+    monkeypatch.setattr(plan, "discover", lambda: modules)
+    report.write("tiny", root, path.parent, experiments=experiments, skip=lambda *_: None)
+    assert path.read_bytes() == before
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_page_fits_the_screen_and_shows_its_pictures(written, tmp_path, width):
+    """Measured inside a frame of that width: a headless window cannot be made as narrow as a phone."""
+    script = """
+    const frame = document.querySelector("iframe");
+    const measure = () => {
+      const page = frame.contentDocument, images = [...page.images];
+      const loaded = images.filter(image => image.complete && image.naturalWidth > 0).length;
+      document.title = `${page.documentElement.scrollWidth} ${images.length} ${loaded}`;
+    };
+    if (frame.contentDocument && frame.contentDocument.readyState === "complete") measure();
+    frame.addEventListener("load", measure);
+    """
+    text = html.escape(written[0].read_text(encoding="utf-8"))
+    frame = f'<iframe srcdoc="{text}" style="width: {width}px; height: 2000px; border: 0"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><title></title>{frame}<script>{script}</script>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'screen.png'}", "--window-size=1400,2100"]
+    command = [BROWSER, *options, "--dump-dom", str(tmp_path / "frame.html")]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    used, images, loaded = map(int, re.search(r"<title>(\d+) (\d+) (\d+)</title>", shown).groups())
+    assert used <= width and images == loaded == 3
+
+
+# --- results in the README -------------------------------------------------------------------------------------------
+
+
+def test_results_state_accuracy_seeds_and_what_is_missing(written):
+    _, _, experiments, root = written
+    text = report.results("tiny", root, experiments)
+    assert "23 of 36 planned runs" in text and re.search(r"\| DFA +\|.* \(2\) +\|", text)
+    assert re.search(r"\| FDFA α=0.1 +\|.* ± .* \(3\)", text)
+    assert "mnist_fc" in text.splitlines()[-1] and "digits_fc" not in text.splitlines()[-1]
+
+
+def test_claims_about_training_are_told_of_every_further_data_set(monkeypatch):
+    """The claims about variance, whose evidence is the same everywhere, are not repeated."""
+    tested = pd.DataFrame(
+        [
+            ["4", "`fdfa` against `dkp`", "convergence", 0.97, 0.9, 1.1, 3, 0.2, 0.8],
+            ["1a", "hidden block 1", "width", 9.0, 8.0, 10.0, 3, 0.0, 1.0],
+        ],
+        columns=["claim", "component", "evidence", "estimate", "low", "high", "seeds", "p", "p_opposite"],
+    )
+    monkeypatch.setattr(report, "_computed", lambda *_: claims.verdicts(tested))
+    monkeypatch.setattr(report, "gaps", lambda *_: "")
+    jobs = [plan.Job(f"claims-{on}", claims_table, {"convergence": [SimpleNamespace(name=on)]}) for on in ("one", "two")]
+    head, table = report._elsewhere(jobs, "runs")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert [row[:4] for row in rows] == [[on, "4", "inconclusive", "0.97 [0.9, 1.1]"] for on in ("one", "two")]
+
+
+def test_results_of_an_empty_record_say_so(written, tmp_path):
+    assert report.results("tiny", tmp_path, written[2]).startswith("0 of 36 planned runs are recorded")
+
+
+def test_only_the_marked_region_is_rewritten(written):
+    _, _, experiments, root = written
+    text = report.with_results(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", "tiny", root, experiments)
+    assert (
+        text.startswith(f"before\n{report.BEGIN}\n23 of 36") and text.endswith(f"{report.END}\nafter\n") and "old" not in text
+    )
+
+
+def test_a_text_without_the_region_is_an_error(written):
+    with pytest.raises(InvalidInput, match="end of results"):
+        report.with_results("no marks", "tiny", written[3], written[2])
+
+
+def test_readme_holds_the_recorded_results():
+    """`make readme` brings it up to date."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert report.with_results(text, "paper", Path("results/paper")) == text

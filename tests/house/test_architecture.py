@@ -1,0 +1,142 @@
+"""Imports go one way, floor by floor, and never in a circle. Proved on the source of every module, without importing any."""
+
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imports import MODULES, dotted, graph, imported, reexported
+from places import ROOT
+
+# From the ground up: a module may import from its own room, and from rooms on lower floors.
+FLOORS = (
+    ("fdfa_core.errors",),
+    ("fdfa_core.files", "fdfa_core.paths", "fdfa_core.seeds", "fdfa_core.random_state"),
+    ("fdfa_core.perturbations", "fdfa_core.losses", "fdfa_core.experiments", "fdfa_core.networks", "fdfa_core.data"),
+    ("fdfa_core.runs", "fdfa_core.linearisation"),
+    ("fdfa_core.gradients",),
+    ("fdfa_core.estimators",),
+    ("fdfa_core.measuring",),
+    ("fdfa_core.training",),
+    ("fdfa_core.sweeps", "fdfa_core.functional", "fdfa_core.memory"),
+    ("analysis",),
+    ("verification", "figures"),
+    ("benchmarks",),
+    ("fdfa_cli",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LENGTH = 400  # lines of a module that still holds one idea
+
+# What a package may not import although it is below; of these, what it may after all.
+FORBIDDEN = {
+    "analysis": {"fdfa_core.training", "fdfa_core.sweeps"},  # analysis never trains
+    "figures": {"torch", "fdfa_core"},  # figures never compute
+}
+ALLOWED = {
+    "analysis": {"fdfa_core.training.build"},  # the samples and the network of a run, from its configuration
+    "figures": {"fdfa_core.errors", "fdfa_core.files", "fdfa_core.paths"},
+}
+
+# Modules that load no torch, so that help, lists and the start of a finished sweep come at once.
+TORCH_FREE = (
+    "fdfa_core",
+    "fdfa_core.estimators",
+    "fdfa_core.estimators.registry",
+    "fdfa_core.experiments.loading",
+    "fdfa_core.experiments.schedules",
+    "fdfa_core.files",
+    "fdfa_core.paths",
+    "fdfa_core.runs.directory",
+    "fdfa_core.runs.record",
+    "fdfa_core.runs.rows",
+    "fdfa_core.sweeps.sweep",
+    "analysis.logs",
+    "analysis.select",
+    "analysis.inventory",
+    "fdfa_cli",
+)
+
+
+def room(module: str) -> str:
+    """Return the room of `FLOORS` that a module belongs to."""
+    return next(known for known in FLOOR if module == known or module.startswith(f"{known}."))
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def violations(source: str, module: Path) -> list[str]:
+    package = module.parts[0]
+    names = {reexported().get(name, name) for name in imported(source, module)}
+    return sorted(n for n in names if within(n, FORBIDDEN.get(package, set())) and not within(n, ALLOWED.get(package, set())))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_module_imports_only_what_its_layer_may(module):
+    assert violations((ROOT / module).read_text(encoding="utf-8"), module) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_lead_to_the_same_room_or_down(module):
+    name = dotted(module)
+    if name == "fdfa_core":
+        return  # the door: its names load on first use
+    own = room(name)
+    up = {t for t in graph()[name] - {"fdfa_core"} if room(t) != own and FLOOR[room(t)] >= FLOOR[own]}
+    assert not up, f"{name}, on floor {FLOOR[own]}, imports from its own floor or from above: {sorted(up)}"
+
+
+def test_no_module_takes_part_in_a_circle_of_imports():
+    graphlib.TopologicalSorter(graph()).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_module_is_short_enough_to_hold_one_idea(module):
+    assert len((ROOT / module).read_text(encoding="utf-8").splitlines()) <= LENGTH
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("analysis/x.py", "from fdfa_core.training import run"),
+        ("analysis/x.py", "import fdfa_core.sweeps.sweep as s"),
+        ("analysis/x.py", "def f():\n    from fdfa_core.training.run import train"),
+        ("figures/x.py", "import torch.nn"),
+        ("figures/x.py", "from fdfa_core import make_estimator"),
+        ("figures/x.py", "from fdfa_core.data import load"),
+    ],
+)
+def test_forbidden_import_is_found(module, source):
+    assert violations(source, Path(module))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("analysis/x.py", "from fdfa_core.data import load"),
+        ("analysis/x.py", "from fdfa_core.training.build import network"),
+        ("figures/x.py", "from fdfa_core.errors import RunError\nfrom analysis import variance"),
+    ],
+)
+def test_allowed_import_is_not_found(module, source):
+    assert violations(source, Path(module)) == []
+
+
+@pytest.mark.parametrize("name", sorted(set().union(FLOOR, TORCH_FREE, *FORBIDDEN.values(), *ALLOWED.values()) - {"torch"}))
+def test_rules_name_what_exists(name):
+    path = ROOT.joinpath(*name.split("."))
+    assert path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_module_loads_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,139 @@
+"""The verification suite: the light part passes, its parts do what they say, and its files can be read."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import verification
+from analysis.theory import predict
+from fdfa_core.errors import InvalidInput
+from verification.cases import Case, problem, suite
+from verification.checks import Strata, batches
+
+
+@pytest.fixture(scope="module")
+def light():
+    return verification.run("light", jobs=1)
+
+
+def test_estimators_agree_with_theory(light):
+    failed = light[light.verdict != "pass"]
+    assert failed.empty, failed[["case", "quantity", "block", "predicted", "measured", "z"]].to_string()
+
+
+def test_every_registered_estimator_with_a_closed_form_is_verified(light):
+    assert {"bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp", "fdfa"} <= set(light.estimator)
+
+
+def test_z_scores_are_standard(light):
+    z = light[(light.se > 0) & np.isfinite(light.z) & ~light.quantity.str.startswith("component")].z
+    assert 0.8 < np.sqrt((z**2).mean()) < 1.2  # rows of one case are dependent: wider than 1 ± 2/√(2n)
+
+
+def test_light_suite_is_small_enough_for_the_threshold_of_mutants(light):
+    assert len(light) < 1000
+
+
+def test_a_wrong_estimator_fails(light):
+    rows = verification.rows(next(case for case in suite("light") if case.estimator == "drtp"))
+    altered = [row | {"p": 0.0} if row["quantity"] == "component means" else row for row in rows]
+    assert not verification.passed(verification.judge(pd.DataFrame(altered)))
+
+
+def test_report_and_table(light, tmp_path):
+    table, report = verification.write(light, tmp_path / "out")
+    assert pd.read_csv(table).columns.tolist() == list(verification.COLUMNS)
+    text = report.read_text(encoding="utf-8")
+    assert "All rows pass" in text and "| fdfa" in text
+
+
+def test_report_names_failed_rows(light, tmp_path):
+    failing = light.assign(verdict=["FAIL", *light.verdict[1:]])
+    _, report = verification.write(failing, tmp_path)
+    assert "1 rows FAIL" in report.read_text(encoding="utf-8")
+
+
+def test_same_numbers_in_every_run(light):
+    case = next(case for case in suite("light") if case.estimator == "fg-a")
+    again = pd.DataFrame(verification.rows(case))
+    assert again.measured.tolist() == light[light.case == case.label].measured.tolist()
+
+
+@pytest.mark.parametrize("profile", ["light", "full"])
+def test_cases_are_named_apart(profile):
+    labels = [case.label for case in suite(profile)]
+    assert len(set(labels)) == len(labels)
+    assert len({case.seed for case in suite(profile)}) == len(labels)
+
+
+def test_full_suite_crosses_what_it_claims():
+    crossed = {(c.estimator, c.network, c.options.get("perturbation")) for c in suite("full")}
+    for name, network, law in itertools.product(("fg-w", "fg-a", "fdfa"), ("tanh", "relu", "cnn"), ("gaussian", "sphere")):
+        assert (name, network, law) in crossed
+
+
+@pytest.mark.parametrize("network", ["tanh", "relu", "cnn", "small", "small-relu"])
+def test_problems_have_gradients_biases_and_jacobians_that_vary(network):
+    net, x, y = problem(network, 2)
+    found = predict("fdfa", net, x, y, 2)
+    for block in range(len(net)):
+        assert found.total("target", block) > 1e-4
+    assert found.total("bias", 0) > 0.05 * found.total("target", 0)
+    assert float(found.feedback_law.data[0].abs().max()) > 1e-3
+
+
+def test_batches_have_the_chances_of_draws_with_replacement():
+    found = {tuple(indices): weight for indices, weight in batches(3, 2)}
+    assert found == pytest.approx({(0, 0): 1 / 9, (0, 1): 2 / 9, (0, 2): 2 / 9, (1, 1): 1 / 9, (1, 2): 2 / 9, (2, 2): 1 / 9})
+
+
+def test_stratified_mean_and_error():
+    generator = torch.Generator().manual_seed(0)
+    strata, parts = Strata(0.3), []
+    for weight, n, shift in ((0.25, 50, 0.0), (0.75, 80, 4.0)):
+        strata.open(weight)
+        values = shift + torch.randn(n, generator=generator, dtype=torch.float64)
+        strata.add(values[: n // 2])
+        strata.add(values[n // 2 :])
+        parts.append((weight, values))
+    mean, se = strata.mean()
+    assert float(mean) == pytest.approx(sum(w * float(v.mean()) for w, v in parts), rel=1e-12)
+    assert float(se) ** 2 == pytest.approx(sum(w**2 * float(v.var()) / len(v) for w, v in parts), rel=1e-10)
+
+
+@pytest.mark.parametrize("between_calls", [False, True])
+def test_correlation_sees_repeats_and_not_independence(between_calls):
+    generator = torch.Generator().manual_seed(1)
+    fresh = torch.randn(2, 4000, generator=generator, dtype=torch.float64)
+    repeated = fresh[:1].expand(2, -1) if between_calls else fresh.repeat_interleave(2, 1)
+    for values, dependent in ((fresh, False), (repeated, True)):
+        strata = Strata()
+        strata.open(1.0)
+        for call in values:
+            strata.add(call)
+        correlation, se = strata.correlation(between_calls)
+        assert (abs(correlation) > 5 * se) == dependent
+
+
+def test_refuses_an_unknown_profile():
+    with pytest.raises(InvalidInput, match="full"):
+        verification.run("fast")
+
+
+def test_label_shows_options_and_steps():
+    case = Case("feedback", "fdfa", "tanh", 2, 4, 10, {"feedback_lr": 0.5}, steps=3)
+    assert case.label == "fdfa(feedback_lr=0.5, steps=3) on tanh, M=2, N=4"
+
+
+def test_the_picture_shows_random_comparisons_only():
+    from figures import _verification
+
+    row = {"estimator": "fg-a", "case": "c", "quantity": "variance", "predicted": 2.0, "measured": 2.1, "se": 0.1}
+    row |= {"low": 1.9, "high": 2.4, "z": 0.5, "verdict": "pass"}
+    exact = row | {"measured": 2.0, "se": 0.0, "z": 0.0}
+    figure = _verification.draw(pd.DataFrame([row, row | {"z": -0.7}, exact]))
+    points = [line for line in figure.axes[1].lines if line.get_linestyle() == "None"]
+    assert sum(len(line.get_xdata()) for line in points) == 2
