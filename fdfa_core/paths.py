@@ -1,4 +1,4 @@
-"""Where experiments, recorded results and caches are, in a source tree and in an installed package."""
+"""Where experiments, recorded results, benchmarks and caches are, in a source tree and in an installed package."""
 
 from __future__ import annotations
 
@@ -7,5 +7,19 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 _TREE = _PACKAGE.parent
 
-# A wheel carries the experiments inside the package; a source tree has them at the top.
-EXPERIMENTS = _TREE / "experiments" if (_TREE / "experiments").is_dir() else _PACKAGE / "experiments" / "files"
+IN_SOURCE_TREE = (_TREE / "experiments").is_dir() and (_TREE / "pyproject.toml").is_file()
+"""Whether the package stands in its source tree. An installed package stands among those of others."""
+
+EXPERIMENTS = _TREE / "experiments" if IN_SOURCE_TREE else _PACKAGE / "experiments" / "files"
+"""Experiment files, one folder per profile. A wheel carries a copy of the source tree's."""
+
+_HOME = _TREE if IN_SOURCE_TREE else Path()  # an installed package writes, like `runs/`, into the working directory
+
+RESULTS = _HOME / "results"
+"""Recorded results, one folder per profile. A wheel carries none."""
+
+BENCHMARKS = _HOME / "benchmarks" / "results"
+"""Tables that `make bench` records, one CSV file per table. A wheel carries none."""
+
+CACHE = _HOME / ".cache"
+"""What can be computed again at any time."""

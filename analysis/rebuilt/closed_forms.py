@@ -29,12 +29,12 @@ import pandas as pd
 import fdfa_core
 from analysis import logs, select, statistics, variance
 from analysis import theory as theory_package
+from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
 from fdfa_core.files import write_atomically
 
-_PROJECT = Path(__file__).resolve().parent.parent
-CACHE = _PROJECT / ".cache" / "closed_forms"
-RECORDS = _PROJECT / "results"
+CACHE = paths.CACHE / "closed_forms"
+RECORDS = paths.RESULTS
 KEYS = ["run", "step", "estimator", "block"]
 PARTS = ["data", "perturbation", "feedback", "cross"]
 FOLDER = "closed_forms"  # of those that are recorded, within a directory of recorded runs
@@ -379,8 +379,8 @@ def _check(run: str, rows: pd.DataFrame) -> None:
 def _code() -> str:
     """Hash all that a closed form depends on: this module, the theory, and the networks and data of `fdfa_core`."""
     places = [Path(package.__file__).parent for package in (fdfa_core, theory_package)]
-    paths = sorted(path for place in places for path in place.rglob("*.py"))
+    modules = sorted(path for place in places for path in place.rglob("*.py"))
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in paths:
+    for path in modules:
         digest.update(os.fsencode(path.name) + path.read_bytes())
     return digest.hexdigest()
