@@ -179,7 +179,7 @@ def figures(
     from figures.plan import plan
 
     if may_train:  # what cannot be drawn, or not written there, is refused before hours of training
-        jobs, _ = plan(profile, root, only or None)
+        jobs, unmeasured = plan(profile, root, only or None)
         render.open_directory(out)
         needed = {experiment.name for job in jobs for experiment in job.all_experiments}
         _sweep([e for e in _experiments((), profile) if not only or e.name in needed], root, data_dir, **how)
@@ -191,7 +191,7 @@ def figures(
             bar.update()
             drawn.append(name) if new else None
 
-        skipped: dict[str, str] = {}
+        skipped: dict[str, str] = unmeasured if may_train else {}
         skip = None if may_train else skipped.__setitem__
         files = render.render(profile, root, out, only=only or None, report=show, skip=skip)
     _say_skipped(skipped)

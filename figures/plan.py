@@ -68,7 +68,9 @@ def plan(
     experiments: str | Path = log_frames.EXPERIMENTS,
     partial: bool = False,
 ) -> tuple[list[Job], dict[str, str]]:
-    """Return what there is to render, and with `partial` also what cannot be, by name with the reason.
+    """Return what there is to render, and what cannot be, by name with the reason.
+
+    A figure of a benchmark that is not recorded cannot be rendered; that stops nothing unless `only` asks for the figure.
 
     Args:
         profile: folder of `experiments`.
@@ -79,7 +81,8 @@ def plan(
 
     Raises:
         UnknownName: no such figure or profile.
-        RunError: a figure needs an experiment that the profile does not have (not with `partial`).
+        RunError: a figure needs an experiment that the profile does not have, or `only` asks for a figure of a benchmark that
+            is not recorded (neither with `partial`).
     """
     by_role: dict[str, list] = {}
     for experiment in log_frames.profile(profile, experiments).values():
@@ -108,7 +111,8 @@ def plan(
         missing = {name: reason for name, reason in missing.items() if name in only}
     if not partial:
         for name, reason in missing.items():
-            raise RunError(f"figure {name!r} {reason}")
+            if only is not None or not hasattr(discover()[name], "BENCH"):
+                raise RunError(f"figure {name!r} {reason}")
         return possible, missing
     jobs = []
     for job in possible:

@@ -65,7 +65,8 @@ def render(
         experiments: directory of experiment files.
         report: called with name and whether it was drawn (False: up to date), after each.
         skip: show what the runs that are there allow (a figure says how many are missing), and call this with name and reason
-            for what they do not. Without it a missing run or experiment is an error.
+            for what they do not. Without it a missing run or experiment is an error; a missing benchmark is one where `only`
+            asks for its figure, and otherwise leaves the figure out (`figures.plan.plan` says which).
 
     Returns:
         All files of the figures asked for, drawn now or up to date.
@@ -75,7 +76,7 @@ def render(
         RunError: an experiment or run is missing, a log cannot be read, or `out` cannot be used.
     """
     jobs, missing = plan(profile, root, only, experiments=experiments, partial=skip is not None)
-    for name, reason in missing.items():
+    for name, reason in missing.items() if skip else ():
         skip(name, reason)
     if skip is not None and not jobs:
         reason = next(iter(missing.values()), "there are no figures")

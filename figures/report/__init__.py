@@ -48,7 +48,8 @@ def write(
 
     render.render(profile, root, out, experiments=experiments, skip=note if skip else None)
     out = Path(out)
-    jobs, _ = plan(profile, root, experiments=experiments, partial=skip is not None)
+    jobs, absent = plan(profile, root, experiments=experiments, partial=skip is not None)
+    missing = absent | missing
     jobs = [job for job in jobs if job.name not in missing]
     write_atomically(out / NAME, page(profile, root, out, jobs, missing, experiments).encode())
     return out / NAME

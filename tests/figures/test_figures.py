@@ -186,6 +186,13 @@ def test_a_benchmark_that_is_not_there_is_an_error_that_says_how_to_make_it(plac
         again(place, ["cost_scaling"])
 
 
+def test_a_benchmark_that_is_not_there_leaves_its_figures_out_where_all_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(benches, "RESULTS", tmp_path / "nowhere")
+    jobs, missing = render.plan("smoke", tmp_path)
+    assert set(missing) == {"cost_scaling", "cost_vs_alignment"} and len(jobs) > 10
+    assert "cost_vs_alignment.csv, which `make bench` writes" in missing["cost_vs_alignment"]
+
+
 @pytest.mark.parametrize("content", ["", "estimator\n", "estimator,threads\nbp,1\n"], ids=["empty", "no rows", "no machine"])
 def test_a_benchmark_that_cannot_be_used_is_an_error_that_names_the_file(tmp_path, monkeypatch, content):
     monkeypatch.setattr(benches, "RESULTS", tmp_path)
