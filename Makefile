@@ -11,6 +11,9 @@ export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 
 STAMP     := $(VENV)/.installed
 VENV_PY   := "$(VENV)/bin/python"
+OLDEST    := $(VENV)-oldest
+DOCS      := $(VENV)/.installed-docs
+TEST      := -m pytest -n 2 -m "not slow"
 FDFA      := "$(VENV)/bin/fdfa"
 JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
 # In order of worth, so that what an interrupted `make reproduce` leaves is what matters most.
@@ -20,12 +23,12 @@ PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_f
 .DEFAULT_GOAL := help
 # Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.
 .NOTPARALLEL:
-.PHONY: help setup figures test bench paper reproduce readme report verify previews lint clean distclean
+.PHONY: help setup figures test test-oldest test-wheel bench paper reproduce docs readme report verify previews lint clean distclean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [PIP_ARGS=...] [PROFILE=smoke|quick|paper] [JOBS=processes]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## create the virtual environment with the pinned versions
 
@@ -42,7 +45,19 @@ figures: $(STAMP) ## train what is missing (recorded profiles are only drawn), a
 
 # Two test processes of one thread each: two processes that both take two threads stand in each other's way.
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV_PY) $(TEST)
+
+test-oldest: $(OLDEST)/.installed ## run the tests with the oldest versions that the package accepts
+	OMP_NUM_THREADS=1 "$(OLDEST)/bin/python" $(TEST)
+
+$(OLDEST)/.installed: pyproject.toml requirements-oldest.txt
+	"$(PYTHON)" -m venv --clear "$(OLDEST)"
+	"$(OLDEST)/bin/python" -m pip install $(PIP_ARGS) -r requirements-oldest.txt
+	"$(OLDEST)/bin/python" -m pip install $(PIP_ARGS) --no-deps --editable .
+	@touch "$@"
+
+test-wheel: $(STAMP) ## build the wheel, install it without its source, and draw the smoke figures with it
+	$(VENV_PY) -m pytest -m slow tests/house/test_wheel.py
 
 bench: $(STAMP) ## measure speed and memory: table and CSV
 	$(VENV_PY) -m benchmarks
@@ -53,6 +68,13 @@ paper: $(STAMP) ## draw the paper-scale figures and tables from the recorded res
 reproduce: $(STAMP) ## compute the paper-scale runs anew, into runs/ (it says first what the recorded ones took)
 	$(FDFA) cost --profile paper $(PAPER)
 	$(FDFA) sweep $(PAPER) $(JOBS_FLAG)
+
+docs: $(DOCS) ## build the documentation site, into site/
+	$(VENV_PY) -m mkdocs build --strict
+
+$(DOCS): $(STAMP) requirements-docs.txt
+	$(VENV_PY) -m pip install $(PIP_ARGS) -r requirements-docs.txt
+	@touch "$@"
 
 readme: $(STAMP) ## write the recorded results into the README
 	$(FDFA) readme
@@ -70,8 +92,8 @@ lint: $(STAMP) ## check style
 	$(VENV_PY) -m ruff check .
 
 clean: ## remove what is generated, except runs and data
-	rm -rf figures/out build dist .cache .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
-	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	rm -rf figures/out site build dist .cache .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find . -name __pycache__ -type d -not -path "./$(VENV)*/*" -prune -exec rm -rf {} +
 
-distclean: clean ## remove the runs and the virtual environment too (data stays)
-	rm -rf runs "$(VENV)"
+distclean: clean ## remove the runs and the virtual environments too (data stays)
+	rm -rf runs "$(VENV)" "$(OLDEST)"

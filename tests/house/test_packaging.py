@@ -1,4 +1,4 @@
-"""One set of pins in three files, make targets that all are documented, an installable console command."""
+"""Ranges that the pins satisfy, one set of pins in two files, make targets that are all documented, a console command."""
 
 import importlib
 import importlib.metadata
@@ -10,26 +10,75 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from imports import MODULES, imported
+from imports import MODULES, PACKAGES, imported
 from places import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+EXTRAS = PROJECT["optional-dependencies"]
+RANGES = [*PROJECT["dependencies"], *EXTRAS["test"]]
+PINNED = {"requirements.txt": RANGES, "environment.yml": RANGES, "requirements-docs.txt": EXTRAS["docs"]}
 
 
 def pins_in(file: str) -> list[str]:
-    return re.findall(r"^\s*(?:- )?([\w-]+==\S+)$", (ROOT / file).read_text(), re.MULTILINE)
+    """Return the requirements that a file lists, as they stand there: the lines that are neither comments nor keys."""
+    lines = re.findall(r"^\s*(?:- )?([a-zA-Z][\w.\[\]-]*\s*[=<>~!].*)$", (ROOT / file).read_text(), re.MULTILINE)
+    return [line for line in lines if not line.startswith("python=")]
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "environment.yml"])
-def test_pins_agree_with_pyproject(file):
-    assert pins_in(file) == PINS
+def unsatisfied(pins: list[str], ranges: list[str]) -> list[str]:
+    """Return the ranges of which no pin, or one of another version, is listed, and the pins that no range asks for."""
+    versions = dict(pin.split("==") for pin in pins)
+    accepted = {r.name: r.specifier for r in map(Requirement, ranges)}
+    wrong = [name for name, versions_of in accepted.items() if versions.get(name) not in versions_of] if versions else ranges
+    return sorted({*wrong, *(versions.keys() - accepted.keys())})
 
 
-@pytest.mark.parametrize("pin", PINS + PROJECT["optional-dependencies"]["cluster"])
+@pytest.mark.parametrize("file", PINNED)
+def test_pins_satisfy_the_ranges_of_pyproject(file):
+    assert unsatisfied(pins_in(file), PINNED[file]) == []
+
+
+@pytest.mark.parametrize(
+    ("pins", "wrong"),
+    [
+        (["click==8.2.0", "numpy==2.4.6"], []),
+        (["click==8.1.9", "numpy==2.4.6"], ["click"]),  # below the range
+        (["click==8.2.0"], ["numpy"]),  # no pin
+        (["click==8.2.0", "numpy==2.4.6", "seaborn==0.13.2"], ["seaborn"]),  # no range
+    ],
+)
+def test_a_pin_that_does_not_fit_its_range_is_noticed(pins, wrong):
+    assert unsatisfied(pins, ["click>=8.2", "numpy>=2"]) == wrong
+
+
+def test_the_environment_of_conda_holds_the_same_pins():
+    assert pins_in("environment.yml") == pins_in("requirements.txt")
+
+
+@pytest.mark.parametrize("pin", sorted({pin for file in [*PINNED, "requirements-oldest.txt"] for pin in pins_in(file)}))
 def test_pin_is_exact(pin):
     assert re.fullmatch(r"[\w-]+==\d+(\.\d+)+", pin)
+
+
+def test_the_oldest_pins_are_the_lower_bounds():
+    assert pins_in("requirements-oldest.txt") == [each.replace(">=", "==") for each in RANGES]
+
+
+@pytest.mark.parametrize("each", sorted({*RANGES, *EXTRAS["cluster"], *EXTRAS["docs"]}))
+def test_a_range_has_a_lower_bound_and_no_upper_one(each):
+    """An upper bound needs a version that is known to break: write the reason beside it, and its name here."""
+    assert [specifier.operator for specifier in Requirement(each).specifier] == [">="]
+
+
+def test_what_a_cluster_needs_is_what_is_tested():
+    assert set(EXTRAS["cluster"]) <= set(EXTRAS["test"])
+
+
+def test_the_citation_names_the_version_of_the_package():
+    (version,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version == PROJECT["version"]
 
 
 def test_environment_has_a_python_that_the_project_accepts():
@@ -37,16 +86,27 @@ def test_environment_has_a_python_that_the_project_accepts():
     assert "- python=3.11\n" in (ROOT / "environment.yml").read_text()
 
 
-@pytest.mark.parametrize("package", ["fdfa_core", "analysis", "figures"])
-def test_every_imported_distribution_is_pinned(package):
+@pytest.mark.parametrize("package", [package for package in PACKAGES if package != "benchmarks"])
+def test_every_imported_distribution_is_declared(package):
     sources = [(ROOT / m).read_text(encoding="utf-8") for m in MODULES if m.parts[0] == package]
     top = {name.split(".")[0] for source in sources for name in imported(source, Path(package, "x.py"))}
-    third_party = top - set(sys.stdlib_module_names) - {"fdfa_core", "analysis", "figures"}
+    third_party = top - set(sys.stdlib_module_names) - set(PACKAGES)
     by_module = importlib.metadata.packages_distributions()
     needed = {by_module.get(name, [name])[0].lower().replace("_", "-") for name in third_party}
     halves = {"requests", "pydantic-core"}  # parts of pooch and pydantic, which fix their versions
-    pinned = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["cluster"]
-    assert needed - halves <= {pin.split("==")[0] for pin in pinned}
+    assert needed - halves <= {Requirement(each).name for each in PROJECT["dependencies"] + EXTRAS["cluster"]}
+
+
+def test_every_declared_distribution_is_used():
+    """Nothing is declared that no module imports; tools of the tests and the command line are named here."""
+    sources = {module: (ROOT / module).read_text(encoding="utf-8") for module in MODULES}
+    sources |= {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    top = {name.split(".")[0] for module, source in sources.items() for name in imported(source, module)}
+    by_module = importlib.metadata.packages_distributions()
+    used = {owner.lower().replace("_", "-") for name in top for owner in by_module.get(name, [])}
+    tools = {"build", "pytest-timeout", "pytest-xdist", "ruff"}  # called, not imported
+    indirect = {"dask", "tabulate"}  # imported by distributed, and by pandas where it writes Markdown
+    assert {Requirement(each).name for each in RANGES} - used - tools <= indirect
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -64,7 +124,7 @@ def test_help_lists_target(target):
 
 
 def test_every_documented_target_is_phony():
-    documented = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    documented = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert documented == phony_targets()
 
 
