@@ -69,8 +69,9 @@ reproduce: $(STAMP) ## compute the paper-scale runs anew, into runs/ (it says fi
 	$(FDFA) cost --profile paper $(PAPER)
 	$(FDFA) sweep $(PAPER) $(JOBS_FLAG)
 
+# The variable silences an announcement of the theme's makers.
 docs: $(DOCS) ## build the documentation site, into site/
-	$(VENV_PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV_PY) -m mkdocs build --strict
 
 $(DOCS): $(STAMP) requirements-docs.txt
 	$(VENV_PY) -m pip install $(PIP_ARGS) -r requirements-docs.txt

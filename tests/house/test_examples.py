@@ -10,7 +10,7 @@ from fdfa_core.estimators import registry
 from places import ROOT
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-DOCUMENTS = ["README.md", "docs/adding-an-estimator.md", "docs/own-network.md"]
+DOCUMENTS = ["README.md", "docs/index.md", "docs/adding-an-estimator.md", "docs/own-network.md"]
 
 
 @pytest.fixture(autouse=True)
