@@ -1,6 +1,8 @@
 """Imports go one way, floor by floor, and never in a circle. Proved on the source of every module, without importing any."""
 
 import graphlib
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +136,16 @@ def test_allowed_import_is_not_found(module, source):
 def test_rules_name_what_exists(name):
     path = ROOT.joinpath(*name.split("."))
     assert path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_contributing_shows_the_floors():
+    aliases = {"fdfa_core.functional", "fdfa_core.memory"}  # paths that stay for those who use them
+    rows = [line.split("|")[2] for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines() if "| `" in line]
+    shown = [set(re.findall(r"`([\w.]+)`", row)) for row in rows]
+    shown = [rooms for rooms in shown if rooms and rooms <= FLOOR.keys()]
+    at = [{FLOOR[room] for room in rooms} for rooms in shown]
+    assert set().union(*shown) == FLOOR.keys() - aliases
+    assert all(max(lower) <= min(upper) for upper, lower in itertools.pairwise(at))
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
