@@ -9,7 +9,7 @@ from torch import nn
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import convolutional_block, image_shape, linear_block, positive_sizes, seeded
+from fdfa_core.networks.parts import Sizes, convolutional_block, image_shape, linear_block, positive_sizes, seeded
 
 CONVOLUTIONAL_VARIANTS: dict[str, tuple[bool, ...]] = {"cnn": (True, True), "cnn-released": (False, True)}
 
@@ -19,8 +19,8 @@ def convolutional(
     outputs: int,
     *,
     variant: str = "cnn",
-    channels: Sequence[int] = (15, 40),
-    hidden: Sequence[int] = (128,),
+    channels: Sizes = (15, 40),
+    hidden: Sizes = (128,),
     kernel_size: int = 5,
     padding: int = 0,
     activation: str = "relu",
@@ -130,7 +130,9 @@ def alexnet(
         return BlockNetwork(*blocks, nn.Linear(widths[-1], outputs), input_shape=(channels, input_size, input_size))
 
 
-def build_alexnet(input_shape, outputs, *, width=1.0, batch_norm=True, seed=None):
+def build_alexnet(
+    input_shape: Sequence[int], outputs: int, *, width: float = 1.0, batch_norm: bool = True, seed: int | None = None
+) -> BlockNetwork:
     """Return `alexnet` for square images of `input_shape`, as the registry calls it."""
     channels, height, breadth = image_shape(input_shape)
     if height != breadth:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import linear_block, positive_sizes, seeded
+from fdfa_core.networks.parts import Sizes, linear_block, positive_sizes, seeded
 
 
 def fully_connected(
@@ -37,7 +37,15 @@ def fully_connected(
         return BlockNetwork(*blocks, nn.Linear(*widths[-2:]), input_shape=widths[:1])
 
 
-def build_fully_connected(input_shape, outputs, *, hidden, activation="relu", batch_norm=False, seed=None):
+def build_fully_connected(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    hidden: Sizes,
+    activation: str = "relu",
+    batch_norm: bool = False,
+    seed: int | None = None,
+) -> BlockNetwork:
     """Return `fully_connected` with the `hidden` widths for samples of `input_shape`, as the registry calls it."""
     hidden = positive_sizes("hidden", hidden)
     if not hidden:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import Block
 
+Sizes = Annotated[Sequence[Annotated[int, Field(ge=1)]], Field(description="a list of positive integers")]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
 

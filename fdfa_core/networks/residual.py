@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import convolutional_block, image_shape, normalised, positive_sizes, seeded
+from fdfa_core.networks.parts import Sizes, convolutional_block, image_shape, normalised, positive_sizes, seeded
 
 
 class ResidualBlock(nn.Module):
@@ -39,7 +39,7 @@ def residual(
     input_shape: Sequence[int],
     outputs: int,
     *,
-    channels: Sequence[int] = (16, 32, 64),
+    channels: Sizes = (16, 32, 64),
     blocks_per_stage: int = 1,
     batch_norm: bool = True,
     seed: int | None = None,
