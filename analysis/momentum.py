@@ -22,18 +22,19 @@ import pandas as pd
 
 from analysis import logs, select, statistics
 from analysis.rebuilt import closed_forms
+from fdfa_core.estimators import averages
 
 
 def weights(rate: float, steps: int) -> np.ndarray:
     """Return the weights that a moving average gives its items, (steps + 1, steps): row t after t items.
 
     Args:
-        rate: a; the t-th item counts max(a, 1/t), so that the average begins as a plain mean.
+        rate: a; the t-th item counts max(a, 1/t) (`fdfa_core.estimators.averages.weight`): the average begins as a plain mean.
         steps: number of items.
     """
     table = np.zeros((steps + 1, steps))
     for t in range(1, steps + 1):
-        now = max(rate, 1 / t)
+        now = averages.weight(rate, t)
         table[t] = (1 - now) * table[t - 1]
         table[t, t - 1] = now
     return table

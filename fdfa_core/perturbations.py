@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,8 @@ def make_law(law: str | Law) -> Law:
     return law
 
 
-DESIGNS = ("independent", "antithetic", "orthogonal")
+Design = Literal["independent", "antithetic", "orthogonal"]
+DESIGNS = get_args(Design)
 
 
 def design_sample(

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from analysis.theory.fourth_moment import PairMoment, step_pairs
 from analysis.theory.population import Population, gather
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators.options import one_of
+from fdfa_core.estimators import averages
+from fdfa_core.estimators.options import Joint
 from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.signatures import checked
 
 FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (needed by general blocks alone)
 
@@ -123,7 +125,7 @@ class FeedbackLaw:
     def memory(self, steps=None):
         r"""Return what is left of B_0 after t updates (a number, an array, or None for t → ∞): (1−α)^t.
 
-        With warm-up (α_t = max(α, 1/t)) the first step forgets B_0.
+        With warm-up (see `fdfa_core.estimators.averages.weight`) the first step forgets B_0.
         """
         if steps is None:
             return 0.0
@@ -139,7 +141,7 @@ class FeedbackLaw:
         if steps is None:
             return limit
         t = np.asarray(steps)
-        start = int(1 / alpha + 1e-9) if self.warmup else 0
+        start = averages.plain_items(alpha, self.warmup)
         late = limit + (1 - alpha) ** (2 * np.maximum(t - start, 0)) * ((1 / start if start else 0.0) - limit)
         return np.where(t < start, np.where(t > 0, 1 / np.maximum(t, 1), 0.0), late)
 
@@ -205,7 +207,7 @@ def law_of(
     """Return the law of the feedback over a population (see `feedback_law`)."""
     if not 0 < feedback_lr <= 1:
         raise InvalidInput("feedback_lr", feedback_lr, "a number in (0, 1]")
-    together = one_of("joint", joint, (True, False, "cyclic")) is True
+    together = checked("joint", Joint, joint) is True
     moments, units = JacobianMoments.of(population), population.units
     sizes = [sum(units)] * len(units) if together else units
     pairs = [step_pairs(perturbation, n, batch_size, tangents, directions) for n in sizes]

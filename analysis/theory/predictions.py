@@ -29,9 +29,10 @@ from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import PARTS, Prediction, Values
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
-from fdfa_core.estimators.options import one_of, positive_integer
+from fdfa_core.estimators.options import Count, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import make_law
+from fdfa_core.signatures import checked
 
 EXACT = Noise(1.0, 0.0, 0.0, 0.0)
 SAMPLINGS = ("fresh_batches", "given_batch")
@@ -82,7 +83,7 @@ def predict(
         accepted = f"{len(x)}, the size of the given batch" if given else "a positive integer"
         raise InvalidInput("batch_size", batch_size, accepted)
     settings = {**defaults, **options}
-    positive_integer("tangents", settings.get("tangents", 1))
+    checked("tangents", Count, settings.get("tangents", 1))
     steps = settings.get("steps")
     if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
         raise InvalidInput("steps", steps, "a whole number of updates, or None for the long run")
@@ -144,8 +145,8 @@ def fg_a(
     With `slope="sample"` directions meet the sample's own signal z_p, and N estimates are averaged. With `slope="batch"` they
     meet the signals of the whole batch, one vector over all its units.
     """
-    one_of("readout", readout, ("exact", "perturbed"))
-    shared = one_of("slope", slope, ("sample", "batch")) == "batch"
+    checked("readout", Readout, readout)
+    shared = checked("slope", Slope, slope) == "batch"
     last = population.hidden + (readout == "perturbed")
     units = [*population.units, population.outputs][:last]
     pool = batch_size if shared else 1

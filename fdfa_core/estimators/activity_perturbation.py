@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fdfa_core.estimators.base import Estimator, repeat
-from fdfa_core.estimators.options import one_of
+from fdfa_core.estimators.options import Combination, Count, Perturbation, Readout, Site, Slope
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
@@ -40,22 +40,20 @@ class ActivityPerturbation(Estimator):
         self,
         net,
         *,
-        perturbation="gaussian",
-        site="pre",
-        readout="exact",
-        joint=True,
-        tangents=1,
-        combine="mean",
-        slope="sample",
+        perturbation: Perturbation = "gaussian",
+        site: Site = "pre",
+        readout: Readout = "exact",
+        joint: bool = True,
+        tangents: Count = 1,
+        combine: Combination = "mean",
+        slope: Slope = "sample",
         **common,
     ):
         super().__init__(net, **common)
-        self.readout = one_of("readout", readout, ("exact", "perturbed"))
-        self.slope = one_of("slope", slope, ("sample", "batch"))
+        self.readout, self.slope, self.joint = readout, slope, joint
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.tangents, self.site = Tangents(perturbation, tangents, combine), site
-        self.joint = one_of("joint", joint, (True, False))
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.options import Site
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.losses import check_labels
@@ -44,7 +45,7 @@ class DirectFeedback(Estimator):
         site: "post" injects at the block output (as published), "pre" at the affine output.
     """
 
-    def __init__(self, net, *, site="post", **common):
+    def __init__(self, net, *, site: Site = "post", **common):
         super().__init__(net, **common)
         for block in range(len(net) - 1):
             require_site(net, block, site)

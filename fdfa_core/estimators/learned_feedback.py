@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fdfa_core.estimators.direct_feedback import DirectFeedback, uniform_feedback
-from fdfa_core.estimators.options import OPTIMIZERS, make_optimizer, non_negative, one_of
+from fdfa_core.estimators.options import NonNegative, Optimizer, Positive, make_optimizer
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearisation.trace import Trace
+from fdfa_core.linearisation.trace import Gradients, Trace
 
 
 class LearnedFeedback(DirectFeedback):
@@ -29,18 +29,25 @@ class LearnedFeedback(DirectFeedback):
 
     stateful = True
 
-    def __init__(self, net, *, feedback_optimizer="adam", feedback_lr=1e-4, feedback_decay=0.0, **common):
+    def __init__(
+        self,
+        net,
+        *,
+        feedback_optimizer: Optimizer = "adam",
+        feedback_lr: Positive = 1e-4,
+        feedback_decay: NonNegative = 0.0,
+        **common,
+    ):
         super().__init__(net, **common)
-        self.feedback_optimizer = one_of("feedback_optimizer", feedback_optimizer, OPTIMIZERS)
-        self.feedback_lr = non_negative("feedback_lr", feedback_lr, positive=True)
-        self.feedback_decay = non_negative("feedback_decay", feedback_decay)
+        self.feedback_optimizer = feedback_optimizer
+        self.feedback_lr, self.feedback_decay = float(feedback_lr), float(feedback_decay)
         self._optimizer: torch.optim.Optimizer | None = None
 
     @abstractmethod
     def feedback_gradients(self, trace: Trace, error: Tensor) -> list[Tensor | None]:
         """Return the gradient of each B_l, without replicas' dimension where all have the same; None leaves B_l alone."""
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let the feedback's optimiser take a step."""
         self._optimizer = self._optimizer or self._make_optimizer()
         for feedback, gradient in zip(self.feedback, self.feedback_gradients(trace, error), strict=True):
@@ -84,7 +91,7 @@ class DirectKolenPollack(LearnedFeedback):
         feedback_decay: λ.
     """
 
-    def __init__(self, net, *, feedback_decay=1e-6, **common):
+    def __init__(self, net, *, feedback_decay: NonNegative = 1e-6, **common):
         super().__init__(net, feedback_decay=feedback_decay, **common)
 
     def initial_feedback(self, lead, outputs, shape):

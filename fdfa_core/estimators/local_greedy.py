@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator
-from fdfa_core.estimators.options import OPTIMIZERS, make_optimizer, non_negative, one_of
+from fdfa_core.estimators.options import Combination, Count, Optimizer, Perturbation, Positive, Site, make_optimizer
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import BlockMap, Gradients, Trace, merge
@@ -45,17 +45,16 @@ class LocalGreedy(Estimator):
         self,
         net,
         *,
-        perturbation="gaussian",
-        tangents=1,
-        combine="mean",
-        readout_optimizer="adam",
-        readout_lr=1e-3,
+        perturbation: Perturbation = "gaussian",
+        tangents: Count = 1,
+        combine: Combination = "mean",
+        readout_optimizer: Optimizer = "adam",
+        readout_lr: Positive = 1e-3,
         **common,
     ):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
-        self.readout_optimizer = one_of("readout_optimizer", readout_optimizer, OPTIMIZERS)
-        self.readout_lr = non_negative("readout_lr", readout_lr, positive=True)
+        self.readout_optimizer, self.readout_lr = readout_optimizer, float(readout_lr)
         self._readouts: list[tuple[Tensor, Tensor]] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -97,9 +96,7 @@ class LocalGreedy(Estimator):
     ) -> Gradients:
         """Return the gradients of hidden block i."""
 
-    def slopes(
-        self, trace: Trace, i: int, tangent: Tensor, error: Tensor, targets: Tensor, lead: tuple[int, ...]
-    ) -> Tensor:
+    def slopes(self, trace: Trace, i: int, tangent: Tensor, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Tensor:
         """Return each sample's slope of block i's loss (*lead, K, N) along tangents of its output (folded, N, …)."""
         if i == len(trace.hidden) - 1:
             return (trace.readout.push(tangent) * error).sum(-1).view(*lead, self.tangents.count, -1)
@@ -120,7 +117,7 @@ class LocalGreedy(Estimator):
         error = self.loss.error(outputs.flatten(0, 1), targets.repeat(replicas, *[1] * (targets.dim() - 1)))[1]
         return error.view_as(outputs) * replicas  # a mean over the batch of each replica, not of all
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let every local readout take a step down its own loss."""
         if not self.readouts:
             return
@@ -167,7 +164,7 @@ class LocalGreedyActivityPerturbation(LocalGreedy):
         readout_lr: its learning rate.
     """
 
-    def __init__(self, net, *, site="pre", **common):
+    def __init__(self, net, *, site: Site = "pre", **common):
         super().__init__(net, **common)
         for block in range(len(net) - 1):
             require_site(net, block, site)

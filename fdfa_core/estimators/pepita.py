@@ -11,7 +11,7 @@ from torch import Tensor
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.direct_feedback import Feedback, uniform_feedback
-from fdfa_core.estimators.options import non_negative
+from fdfa_core.estimators.options import NonNegative
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 
@@ -34,9 +34,9 @@ class Pepita(Estimator):
         scale: of F.
     """
 
-    def __init__(self, net, *, scale=0.05, **common):
+    def __init__(self, net, *, scale: NonNegative = 0.05, **common):
         super().__init__(net, **common)
-        self.scale = non_negative("scale", scale)
+        self.scale = float(scale)
         self._feedback: Feedback | None = None
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -63,13 +62,7 @@ def estimator_class(name: str) -> type[Estimator]:
 
 def estimator_options(name: str) -> dict[str, object]:
     """Return an estimator's own options and their defaults."""
-    found: dict[str, object] = {}
-    for cls in reversed(estimator_class(name).__mro__):
-        if "__init__" in vars(cls):
-            for parameter in inspect.signature(cls.__init__).parameters.values():
-                if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("loss", "seed", "replicas"):
-                    found[parameter.name] = parameter.default
-    return found
+    return {option.name: option.default for option in estimator_class(name).options().values()}
 
 
 def label(name: str, options: dict[str, object] | None = None) -> str:

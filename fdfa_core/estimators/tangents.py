@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators.options import one_of, positive_integer
+from fdfa_core.estimators.options import Combination, Count, Perturbation
 from fdfa_core.perturbations import make_law
 
-COMBINATIONS = ("mean", "projection")
 CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
 
 
@@ -28,10 +27,9 @@ class Tangents:
         combine: "mean" or "projection".
     """
 
-    def __init__(self, perturbation, tangents: int, combine: str):
+    def __init__(self, perturbation: Perturbation, tangents: Count, combine: Combination):
         self.law = make_law(perturbation)
-        self.count = positive_integer("tangents", tangents)
-        self.how = one_of("combine", combine, COMBINATIONS)
+        self.count, self.how = tangents, combine
 
     def axes(self, lead: tuple[int, ...]) -> tuple[int, ...]:
         """Fold draws and directions into the one leading axis that a linearisation knows; () for one direction."""
