@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis import select, statistics
+from analysis import options, select, statistics
 from fdfa_core.errors import InvalidInput
 from fdfa_core.runs import schema
 
@@ -63,7 +63,7 @@ def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     standard error over draws; its interval is that over seeds.
     """
     keys = [c for c in ("run", "step", "level", "block", "parameter") if c in probes]
-    rows = probes.drop_duplicates(keys).assign(estimator="bp", method="bp", options="{}")
+    rows = options.relabelled(probes.drop_duplicates(keys), "bp")
     rows = rows.assign(variance=rows["reference_variance"], nsr=rows["reference_variance"] / _norm(rows, by) ** 2)
     rows = rows.drop(columns=[c for c in ("variance_se", "draws") if c in rows])
     return select.measured(rows[_norm(rows, by) > schema.VANISHED], "variance", "nsr")

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import bias, logs, select
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("trajectory",)
 MARKS = {
@@ -18,6 +18,7 @@ MARKS = {
 OFFSETS = {"mse": 0.0, "variance": 0.2, "bias2": -0.2}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias², variance and mean squared error ÷ ‖BP's gradient‖² at the end of training, over seeds."""
     (log,) = logs_of.values()

@@ -4,12 +4,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import convergence, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return curves of the finished runs over seeds (`kind` "mean") and each diverged run's own (`kind` "diverged")."""
     (log,) = logs_of.values()

@@ -5,13 +5,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from analysis import effort, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
 AXES = {"flops": "operations (FLOP, T = 10¹²), products and convolutions", "seconds": "seconds of training steps, as logged"}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return curves of the finished runs over seeds, each point with the operations and seconds it took."""
     (log,) = logs_of.values()

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import benches
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ()
 BENCH = "cost_scaling"
@@ -22,6 +22,7 @@ DRAWS = {  # what the benchmark calls them → name in print, estimator whose co
 }
 
 
+@_labels.labelled
 def compute(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return milliseconds and the ratio to a BP gradient, medians with quartiles, for every size and estimator."""
     (table,) = tables.values()

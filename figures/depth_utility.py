@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from analysis import accuracy, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 POOLED = True
@@ -14,6 +14,7 @@ BASELINE, BEST = "frozen", "bp"
 SETTING = ["dataset", "architecture", "epochs"]
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return the accuracy of every estimator beyond that of frozen hidden layers, in each setting, over paired seeds."""
     (log,) = logs_of.values()

@@ -7,11 +7,13 @@ no palette is enough, so that marker and line style differ too and a print in gr
 from __future__ import annotations
 
 import functools
+import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log10
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+
+from figures import _labels
 
 NOISE = " (data noise)"
 WIDTH = 7.2  # inches: a text column of two
@@ -97,14 +101,24 @@ class Look:
         } | more
 
 
-@functools.cache
-def look(label: str) -> Look:
-    """Return the look of an estimator by its label, e.g. ``fdfa(feedback_lr=0.1)``.
+def look(label: str, method: str | None = None, options: Mapping[str, Any] | None = None) -> Look:
+    """Return the look of an estimator.
 
     FDFA is shaded by α (dark: slow feedback); the site "post" and other options give hollow markers. A method unknown here
     has a colour that follows from its name, so a new estimator needs no entry.
+
+    Args:
+        label: of the estimator, in the frame that is being drawn.
+        method, options: what the label stands for, where no frame is being drawn; options are those that were given.
     """
-    method, options = parse(label)
+    if method is None:
+        method, options = _labels.meaning(label)
+    return _look(method, json.dumps(dict(options or {}), sort_keys=True))
+
+
+@functools.cache
+def _look(method: str, given: str) -> Look:
+    options = json.loads(given)
     digest = zlib.crc32(method.encode())
     fallback = (method, _SPARE[digest % len(_SPARE)], "hd8H"[digest % 4], (0, (3, 1.5)))
     name, color, marker, linestyle = _METHODS.get(method, fallback)
@@ -125,26 +139,18 @@ def look(label: str) -> Look:
     return Look(name, color, marker, linestyle, hollow=bool(rest) or site == "post")
 
 
-def _option_text(key: str, value: str) -> str:
+def _option_text(key: str, value: Any) -> str:
     """Say an option in a legend."""
     known = {
         "joint": "one block at a time",
         "per_sample": "a direction per sample",
-        "combine": value,
-        "perturbation": value,
+        "combine": f"{value}",
+        "perturbation": f"{value}",
         "tangents": f"{value} directions",
-        "feedback_rule": f"{value.capitalize()} rule",
+        "feedback_rule": f"{str(value).capitalize()} rule",
         "feedback_lr": f"rate {value}",
     }
     return known.get(key, f"{key.replace('_', ' ')} {value}")
-
-
-def parse(label: str) -> tuple[str, dict[str, str]]:
-    """Split a label into method and options (as text)."""
-    match = re.fullmatch(r"([^(]+)\((.*)\)", label)
-    if not match:
-        return label, {}
-    return match[1], dict(pair.split("=", 1) for pair in match[2].split(", ") if "=" in pair)
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
@@ -152,7 +158,7 @@ def ordered(labels: Iterable[str]) -> list[str]:
     known = list(_METHODS)
 
     def rank(label: str):
-        method, options = parse(label)
+        method, options = _labels.meaning(label)
         rate = float(options.get("feedback_lr", 0) or 0)
         return (known.index(method) if method in known else len(known), method, len(options), -rate, label)
 
@@ -160,13 +166,17 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 
 def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
-    """Make a draw function use this style, whatever the user's matplotlibrc says, and leave global settings as they were."""
+    """Make a draw function use this style, whatever the user's matplotlibrc says, and know what the frame's labels stand for.
+
+    Global settings are afterwards as they were.
+    """
 
     @functools.wraps(draw)
     def wrapper(frame: pd.DataFrame) -> Figure:
         with context():
-            return draw(frame)
+            return understood(frame)
 
+    understood = _labels.understood(draw)
     return wrapper
 
 

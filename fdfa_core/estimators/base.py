@@ -86,6 +86,11 @@ class Estimator(ABC):
         constructors = [vars(owner)["__init__"] for owner in reversed(cls.__mro__) if "__init__" in vars(owner)]
         return {name: option for name, option in options_of(*constructors).items() if name not in COMMON}
 
+    @classmethod
+    def filled_options(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """Return the given options and the defaults of the others; a class whose defaults depend on options says how."""
+        return {name: option.default for name, option in cls.options().items()} | dict(given)
+
     # What a method defines -------------------------------------------------------------------------------------------
 
     @abstractmethod

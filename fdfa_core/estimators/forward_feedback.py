@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -124,6 +125,14 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         self.responses = OutputResponses(perturbation, joint, tangents, directions)
         self.steps = 0
         self._adam: torch.optim.Adam | None = None
+
+    @classmethod
+    def filled_options(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """Return the given options and the defaults of the others; that of `feedback_lr` is its rule's."""
+        options = super().filled_options(given)
+        if options["feedback_lr"] is None:
+            options["feedback_lr"] = DEFAULT_FEEDBACK_LR.get(options["feedback_rule"])
+        return options
 
     def initial_feedback(self, lead, outputs, shape):
         """Return zeros: nothing is known of the Jacobian yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,15 @@ def estimator_class(name: str) -> type[Estimator]:
 def estimator_options(name: str) -> dict[str, object]:
     """Return an estimator's own options and their defaults."""
     return {option.name: option.default for option in estimator_class(name).options().values()}
+
+
+def filled_options(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Return all of an estimator's own options: those that were given, and the others at the values they have without.
+
+    Raises:
+        UnknownName: no estimator of this name.
+    """
+    return estimator_class(name).filled_options(given)
 
 
 def label(name: str, options: dict[str, object] | None = None) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from analysis import inventory, logs
 from fdfa_core.errors import InvalidInput
 from fdfa_core.files import write_atomically
-from figures import render, style
+from figures import _labels, render, style
 from figures.plan import Job, gaps, plan
 
 NAME = "report.html"
@@ -166,6 +166,7 @@ def _summary(job: Job, root: str | Path) -> list[str]:
     return [head, shown.to_markdown(index=False, disable_numparse=True), *([f"{note}."] if note else [])]
 
 
+@_labels.understood
 def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy table with a row an estimator and a column a setting."""
 

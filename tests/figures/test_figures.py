@@ -16,7 +16,7 @@ import pytest
 import synthetic_logs
 from analysis import benches
 from fdfa_core.errors import FdfaError, RunError, UnknownName
-from figures import render, style
+from figures import _labels, render, style
 
 FIGURES = (
     "alignment_angles",
@@ -362,15 +362,15 @@ def test_no_two_methods_of_the_field_look_alike():
 
 
 def test_alpha_shades_run_from_light_to_dark():
-    def lightness(label):
-        return sum(matplotlib.colors.to_rgb(style.look(label).color))
+    def lightness(alpha):
+        return sum(matplotlib.colors.to_rgb(style.look("any", "fdfa", {"feedback_lr": alpha}).color))
 
-    shades = [lightness(f"fdfa(feedback_lr={a})") for a in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)]
+    shades = [lightness(a) for a in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == len(shades)
 
 
 def test_sites_of_one_method_are_told_apart():
-    pre, post = style.look("fg-a(site=pre)"), style.look("fg-a(site=post)")
+    pre, post = (style.look("any", "fg-a", {"site": site}) for site in ("pre", "post"))
     assert (pre.name, post.name) == ("FG-A (pre)", "FG-A (post)") and pre.hollow != post.hollow
 
 
@@ -380,7 +380,9 @@ def test_a_method_from_elsewhere_has_a_look_of_its_own():
 
 def test_legend_order_is_bp_first_and_fdfa_from_fast_to_slow():
     labels = ["zz", "fdfa(feedback_lr=0.01)", "fg-a", "fdfa(feedback_lr=1.0)", "bp"]
-    assert style.ordered(labels) == ["bp", "fg-a", "fdfa(feedback_lr=1.0)", "fdfa(feedback_lr=0.01)", "zz"]
+    rates = {label: ("fdfa", {"feedback_lr": rate}) for label, rate in ((labels[1], 0.01), (labels[3], 1.0))}
+    with _labels.reading(rates):
+        assert style.ordered(labels) == ["bp", "fg-a", "fdfa(feedback_lr=1.0)", "fdfa(feedback_lr=0.01)", "zz"]
 
 
 def test_stamps_hold_no_machine_path(rendered):

@@ -57,6 +57,7 @@ TORCH_FREE = (
     "fdfa_core.runs.rows",
     "fdfa_core.sweeps.sweep",
     "analysis.logs",
+    "analysis.options",
     "analysis.select",
     "analysis.inventory",
     "fdfa_cli",
