@@ -104,14 +104,14 @@ def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFr
     loss = _is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x, kind="stable")
     value = np.log(rows[quantity]) if loss else rows[quantity]
-    found = {
+    height_of = {
         run: np.trapezoid(value[curve.index], curve[x]) / np.ptp(curve[x])
         for run, curve in rows.groupby("run", sort=False)
         if curve[x].nunique() > 1
     }
     last = rows.groupby("run", sort=False).tail(1)
-    last = last[last["run"].isin(found)]
-    height = last["run"].map(found).astype(float)
+    last = last[last["run"].isin(height_of)]
+    height = last["run"].map(height_of).astype(float)
     return last.assign(height=np.exp(height) if loss else height)
 
 

@@ -33,5 +33,5 @@ def true_gradient(net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy")
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     with torch.enable_grad(), preserve_random_stream(x.device):
         mean_loss = loss(functional_call(net, {**parameters, **buffers}, (x,)), y)
-        found = torch.autograd.grad(mean_loss, list(parameters.values()), materialize_grads=True, allow_unused=True)
-    return dict(zip(parameters, found, strict=True))
+        gradients = torch.autograd.grad(mean_loss, list(parameters.values()), materialize_grads=True, allow_unused=True)
+    return dict(zip(parameters, gradients, strict=True))

@@ -102,11 +102,11 @@ class FeedbackLaw:
     @property
     def perturbation(self) -> list[Tensor]:
         """The part of N Cov(D_ok, D_o'k) that perturbations cause, (units, O, O) per block."""
-        found = []
+        covariances = []
         for second, mean, heard, pairs in zip(self.moments.second, self.moments.mean, self.heard, self.pairs, strict=True):
             own = {True: second, False: _outer(mean)}
-            found.append(sum(p.weight * (p.cross * heard[p.same_sample] + p.aligned * own[p.same_sample]) for p in pairs))
-        return found
+            covariances.append(sum(p.weight * (p.cross * heard[p.same_sample] + p.aligned * own[p.same_sample]) for p in pairs))
+        return covariances
 
     @cached_property
     def step_covariance(self) -> list[Tensor]:
@@ -157,12 +157,12 @@ class FeedbackLaw:
 
     def squared_error(self, steps: int | Sequence[int] | None = None) -> np.ndarray:
         """Return E‖B_t − J̄‖² per hidden block, or (blocks, times) for a sequence of times."""
-        found = []
+        errors = []
         for i, (jacobian, covariance) in enumerate(zip(self.jacobian, self.step_covariance, strict=True)):
             updates = self.updates(steps, i)
             noise = self.factor(updates) * float(covariance.diagonal(dim1=1, dim2=2).sum())
-            found.append(self.memory(updates) ** 2 * float(jacobian.square().sum()) + noise)
-        return np.array(found)
+            errors.append(self.memory(updates) ** 2 * float(jacobian.square().sum()) + noise)
+        return np.array(errors)
 
 
 def feedback_law(

@@ -197,8 +197,8 @@ class DriftError:
 
     def best_feedback_lr(self) -> float:
         """Return the α that minimises `mse`, between 1e-6 (what it is without any drift) and 1."""
-        found = minimize_scalar(lambda u: self.mse(np.exp(u)), bounds=(np.log(1e-6), 0.0), options={"xatol": 1e-8})
-        return float(min(np.exp(found.x), 1.0, key=self.mse))
+        optimum = minimize_scalar(lambda u: self.mse(np.exp(u)), bounds=(np.log(1e-6), 0.0), options={"xatol": 1e-8})
+        return float(min(np.exp(optimum.x), 1.0, key=self.mse))
 
 
 def adam_feedback_variance(law: FeedbackLaw, learning_rate: float) -> list[Tensor]:

@@ -69,8 +69,8 @@ class Chunk:
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:
         """Return what a cotangent (n, O) at the output becomes at the site of every hidden block, (n, units) each."""
-        found = torch.autograd.grad(self._output, self._sites, cotangent, retain_graph=True)
-        return [g.flatten(1) for g in found]
+        gradients = torch.autograd.grad(self._output, self._sites, cotangent, retain_graph=True)
+        return [g.flatten(1) for g in gradients]
 
     def signals(self) -> list[Tensor]:
         """Return the gradient of each sample's loss at every hidden site, (n, units), and at the output, (n, O)."""
@@ -169,9 +169,9 @@ class Population:
         """
         totals: list[dict[str, Tensor]] = []
         for chunk in self.chunks(jacobians):
-            found = terms(chunk)
-            totals = totals or [self.zeros() for _ in found]
-            for total, term in zip(totals, found, strict=True):
+            sums = terms(chunk)
+            totals = totals or [self.zeros() for _ in sums]
+            for total, term in zip(totals, sums, strict=True):
                 for name, value in term.items():
                     total[name] += value / len(self)
         return totals

@@ -159,12 +159,12 @@ def fg_a(
         norms = [z.square().sum(1, keepdim=True) for z in signals[:last]]
         heard = [sum(norms)] * last if joint else norms
         heard += [torch.zeros_like(chunk.error[:, :1])] * (len(signals) - last)
-        found = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
-        found.append(found[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, found[1]))
+        sums = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
+        sums.append(sums[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, sums[1]))
         if shared:
-            found.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
-            found.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
-        return found
+            sums.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
+            sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
+        return sums
 
     mean, second, energy, fourth, *apart = population.mean(terms)
     law = {n: laws[int(n.split(".", 1)[0])] for n in mean}

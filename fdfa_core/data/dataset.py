@@ -68,8 +68,8 @@ class Split:
         try:
             pixels, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         except IndexError:
-            found = f"{indices.min()} … {indices.max()}"
-            raise InvalidInput("indices", found, f"0 … {len(self) - 1}, the samples of this split") from None
+            given = f"{indices.min()} … {indices.max()}"
+            raise InvalidInput("indices", given, f"0 … {len(self) - 1}, the samples of this split") from None
         x = pixels.to(dtype).mul_(2 / self.maximum).sub_(1)
         if self.transform is not None:
             x = self.transform(x, generator)

@@ -62,7 +62,7 @@ class ActivityPerturbation(Estimator):
         sites = [block.site(self.site) for block in trace.hidden]
         if self.readout == "perturbed":
             sites.append(trace.output)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for group in [range(len(sites))] if self.joint else [range(i, i + 1) for i in range(len(sites))]:
             sizes = [sites[i][0].numel() for i in group]
             self.tangents.check(sum(sizes) * (len(error) if self.slope == "batch" else 1))
@@ -74,10 +74,10 @@ class ActivityPerturbation(Estimator):
             slopes = trace.slopes(hidden, self.site, error, outputs).view(*lead, self.tangents.count, -1)  # of the mean loss
             signals = self.errors(slopes, u).split(sizes, dim=-1)
             for i, signal in zip(group, signals, strict=True):
-                merge(found, trace.blocks[i].pull(signal.reshape(*lead, *sites[i].shape), self.site))
+                merge(gradients, trace.blocks[i].pull(signal.reshape(*lead, *sites[i].shape), self.site))
         if self.readout == "exact":
-            merge(found, exact_readout(trace, error, lead))
-        return found
+            merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     def errors(self, slopes: Tensor, u: Tensor) -> Tensor:
         """Return estimated errors (*lead, N, n) from slopes (*lead, K, N) along directions (*lead, K, N, n)."""

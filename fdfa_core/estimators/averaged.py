@@ -41,12 +41,12 @@ class GradientAverage(Estimator):
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the average with a new gradient in it; the state stays as it was."""
-        found = super().gradients(trace, error, targets, lead)
+        gradients = super().gradients(trace, error, targets, lead)
         if self.averaged:
-            found = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in found.items()}
+            gradients = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in gradients.items()}
         if self._trains:
-            self._newest = found
-        return found
+            self._newest = gradients
+        return gradients
 
     @property
     def rate(self) -> float:
@@ -64,8 +64,8 @@ class GradientAverage(Estimator):
     def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
         """Move the average on, and then what the method itself learns."""
         lead = () if self.replicas is None else (self.replicas,)
-        found = self._newest or self.gradients(trace, error, targets, lead)
-        self.average, self.averaged = {name: dense(g).clone() for name, g in found.items()}, self.averaged + 1
+        gradients = self._newest or self.gradients(trace, error, targets, lead)
+        self.average, self.averaged = {name: dense(g).clone() for name, g in gradients.items()}, self.averaged + 1
         super().update(trace, error, targets)
 
     def stationary_steps(self) -> int:

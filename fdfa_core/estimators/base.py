@@ -143,10 +143,10 @@ class Estimator(ABC):
         with torch.no_grad():
             trace = self.trace(x, update_buffers=True)
             loss, error = self.loss.error(trace.output, y)
-            found = self.gradients(trace, error, y, ())
+            gradients = self.gradients(trace, error, y, ())
             for name, parameter in self.net.named_parameters():
                 if parameter.requires_grad:
-                    parameter.grad = found[name]
+                    parameter.grad = gradients[name]
             self.update(trace, error, y)
         return loss
 

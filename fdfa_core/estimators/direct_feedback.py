@@ -85,15 +85,15 @@ class DirectFeedback(Estimator):
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the local gradients of the errors t B_l, and the readout's exact one."""
         teaching = self.teaching_signal(error, targets)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for block, state in zip(trace.hidden, self.feedback, strict=True):
             value, feedback = block.site(self.site), self.held(state)
             signal = teaching @ feedback.flatten(1 - value.dim())
-            merge(found, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
+            merge(gradients, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
         if not self.replicated:
-            found = repeat(found, lead)
-        merge(found, exact_readout(trace, error, lead))
-        return found
+            gradients = repeat(gradients, lead)
+        merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     def teaching_signal(self, error: Tensor, targets: Tensor) -> Tensor:
         """Return what the feedback carries down, (N, O): the output error."""

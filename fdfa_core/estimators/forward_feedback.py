@@ -54,7 +54,7 @@ class OutputResponses:
         samples = len(trace.output)
         many = math.prod(replicas) * self.tangents
         axes = (many,) if replicas or self.tangents > 1 else ()
-        found = {}
+        responses = {}
         for group in self.groups(len(values), step):
             sizes = [values[i][0].numel() for i in group]
             shape = (*replicas, self.tangents * samples, sum(sizes))
@@ -62,8 +62,8 @@ class OutputResponses:
             parts = dict(zip(group, u.split(sizes, dim=-1), strict=True))
             pushed = [parts[i].reshape(*axes, *v.shape) if i in parts else None for i, v in enumerate(values)]
             d = trace.push(pushed, site).reshape(*replicas, self.tangents * samples, -1)
-            found |= {i: (d, part) for i, part in parts.items()}
-        return found
+            responses |= {i: (d, part) for i, part in parts.items()}
+        return responses
 
 
 @register("fdfa")
@@ -238,7 +238,7 @@ class GradientAlignedProjectedError(LearnedFeedback):
         replicas = () if self.replicas is None else (self.replicas,)
         measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
         self.steps += 1
-        found: list[Tensor | None] = [None] * len(trace.hidden)
+        gradients: list[Tensor | None] = [None] * len(trace.hidden)
         for i, (d, u) in measured.items():
             feedback = self.feedback[i]
             jacobian = (d.mT @ u).view_as(feedback)  # times K N, which the cosine does not see
@@ -247,8 +247,8 @@ class GradientAlignedProjectedError(LearnedFeedback):
             towards = _unit(jacobian, entries)
             along = _unit(feedback, entries)
             across = towards - along * (towards * along).sum(entries, keepdim=True)
-            found[i] = torch.where(length > 0, -across / length, 0)
-        return found
+            gradients[i] = torch.where(length > 0, -across / length, 0)
+        return gradients
 
     def own_state(self):
         """Return feedback, its optimiser's state and the step count."""

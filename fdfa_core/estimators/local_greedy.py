@@ -85,11 +85,11 @@ class LocalGreedy(Estimator):
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return every hidden block's forward gradient of its own loss, and the readout's true gradient."""
-        found: Gradients = {}
+        gradients: Gradients = {}
         for i, block in enumerate(trace.hidden):
-            merge(found, self.block_gradients(trace, i, block, error, targets, lead))
-        merge(found, exact_readout(trace, error, lead))
-        return found
+            merge(gradients, self.block_gradients(trace, i, block, error, targets, lead))
+        merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     @abstractmethod
     def block_gradients(

@@ -63,13 +63,13 @@ def estimator_class(name: str) -> type[Estimator]:
 
 def estimator_options(name: str) -> dict[str, object]:
     """Return an estimator's own options and their defaults."""
-    found: dict[str, object] = {}
+    defaults: dict[str, object] = {}
     for cls in reversed(estimator_class(name).__mro__):
         if "__init__" in vars(cls):
             for parameter in inspect.signature(cls.__init__).parameters.values():
                 if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("loss", "seed", "replicas"):
-                    found[parameter.name] = parameter.default
-    return found
+                    defaults[parameter.name] = parameter.default
+    return defaults
 
 
 def label(name: str, options: dict[str, object] | None = None) -> str:

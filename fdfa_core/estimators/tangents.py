@@ -63,5 +63,5 @@ class Tangents:
         tolerance = self.count * torch.finfo(directions.dtype).eps
         finite = slopes.isfinite().all(-1, keepdim=True)  # a run that diverges must go on to say so: the solver would not
         slopes = torch.where(finite, slopes, 0).unsqueeze(-1)
-        found = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
-        return torch.where(finite, found, torch.nan)
+        shortest = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
+        return torch.where(finite, shortest, torch.nan)

@@ -86,8 +86,8 @@ class BlockMap:
         """Return the gradients of the block's parameters for a signal (N, …) or (R, N, …) at a site."""
         gradients: Gradients = {}
         if self.above is not None and site == "post":
-            found, signal = self.above.pull(signal, self.below.parametric)
-            merge(gradients, found)
+            own, signal = self.above.pull(signal, self.below.parametric)
+            merge(gradients, own)
         if self.below.parametric:
             merge(gradients, self.below.pull(signal, False)[0])
         return gradients
@@ -209,22 +209,22 @@ class Trace:
         Args:
             error: gradient of the loss with respect to the output (N, O).
         """
-        found: Gradients = {}
+        total: Gradients = {}
         parts = [part for block in self.blocks for part in block.parts]
         for i, part in reversed(list(enumerate(parts))):
             gradients, error = part.pull(error, i > 0)
-            merge(found, gradients)
-        return found
+            merge(total, gradients)
+        return total
 
     def back(self, signal: Tensor, site: str) -> list[Tensor]:
         """Carry R signals (R, N, O) from the output down to a site of every hidden block: (R, N, …) each."""
-        signal, found = self.readout.back(signal), []
+        signal, signals = self.readout.back(signal), []
         for block in reversed(self.hidden):
             signal = block.back(signal, to=site)
-            found.insert(0, signal)
-            if len(found) < len(self.hidden):
+            signals.insert(0, signal)
+            if len(signals) < len(self.hidden):
                 signal = block.back(signal, site)
-        return found
+        return signals
 
     def _directions(self, perturbations: Sequence[Tensor | None], site: str) -> int:
         """How many directions stand side by side in all perturbations and may take a shortcut, if any."""
@@ -239,9 +239,9 @@ def _along(directions: Sequence[Tensor | None], signals: Sequence[Tensor]) -> Te
 
     One product of matrices a sample, signals first: with the tall factor on the left it is ten times slower.
     """
-    found = sum(
+    products = sum(
         s.flatten(2).transpose(0, 1) @ u.flatten(2).permute(1, 2, 0)
         for u, s in zip(directions, signals, strict=True)
         if u is not None
     )
-    return found.permute(2, 1, 0).contiguous()
+    return products.permute(2, 1, 0).contiguous()

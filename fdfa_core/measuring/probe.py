@@ -93,12 +93,12 @@ def probe(
     values, fixed = [], []
     for label, estimator in estimators.items():
         produce = draws_on_batch(estimator, x, y, replicates) if given else draws_on_fresh_batches(estimator, batches)
-        found = measure_draws(produce, replicates, target, reference.gradient)
+        scalars = measure_draws(produce, replicates, target, reference.gradient)
         if raw is not None:
             chunks = list(produce())
             raw |= {f"{label}/{name}": torch.cat([factored.dense(c[name]) for c in chunks]) for name in target}
-        of_each = torch.stack([found[name].values for name in place]).numpy(force=True)
-        fixed_of_each = torch.stack([found[name].fixed for name in place]).numpy(force=True)
+        of_each = torch.stack([scalars[name].values for name in place]).numpy(force=True)
+        fixed_of_each = torch.stack([scalars[name].fixed for name in place]).numpy(force=True)
         values += [of_each[some].sum(0) for some in members]
         fixed += [fixed_of_each[some].sum(0) for some in members]
         settings = json.dumps(dict((options or {}).get(label, {})), sort_keys=True, default=str)

@@ -111,9 +111,9 @@ class ConvolutionMap(Map):
         groups, channels = self.channels
         grouped = signal.unflatten(2, self.channels).movedim(0, 2).flatten(1, 3)  # (N, groups R channels, …)
         kernels = self.weight.new_empty(grouped.shape[1], *self.weight.shape[1:])  # its shape alone matters
-        _, found, _ = self._backward(grouped, self.x, kernels, (False, True, False))
-        found = found.view(groups, len(signal), channels, *self.weight.shape[1:])
-        return found.transpose(0, 1).reshape(len(signal), *self.weight.shape)
+        _, weights, _ = self._backward(grouped, self.x, kernels, (False, True, False))
+        weights = weights.view(groups, len(signal), channels, *self.weight.shape[1:])
+        return weights.transpose(0, 1).reshape(len(signal), *self.weight.shape)
 
     def _backward(self, signal, x, weight, wanted):
         return aten.convolution_backward(signal, x, weight, [len(weight)], *self.geometry, wanted)
