@@ -32,6 +32,16 @@ def curves(
 
     Returns:
         Columns of `statistics.over_seeds` for each of `by` and `x`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.curves(metrics, "test_accuracy")[["epoch", "estimate", "seeds"]].round(2)
+           epoch  estimate  seeds
+        0    0.0      0.10      2
+        1    1.0      0.85      2
     """
     loss = _is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])]
@@ -40,7 +50,19 @@ def curves(
 
 
 def diverged(metrics: pd.DataFrame, quantity: str, by: Sequence[str] = ("trained_with",), x: str = "epoch") -> pd.DataFrame:
-    """Return the curve of each diverged run up to its last finite value: `by`, `seed`, `x`, `estimate`."""
+    """Return the curve of each diverged run up to its last finite value: `by`, `seed`, `x`, `estimate`.
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> metrics.loc[metrics["run"] == "b", "status"] = "diverged"
+        >>> convergence.diverged(metrics, "test_accuracy")[["seed", "epoch", "estimate"]]
+           seed  epoch  estimate
+        0     1    0.0       0.1
+        1     1    1.0       0.8
+    """
     _is_loss(quantity)
     rows = metrics[(metrics["status"] == "diverged") & np.isfinite(metrics[quantity])]
     return rows[[*by, "seed", x, quantity]].rename(columns={quantity: "estimate"}).reset_index(drop=True)
@@ -63,6 +85,14 @@ def time_to(
     Returns:
         Columns `by`, `estimate`, `low`, `high`, `seeds`, `reached` (runs that got there), `censored` (no more than half did:
         `estimate` is the lower bound) and `open` (the interval has no upper end within the time observed: `high` is that time).
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.time_to(metrics, "test_accuracy", 0.7)[["estimate", "seeds", "reached", "censored"]].iloc[0].to_dict()
+        {'estimate': 10.0, 'seeds': 2, 'reached': 2, 'censored': False}
     """
     loss = _is_loss(quantity)
     hit = metrics[quantity] <= threshold if loss else metrics[quantity] >= threshold
@@ -94,13 +124,32 @@ def area(
     """Return the area under the curve divided by its length in x: the mean height, with an interval over finished seeds.
 
     A loss is averaged on the logarithmic scale, along the curve and over seeds.
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.area(metrics, "test_accuracy")[["estimate", "seeds"]].round(3).iloc[0].to_dict()
+        {'estimate': 0.475, 'seeds': 2.0}
     """
     loss = _is_loss(quantity)
     return statistics.over_seeds(heights(metrics, quantity, x), "height", by, log=loss, level=level)
 
 
 def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFrame:
-    """Return the finished runs' last rows with `height`, the mean height of the run's curve (geometric for a loss)."""
+    """Return the finished runs' last rows with `height`, the mean height of the run's curve (geometric for a loss).
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.heights(metrics, "test_accuracy")[["run", "height"]].round(3)
+          run  height
+        1   a    0.50
+        3   b    0.45
+    """
     loss = _is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x, kind="stable")
     value = np.log(rows[quantity]) if loss else rows[quantity]

@@ -65,6 +65,9 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
 
     Raises:
         InvalidInput: fewer than two values, or one that is not finite.
+
+    >>> mean_interval([1.0, 2.0, 3.0])
+    Interval(estimate=2.00, low=-0.48, high=4.48, n=3)
     """
     values = _finite("values", values, at_least=2)
     half = stats.t.ppf(0.5 + level / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
@@ -77,6 +80,9 @@ def geometric_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
 
     Raises:
         InvalidInput: fewer than two values, or one that is not finite and positive.
+
+    >>> geometric_interval([10.0, 20.0, 40.0])
+    Interval(estimate=20.0, low=3.57, high=111.9, n=3)
     """
     values = _finite("values", values, at_least=2)
     if (values <= 0).any():
@@ -140,6 +146,9 @@ def log_interval(
 
     Raises:
         InvalidInput: a negative estimate.
+
+    >>> np.round(log_interval(1.0, 0.1, draws=100), 2)
+    array([0.82, 1.22])
     """
     estimate, se = np.asarray(estimate, float), np.asarray(se, float)
     if (estimate < 0).any():
@@ -206,6 +215,10 @@ def over_seeds(
     Raises:
         InvalidInput: a column is missing, values are not finite, or one group holds several runs of a seed (then `by`
             mixes settings).
+
+    >>> frame = pd.DataFrame({"by": "dfa", "seed": [0, 1, 2], "accuracy": [0.90, 0.92, 0.94]})
+    >>> over_seeds(frame, "accuracy", ["by"])[["estimate", "low", "high"]].round(2).values
+    array([[0.92, 0.87, 0.97]])
     """
     by = list(by)
     columns = [*by, "seed", value, *([se] if se else [])]
@@ -321,6 +334,9 @@ def difference(
     Raises:
         InvalidInput: fewer than two values in a group, a value not finite (or not positive with `log`), unequal lengths
             with `paired`.
+
+    >>> difference([0.90, 0.92, 0.94], [0.89, 0.90, 0.93], paired=True).estimate
+    0.0133
     """
     a, b = _finite("a", a, at_least=2), _finite("b", b, at_least=2)
     if paired and a.size != b.size:
@@ -347,6 +363,9 @@ def equivalence(values: ArrayLike, target: float, margin: float) -> float:
 
     Raises:
         InvalidInput: fewer than two values, or a margin that is not positive.
+
+    >>> equivalence([0.1, -0.1, 0.0, 0.05], target=0, margin=0.5)
+    0.0007
     """
     values = _finite("values", values, at_least=2)
     if not margin > 0:
@@ -360,7 +379,11 @@ def intersection_union(p: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence."""
+    """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence.
+
+    >>> holm([0.01, 0.04, 0.03])
+    array([0.03, 0.06, 0.06])
+    """
     p = _finite("p", p, at_least=0)
     if p.size and not (0 <= p.min() and p.max() <= 1):
         raise InvalidInput("p", p.tolist(), "probabilities in [0, 1]")

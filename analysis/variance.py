@@ -19,7 +19,15 @@ NORMS = {"reference": "reference_norm", "target": "target_norm"}
 
 
 def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
-    """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale)."""
+    """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale).
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "draws": [100]})
+        >>> variance.total(probes).round(2).iloc[0].to_dict()
+        {'variance': 4.0, 'variance_se': 0.4, 'draws': 100.0, 'low': 3.28, 'high': 4.88}
+    """
     probes = select.measured(probes, "variance", "variance_se")
     low, high = statistics.log_interval(probes["variance"], probes["variance_se"], probes["draws"], level)
     return probes.assign(low=low, high=high)
@@ -38,6 +46,13 @@ def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
 
     Returns:
         The rows whose gradient has not vanished.
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "reference_norm": [2.0]})
+        >>> variance.normalised(probes)[["nsr", "nsr_se"]].iloc[0].to_dict()
+        {'nsr': 1.0, 'nsr_se': 0.1}
     """
     norm2 = _norm(probes, by) ** 2
     probes = probes.assign(nsr=probes["variance"] / norm2, nsr_se=probes["variance_se"] / norm2)
@@ -48,6 +63,13 @@ def per_component(probes: pd.DataFrame) -> pd.DataFrame:
     """Return the probes with `component_variance`, the mean variance of a component, and its standard error.
 
     Not comparable across widths or parameterisations: a wider block has more and ever smaller entries.
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "size": [8]})
+        >>> variance.per_component(probes)["component_variance"].tolist()
+        [0.5]
     """
     probes = select.measured(probes, "variance", "variance_se")
     return probes.assign(
@@ -61,6 +83,13 @@ def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
 
     One row for each run, step and parameter group, as estimator "bp": what a perfect estimator would still have. It has no
     standard error over draws; its interval is that over seeds.
+
+    Example:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"run": ["a"], "step": [1], "reference_variance": [8.0], "reference_norm": [2.0]})
+        >>> variance.data_noise(probes)[["estimator", "nsr"]].iloc[0].to_dict()
+        {'estimator': 'bp', 'nsr': 2.0}
     """
     keys = [c for c in ("run", "step", "level", "block", "parameter") if c in probes]
     rows = probes.drop_duplicates(keys).assign(estimator="bp", method="bp", options="{}")
@@ -84,6 +113,15 @@ def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFram
 
     Raises:
         InvalidInput: fewer than four draws, or values that are not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from analysis import variance
+        >>> draws = np.random.default_rng(0).normal(size=(1000, 2))
+        >>> variance.components(draws)[["variance", "variance_se"]].round(2)
+           variance  variance_se
+        0      1.04         0.05
+        1      0.96         0.04
     """
     draws = np.asarray(draws, dtype=float)
     if draws.ndim < 1 or len(draws) < 4:

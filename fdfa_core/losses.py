@@ -110,6 +110,13 @@ def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     Raises:
         UnknownName: no loss of that name.
         InvalidInput: neither a name nor a callable.
+
+    Example:
+        >>> import torch
+        >>> from fdfa_core.losses import make_loss
+        >>> loss = make_loss("mse")
+        >>> loss.error(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))  # the mean loss and e
+        (tensor(2.5000), tensor([[1., 2.]]))
     """
     if isinstance(loss, Loss):
         return loss

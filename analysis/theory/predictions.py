@@ -68,6 +68,16 @@ def predict(
     Raises:
         Unsupported: no exact form exists for this network, law or option; the message says what to do.
         UnknownName, InvalidInput: unknown estimator or option, or an impossible value.
+
+    Example:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from analysis.theory import predict
+        >>> prediction = predict("fg-a", net, x, y, batch_size=8)
+        >>> f"{prediction.total('variance'):.4f}", f"{prediction.total('bias'):.4f}"
+        ('0.6872', '0.0000')
     """
     if name not in FORMULAS:
         raise UnknownName("estimator", name, FORMULAS, "Others have no closed form here: measure them.")

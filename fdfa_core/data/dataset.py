@@ -197,6 +197,14 @@ class Dataset:
 
         Raises:
             InvalidInput: a fraction outside [0, 1), or one that leaves a part without a sample of each class.
+
+        Example:
+            >>> import torch
+            >>> from fdfa_core.data import load
+            >>> train, held_out = load("digits").split(validation_fraction=0.1, seed=0)
+            >>> x, y = train.batch(torch.arange(4), flatten=True)
+            >>> x.shape, x.min().item(), y.dtype
+            (torch.Size([4, 64]), -1.0, torch.int64)
         """
         train, evaluation = self.train, self.test
         if not 0 <= validation_fraction < 1:

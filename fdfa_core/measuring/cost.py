@@ -51,6 +51,12 @@ def peak_memory(function: Callable[[], object]) -> int:
     """Return the bytes of all tensors that a call made, and that were alive together, at their most.
 
     Tensors that were there before are not counted, nor what a library needs inside one operation.
+
+    Example:
+        >>> import torch
+        >>> from fdfa_core.memory import peak_memory
+        >>> peak_memory(lambda: torch.zeros(1000) + 1)
+        8000
     """
     with _Allocations() as allocations:
         function()

@@ -71,6 +71,17 @@ def measure(
         InvalidInput: a network that cannot be cut, a batch, R or option that cannot be used, or R replicas of a state that do
             not fit into memory.
         Unsupported: an estimator that was asked for by name cannot serve this network.
+
+    Example:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from fdfa_core import measure
+        >>> frame = measure(net, x, y, ["bp", "fg-a"], replicates=16)
+        >>> whole = frame[frame["level"] == "network"].set_index("estimator")
+        >>> whole["relative_variance"].round(1).to_dict()
+        {'bp': 0.0, 'fg-a': 13.0}
     """
     if not isinstance(net, BlockNetwork):
         net = cut(net, example=x)

@@ -30,6 +30,14 @@ class Block(nn.Module):
     Args:
         affine: the parametrised part; its output is the *pre* site. It may hold a normalisation layer.
         activation: what follows; its output is the *post* site and the block's output. It may hold pooling.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fdfa_core import Block
+        >>> block = Block(nn.Linear(4, 6), nn.Tanh())
+        >>> block(torch.zeros(2, 4)).shape
+        torch.Size([2, 6])
     """
 
     def __init__(self, affine: nn.Module, activation: nn.Module):
@@ -58,6 +66,13 @@ class BlockNetwork(nn.Sequential):
 
     Raises:
         InvalidInput: fewer than two blocks, something that is not a module, or a lazy layer that has not seen its input.
+
+    Example:
+        >>> from torch import nn
+        >>> from fdfa_core import Block, BlockNetwork
+        >>> net = BlockNetwork(Block(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3))
+        >>> net.site_shapes("pre"), net.output_shape()
+        ([(6,)], (3,))
     """
 
     def __init__(self, *blocks: nn.Module, input_shape: Sequence[int] | None = None):

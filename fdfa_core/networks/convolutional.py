@@ -48,6 +48,12 @@ def convolutional(
     Raises:
         InvalidInput: an image too small for the layers, or a size below one.
         UnknownName: unknown variant or activation.
+
+    Example:
+        >>> from fdfa_core import convolutional
+        >>> net = convolutional((1, 16, 16), 10, channels=(2, 3), hidden=(8,), seed=0)
+        >>> net.site_shapes()
+        [(2, 6, 6), (3, 1, 1), (8,)]
     """
     if variant not in CONVOLUTIONAL_VARIANTS:
         raise UnknownName("variant", variant, CONVOLUTIONAL_VARIANTS)

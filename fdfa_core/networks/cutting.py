@@ -40,6 +40,16 @@ def cut(
         InvalidInput: nothing to cut, positions or names that do not exist, parts that leave out parameters or that compute
             something else than the module.
         Unsupported: the module itself has hooks, which its blocks would not call.
+
+    Example:
+        >>> from torch import nn
+        >>> from fdfa_core import cut
+        >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        >>> net = cut(model)
+        >>> net.site_shapes("pre")
+        [(6,), (5,)]
+        >>> len(cut(model, at=[2]))
+        2
     """
     if module._forward_hooks or module._forward_pre_hooks:
         raise Unsupported(f"{type(module).__name__} has forward hooks, which its cut into blocks would not call: remove them")

@@ -27,6 +27,12 @@ def fully_connected(
     Raises:
         InvalidInput: fewer than two layers of weights, or a width below one.
         UnknownName: unknown activation.
+
+    Example:
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> [name for name, _ in net.named_parameters()]
+        ['0.affine.weight', '0.affine.bias', '1.weight', '1.bias']
     """
     widths = positive_sizes("widths", widths)
     if len(widths) < 3:

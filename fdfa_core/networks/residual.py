@@ -59,6 +59,12 @@ def residual(
 
     Raises:
         InvalidInput: a size below one.
+
+    Example:
+        >>> from fdfa_core import residual
+        >>> net = residual((1, 8, 8), 10, channels=(2, 4), seed=0)
+        >>> net.site_shapes()
+        [(2, 8, 8), (2, 8, 8), (4, 4, 4)]
     """
     fan_in, *_ = image_shape(input_shape)
     channels = positive_sizes("channels", channels)

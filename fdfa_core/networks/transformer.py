@@ -98,6 +98,12 @@ def transformer(
 
     Raises:
         InvalidInput: a patch that does not divide the image, heads that do not divide the dimension, a size below one.
+
+    Example:
+        >>> from fdfa_core import transformer
+        >>> net = transformer((1, 8, 8), 10, patch=4, dimension=8, depth=1, seed=0)
+        >>> net.site_shapes()
+        [(4, 8), (4, 8)]
     """
     image = image_shape(input_shape)
     positive_sizes("outputs, patch, dimension, heads, depth, mlp_ratio", (outputs, patch, dimension, heads, depth, mlp_ratio))
