@@ -20,7 +20,7 @@ QUANTITIES = ("variance", "bias2", "mse")
 
 
 def norm(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
-    """Return the probes with the bias norm ‖E g − τ‖ and its share of ‖τ‖, each with an interval over draws.
+    """Return the probes with the bias norm ‖E g − τ‖ and its ratio to ‖τ‖, each with an interval over draws.
 
     Returns:
         Columns `bias`, `bias_low`, `bias_high` (square roots of bias² and of its bounds, negative ones taken as 0),

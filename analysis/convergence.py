@@ -78,8 +78,8 @@ def time_to(
 ) -> pd.DataFrame:
     """Return the median time until a threshold is reached (accuracy at or above it, loss at or below it).
 
-    A run that does not get there is right-censored at the end of its group's longest run: a lower bound, not a time; a
-    diverged run that had not got there never does. The median and its interval are those of the Kaplan–Meier curve
+    A run that does not reach it is right-censored at the end of its group's longest run: this is a lower bound and not a time.
+    A diverged run that has not reached it never does. The median and its interval are those of the Kaplan–Meier curve
     (statsmodels). Times are those of evaluations, so they are late by up to the distance between two.
 
     Returns:

@@ -192,13 +192,13 @@ def over_seeds(
     bounds: tuple[float, float] = (-np.inf, np.inf),
     level: float = LEVEL,
 ) -> pd.DataFrame:
-    """Return one row a group with the mean over seeds and its interval.
+    """Return one row per group with the mean over seeds and its interval.
 
     A seed's rows in a group (probe steps, say) are dependent and averaged first; the seeds' averages are the values of
     a t-interval, on the logarithmic scale (geometric mean) if asked.
 
     Args:
-        frame: a row per observation with columns `by`, `seed`, `value` and, where it has one, `run`.
+        frame: one row per observation with columns `by`, `seed`, `value` and, where it has one, `run`.
         value: the column to average.
         by: columns that name a group.
         se: column with the standard errors over draws, which serve where there is one seed.
@@ -257,7 +257,7 @@ def over_seeds(
 
 
 def slopes(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:
-    """Return the log–log slope of `y` against `x`: one fit a seed, then a t-interval over the seeds' slopes.
+    """Return the log–log slope of `y` against `x`: one fit per seed, then a t-interval over the seeds' slopes.
 
     The seeds' fits are independent, the points within a fit need not be; so the interval needs no model of the
     residuals. With one seed it is that of the straight-line fit (`interval` = "fit"), which assumes them independent.

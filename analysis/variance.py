@@ -1,8 +1,8 @@
 """Variance of gradient estimates: total, relative to the gradient, per component, and the data noise beside it.
 
 The total variance of an estimate g of a group of parameters (a block, say) is the trace of its covariance, E‖g − E g‖². With
-``sampling = "given_batch"`` the draws share a batch, so it is the variance of the perturbations (and of the feedback's
-history) alone; with "fresh_batches" it holds the data noise too.
+``sampling = "given_batch"`` the draws share a batch, so it is the variance of only the perturbations (and of the feedback's
+history); with "fresh_batches" it holds the data noise too.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame
 def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     """Return the probes with the noise-to-signal ratio `nsr` = total variance / ‖∇‖² and its standard error `nsr_se`.
 
-    Free of the scale of loss and parameters, and tied to the angle: cos² ≈ 1/(1 + nsr). Take it per block: the sum over the
-    whole network hides a method behind its exact readout, and the mean over components changes with width by itself.
+    The ratio does not depend on the scale of loss and parameters. It determines the angle: cos² ≈ 1/(1 + nsr). Use it per
+    block. The sum over the whole network hides a method behind its exact readout, and the mean over components changes with width.
 
     Args:
         probes: rows of `probes.parquet`.
@@ -109,7 +109,7 @@ def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFram
         level: coverage of the interval of the variance (log scale).
 
     Returns:
-        A row a component (C order) with `component`, `mean`, `mean_se`, `variance`, `variance_se`, `low`, `high`, `kurtosis`.
+        One row per component (C order): `component`, `mean`, `mean_se`, `variance`, `variance_se`, `low`, `high`, `kurtosis`.
 
     Raises:
         InvalidInput: fewer than four draws, or values that are not finite.

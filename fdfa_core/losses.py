@@ -1,6 +1,6 @@
 """Losses: the mean over a batch of a per-sample loss, and its gradient with respect to the outputs.
 
-Every estimator meets the loss through two numbers alone: its value and the output error e = ∂(mean loss)/∂outputs, which is
+An estimator uses only two things of the loss: its value and the output error e = ∂(mean loss)/∂outputs, which is
 local to the output. e is (N, O) and already divided by N.
 """
 

@@ -20,7 +20,7 @@ from fdfa_core.errors import InvalidInput, UnknownName
 class Law:
     """A law of perturbations v with E[v] = 0 and E[v vᵀ] = I along the last axis.
 
-    A user's own law is any object with a name, a kurtosis and this method.
+    Your own law is any object with a `name`, a `kurtosis` and the method `sample`.
 
     Attributes:
         name: what the law is called in options, logs and figures.
@@ -151,7 +151,7 @@ DESIGNS = ("independent", "antithetic", "orthogonal")
 def design_sample(
     law: Law, design: str, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Return draws (…, M, dimension) whose M rows are arranged by design; each row alone has identity covariance.
+    """Return draws (…, M, dimension) whose M rows are arranged by design; each row by itself has identity covariance.
 
     Args:
         law: of the rows. "orthogonal" needs one that is the same in every direction.

@@ -21,7 +21,7 @@ from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.options import one_of
 from fdfa_core.networks.blocks import BlockNetwork
 
-FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (needed by general blocks alone)
+FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (only general blocks need them)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def feedback_law(
         feedback_lr: α in (0, 1].
         site: where perturbations enter, "pre" or "post".
         joint: all hidden blocks are perturbed in one tangent pass, so that each block's step hears the others' (cross-talk);
-            False: one pass per block; "cyclic": one block a step.
+            False: one pass per block; "cyclic": one block per step.
         perturbation: law of u, a name or an object.
         tangents: directions per sample averaged in one step.
         directions: "independent", "antithetic" or "orthogonal" over the samples of a step.

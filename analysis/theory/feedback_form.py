@@ -9,7 +9,7 @@ of dependent directions (weight w; square s, cross c, diagonal k; see `PairMomen
     V(X) = f { Σ_pairs w [c Σ_k x_kᵀ S x_k + k Σ_k x_kᵀ R_k x_k + c E tr (J Xᵀ)² + s E⟨J, X⟩²] + E⟨J, X⟩² − ⟨J̄, X⟩² },
 
 x_k the columns of X, S = E 𝒥𝒥ᵀ over all units perturbed together and R_k = E J_·k J_·kᵀ; pairs of two samples have J̄ for J.
-Where a component touches one unit k alone (a dense block) this is x_kᵀ Γ_k x_k with Γ_k the feedback's covariance between
+Where a component touches only one unit k (a dense block) this is x_kᵀ Γ_k x_k with Γ_k the feedback's covariance between
 output rows.
 """
 

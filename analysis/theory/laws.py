@@ -1,4 +1,4 @@
-"""What follows from the closed forms: averages over dimensions, scaling, angles, the best feedback rate, who wins where."""
+"""What follows from the closed forms: averages over dimensions, scaling, angles, the best feedback rate, FDFA against FG-A."""
 
 from __future__ import annotations
 

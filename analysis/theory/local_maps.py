@@ -88,7 +88,7 @@ class UnitMap(LocalMap):
         return {name: _product(w * gate.square(), _squared(feature)) for name, (gate, feature) in self.factors.items()}
 
     def coupling(self, error: Tensor, units: slice) -> Sums:
-        """Return Σ_p e_po A_{p,k,θ} for the parameters of some units, (O, units, …): each couples to its own unit k alone."""
+        """Return Σ_p e_po A_{p,k,θ} for the parameters of some units, (O, units, …): each couples only to its own unit k."""
         return {
             name: torch.stack([_product(e[:, None] * gate[:, units], feature) for e in error.T])
             for name, (gate, feature) in self.factors.items()

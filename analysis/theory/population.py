@@ -92,7 +92,7 @@ class Chunk:
 class Population:
     """A network and the samples that batches are drawn from, with replacement.
 
-    The network is copied to float64 and left alone.
+    The network is copied to float64 and not changed.
 
     Args:
         net: the network, in evaluation mode if it holds batch normalisation or dropout.
@@ -202,7 +202,7 @@ def _refuse_shared(net: BlockNetwork) -> None:
 
 
 def _refuse_coupled(net: BlockNetwork, x: Tensor) -> None:
-    """Raise unless each sample's output is a fixed function of that sample alone."""
+    """Raise unless each sample's output is a fixed function of only that sample."""
     advice = "predict with net.eval(), where every sample stands alone, or measure the training-mode network instead"
     for name, module in net.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):

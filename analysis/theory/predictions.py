@@ -48,7 +48,7 @@ def predict(
     sampling: str = "fresh_batches",
     **options,
 ) -> Prediction:
-    """Return exact mean and variance of an estimator's gradient, per component.
+    """Return the exact mean and variance of an estimator's gradient, per component.
 
     Args:
         name: "bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp" or "fdfa".

@@ -57,7 +57,7 @@ class Split:
             indices: (b,) integers; a sample may occur more than once.
             dtype: floating type of x.
             flatten: return x as (b, C·H·W), for fully connected networks.
-            generator: random stream of a random transform; needed by such a transform alone.
+            generator: random stream of a random transform; needed only by such a transform.
 
         Returns:
             x of shape (b, C, H, W) or (b, C·H·W) with values in [-1, 1], and labels (b,) int64.
@@ -83,7 +83,7 @@ class Split:
         """Indices of the batches of one pass: shuffled by `generator`, or in order without one.
 
         Args:
-            batch_size: samples a batch.
+            batch_size: samples per batch.
             generator: random stream of the shuffle.
             drop_last: leave out a last batch that is smaller than the others.
 

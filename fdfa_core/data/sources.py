@@ -129,7 +129,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 class Cifar:
     """CIFAR's binary format: records of one or two label bytes, then a red, a green and a blue plane of 32 × 32 bytes.
 
-    An archive that is there already under the published or a similar name, or its extracted folder, may differ from the
+    An archive that exists already under the published or a similar name, or its extracted folder, may differ from the
     published one: if its structure is right it is used, and the data set's notes say so.
 
     Attributes:
@@ -137,7 +137,7 @@ class Cifar:
         archive: the published archive.
         folder: its folder.
         train, test: names of the binary files.
-        names: name of the text file with the class names, one a line.
+        names: name of the text file with the class names, one per line.
         label_bytes: label bytes a record; the last one counts (CIFAR-100: coarse, then fine).
         classes: number of classes.
         samples: training and test images as published.

@@ -18,12 +18,12 @@ class ActivityPerturbation(Estimator):
 
     Every sample has its own direction u_l at a site of every hidden block; one tangent pass gives all slopes. A local
     vector–Jacobian product turns the error into the block's parameter gradients. Unbiased where a sample's perturbation moves
-    its own loss alone. Its variance grows with the number of perturbed units, not of parameters. Cost: one forward pass,
+    only its own loss. Its variance grows with the number of perturbed units, not of parameters. Cost: one forward pass,
     K tangent passes, local gradients.
 
     Batch normalisation in training mode lets a sample's perturbation move the losses of the others, which a sample's own slope
     does not see: `slope="sample"` is then biased. `slope="batch"` gives every sample the slope of the whole batch's loss along
-    all perturbations together: unbiased on any network, with a variance N times larger or so.
+    all perturbations together: unbiased on any network, and its variance is about N times larger.
 
     Args:
         perturbation: law of u, a name or an object.

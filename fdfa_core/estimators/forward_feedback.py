@@ -29,7 +29,7 @@ class OutputResponses:
     Args:
         perturbation: law of u, a name or an object.
         joint: True perturbs all blocks in one tangent pass; False one block at a time (a pass per block, no cross-talk in D_l);
-            "cyclic" one block a step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
+            "cyclic" one block per step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
         tangents: directions per sample and step.
         directions: how the directions of a step's samples are arranged, see `fdfa_core.perturbations.design_sample`.
     """
@@ -96,7 +96,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             in the authors' released code.
         feedback_lr: α in (0, 1] for "momentum" (default 1e-2); Adam's learning rate for "adam" (default 1e-4).
         warmup: use α_t = max(α, 1/t) at update t: a plain mean until 1/t falls to α, which forgets B = 0 at once
-            ("momentum" alone).
+            (only with "momentum").
     """
 
     stateful = True
@@ -157,7 +157,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         """Return the steps after which less than 1e-3 of the start's bias is left.
 
         From zero (1−α)^t of it is left after t updates. A plain mean has none, but twice the stationary variance; that excess
-        falls as (1−α)^2t. Adam moves an entry by about its rate a step, so that the time depends on the Jacobian's scale: here
+        falls as (1−α)^2t. Adam moves an entry by about its rate per step, so the time depends on the Jacobian's scale: here
         enough steps for entries up to 0.1.
         """
         turns = len(self.net) - 1 if self.responses.joint == "cyclic" else 1  # steps from one update of a block to the next

@@ -23,7 +23,7 @@ def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
     """Register an estimator class under a name, as a decorator.
 
     Raises:
-        InvalidInput: the name is taken by another class.
+        InvalidInput: another class has this name.
 
     Example:
         >>> from fdfa_core import register

@@ -54,7 +54,7 @@ class Tangents:
             )
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
-        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d), in whose place they may come."""
+        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d). The directions may be overwritten."""
         if self.how == "mean":
             scaled = directions.mul_(slopes.unsqueeze(-1))  # a million numbers: fresh memory costs more than the products
             return scaled.squeeze(-2) if self.count == 1 else scaled.mean(-2)

@@ -201,7 +201,7 @@ class GeneralMap(Map):
 class _Functions(TorchFunctionMode):
     """What a general block computes between its layers, by functions whose tangents are known by hand.
 
-    The first pass keeps their values. A tangent pass takes these and works out the tangents alone, where torch's forward mode
+    The first pass keeps their values. A tangent pass takes these and computes only the tangents, where torch's forward mode
     would compute both again, some of them in many steps.
 
     Args:

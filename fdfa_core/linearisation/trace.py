@@ -8,7 +8,7 @@ reverse-mode graph crosses a block boundary. What a method may do inside a block
 
 Tangents and signals have the shape (N, …) of the primal value, or (R, N, …) for R directions at once.
 
-Layer types are told apart in one place only: a rule (`fdfa_core/linearisation/rules/`) holds a layer's hand-derived products on
+Layer types are distinguished in one place: a rule (`fdfa_core/linearisation/rules/`) holds a layer's hand-derived products on
 the saved primal value. Any other module goes through torch's forward-mode and, inside the block, reverse-mode AD
 (`fdfa_core/linearisation/general.py`).
 """
@@ -171,7 +171,7 @@ class Trace:
         these are then no larger than the directions, and together cheaper than a pass for each direction.
 
         Args:
-            perturbations: one per hidden block, (N, …) or (R, N, …), or None for a block left alone.
+            perturbations: one per hidden block, (N, …) or (R, N, …), or None for a block that is not perturbed.
             site: where they enter.
         """
         if self.output.dim() == 2 and self._directions(perturbations, site) > self.output.shape[1]:
@@ -204,7 +204,7 @@ class Trace:
     def gradient(self, error: Tensor) -> Gradients:
         """Return the gradient of the loss for every parameter that it reaches, by a backward pass through all blocks.
 
-        For shortcuts alone: slopes along many directions of the parameters are inner products with it.
+        Only for shortcuts: slopes along many directions of the parameters are inner products with it.
 
         Args:
             error: gradient of the loss with respect to the output (N, O).
@@ -237,7 +237,7 @@ class Trace:
 def _along(directions: Sequence[Tensor | None], signals: Sequence[Tensor]) -> Tensor:
     """Return the inner products (R, K, N) of R directions with K signals, sample by sample, over all blocks.
 
-    One product of matrices a sample, signals first: with the tall factor on the left it is ten times slower.
+    One product of matrices per sample, signals first: with the tall factor on the left it is ten times slower.
     """
     products = sum(
         s.flatten(2).transpose(0, 1) @ u.flatten(2).permute(1, 2, 0)

@@ -102,7 +102,7 @@ class JointComparison:
         return {name: Scalars(s.expand(-1, count), f) for name, s, f in zip(self.names, sums, self.fixed, strict=True)}
 
     def _sums(self, products: Tensor) -> list[Tensor]:
-        """Return the sums of (…, all components) over those of each parameter, which another's infinities leave alone."""
+        """Return the sums of (…, all components) per parameter, so that infinities of one do not reach another."""
         return [part.sum(-1) for part in products.split(self.sizes, -1)]
 
 

@@ -22,7 +22,7 @@ def fully_connected(
         widths: input size, hidden widths, number of outputs: at least three positive integers.
         activation: "relu", "tanh" or "identity".
         batch_norm: put batch normalisation between each hidden linear layer and its activation.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: fewer than two layers of weights, or a width below one.

@@ -46,7 +46,7 @@ def residual(
 ) -> BlockNetwork:
     """Return a residual network whose blocks are a convolutional stem and whole residual blocks (He et al. 2016).
 
-    A residual block has the "post" site alone: feedback enters after its sum and ReLU, and its inside is one local problem.
+    A residual block has only the "post" site: feedback enters after its sum and ReLU, and its inside is one local problem.
     The readout averages over positions.
 
     Args:
@@ -55,7 +55,7 @@ def residual(
         channels: of each stage; every stage but the first halves height and width.
         blocks_per_stage: residual blocks in a stage. With 3 × n blocks the network is ResNet-(6n + 2).
         batch_norm: normalise after every convolution.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: a size below one.
