@@ -36,8 +36,8 @@ def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame
 def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     """Return the probes with the noise-to-signal ratio `nsr` = total variance / ‖∇‖² and its standard error `nsr_se`.
 
-    The ratio does not depend on the scale of loss and parameters. It determines the angle: cos² ≈ 1/(1 + nsr). Use it per
-    block. The sum over the whole network hides a method behind its exact readout, and the mean over components changes with width.
+    The ratio does not depend on the scale of loss and parameters. It is tied to the angle: cos² ≈ 1/(1 + nsr). Use it per
+    block. The sum over the whole network hides a method behind its exact readout. The mean over components changes with width.
 
     Args:
         probes: rows of `probes.parquet`.

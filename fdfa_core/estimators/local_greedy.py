@@ -154,7 +154,7 @@ class LocalGreedyActivityPerturbation(LocalGreedy):
     r"""LG-FG-A: in each hidden block the error s u, s = the slope of a sample's local loss along u (Ren et al. 2022).
 
     Each block is perturbed by itself, per sample, and a tangent goes no further than its local readout: no cross-talk from
-    other blocks and no depth in the variance, which grows with the block's units. For what the local losses are, see `LocalGreedy`.
+    other blocks and no depth in the variance, which grows with the block's units. `LocalGreedy` describes the local losses.
     Unbiased for the local losses (not so under batch normalisation in training mode at `site="pre"`, as FG-A). Cost: one
     forward pass, K short tangents per block, local gradients, readouts of O n_l weights.
 

@@ -2,8 +2,8 @@
 
 Each draw g_r of a parameter's gradient is reduced to a few inner products; those of a block or of the network are sums over
 its parameters. Only moments of these scalars over the draws are kept (columns in docs/architecture.md). Gradients of linear
-layers are never formed for it (`fdfa_core.linearisation.factored`), and draws that would not fit in memory are made twice from the
-same random numbers, first for their mean, then for the scalars.
+layers are never formed for it (`fdfa_core.linearisation.factored`), and draws that would not fit in memory are made twice
+from the same random numbers, first for their mean, then for the scalars.
 """
 
 from __future__ import annotations
