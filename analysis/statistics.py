@@ -66,8 +66,8 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     Raises:
         InvalidInput: fewer than two values, or one that is not finite.
 
-    >>> mean_interval([1.0, 2.0, 3.0])
-    Interval(estimate=2.00, low=-0.48, high=4.48, n=3)
+    >>> [round(value, 2) for value in mean_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.48, 4.48, 3]
     """
     values = _finite("values", values, at_least=2)
     half = stats.t.ppf(0.5 + level / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
@@ -81,8 +81,8 @@ def geometric_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     Raises:
         InvalidInput: fewer than two values, or one that is not finite and positive.
 
-    >>> geometric_interval([10.0, 20.0, 40.0])
-    Interval(estimate=20.0, low=3.57, high=111.9, n=3)
+    >>> [round(value, 1) for value in geometric_interval([10.0, 20.0, 40.0])]
+    [20.0, 3.6, 111.9, 3]
     """
     values = _finite("values", values, at_least=2)
     if (values <= 0).any():
@@ -335,7 +335,7 @@ def difference(
         InvalidInput: fewer than two values in a group, a value not finite (or not positive with `log`), unequal lengths
             with `paired`.
 
-    >>> difference([0.90, 0.92, 0.94], [0.89, 0.90, 0.93], paired=True).estimate
+    >>> round(difference([0.90, 0.92, 0.94], [0.89, 0.90, 0.93], paired=True).estimate, 4)
     0.0133
     """
     a, b = _finite("a", a, at_least=2), _finite("b", b, at_least=2)
@@ -364,7 +364,7 @@ def equivalence(values: ArrayLike, target: float, margin: float) -> float:
     Raises:
         InvalidInput: fewer than two values, or a margin that is not positive.
 
-    >>> equivalence([0.1, -0.1, 0.0, 0.05], target=0, margin=0.5)
+    >>> round(equivalence([0.1, -0.1, 0.0, 0.05], target=0, margin=0.5), 4)
     0.0007
     """
     values = _finite("values", values, at_least=2)
