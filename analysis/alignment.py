@@ -23,7 +23,7 @@ AGAINST = {"target": "cosine", "reference": "cosine_reference"}
 def degrees(cosine: ArrayLike) -> np.ndarray:
     """Return the angle in degrees of a cosine (rounding beyond ∓1 is cut).
 
-    Example:
+    Examples:
         >>> from analysis.alignment import degrees
         >>> degrees([1.0, 0.5, 0.0]).round(1)
         array([ 0., 60., 90.])
@@ -34,7 +34,7 @@ def degrees(cosine: ArrayLike) -> np.ndarray:
 def chance(size: ArrayLike) -> np.ndarray:
     """Return the standard deviation in degrees of the angle between random directions in `size` dimensions (about 90°).
 
-    Example:
+    Examples:
         >>> from analysis.alignment import chance
         >>> f"{chance(10_000):.2f}"
         '0.57'
@@ -53,7 +53,7 @@ def cosines(probes: pd.DataFrame, against: str = "target") -> pd.DataFrame:
     Returns:
         All rows; `trusted` is False where the reference vanished or the cosine is not a number (an estimate of exactly 0).
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import alignment
         >>> probes = pd.DataFrame({"cosine_mean": [0.5], "cosine_m2": [0.01], "draws": [101]})
@@ -83,7 +83,7 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
         disjoint batches: near 0 the reference is noise, and no estimator can follow it). A group without any trusted row
         has no angle and is left out: `vanished` lists those.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import alignment
         >>> probes = pd.DataFrame({"estimator": "dfa", "seed": [0, 1], "cosine_mean": [0.5, 0.6]})
@@ -111,7 +111,7 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
 def vanished(probes: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Return the groups in which the reference vanished (‖τ‖ or ‖∇‖ below 1e-7), with `rows` such rows of `of`.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import alignment
         >>> probes = pd.DataFrame({"step": [1, 2], "valid": [True, False], "reference_norm": [1.0, 1e-9]})

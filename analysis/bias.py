@@ -27,7 +27,7 @@ def norm(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
         `relative_bias`, `relative_bias_low`, `relative_bias_high` (÷ ‖τ‖; rows with a vanished τ are left out) and
         `detected`: the interval of bias² lies above 0.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import bias
         >>> probes = pd.DataFrame({"bias2": [4.0], "bias2_se": [0.4], "draws": [100], "target_norm": [2.0], "valid": [True]})
@@ -49,7 +49,7 @@ def mean_direction(probes: pd.DataFrame) -> pd.DataFrame:
     Where the corrected ‖E g‖² is not clearly positive (below a tenth of ‖ḡ‖²) these draws do not resolve the direction of the
     mean: `resolved` is False and the logged value stands.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import bias
         >>> probes = pd.DataFrame({"mean_cosine": [0.5], "mean_norm2": [2.0], "variance": [100.0]})
@@ -71,7 +71,7 @@ def split(probes: pd.DataFrame, relative: bool = True) -> pd.DataFrame:
         probes: rows of `probes.parquet`.
         relative: divide by ‖τ‖² (rows with a vanished τ are left out).
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import bias
         >>> probes = pd.DataFrame({"variance": [3.0], "variance_se": [0.3], "bias2": [1.0], "bias2_se": [0.2], "draws": [101]})
@@ -109,7 +109,7 @@ def split_over_seeds(
         Columns of `statistics.over_seeds`, `quantity`, and `detected`: the interval lies above 0 (for variance and mean
         squared error: the estimate is positive).
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import bias
         >>> probes = pd.DataFrame({"estimator": "fdfa", "seed": [0, 1], "variance": [3.0, 2.0], "bias2": [1.0, 1.2]})

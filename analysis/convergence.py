@@ -33,7 +33,7 @@ def curves(
     Returns:
         Columns of `statistics.over_seeds` for each of `by` and `x`.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import convergence
         >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
@@ -52,7 +52,7 @@ def curves(
 def diverged(metrics: pd.DataFrame, quantity: str, by: Sequence[str] = ("trained_with",), x: str = "epoch") -> pd.DataFrame:
     """Return the curve of each diverged run up to its last finite value: `by`, `seed`, `x`, `estimate`.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import convergence
         >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
@@ -86,7 +86,7 @@ def time_to(
         Columns `by`, `estimate`, `low`, `high`, `seeds`, `reached` (runs that got there), `censored` (no more than half did:
         `estimate` is the lower bound) and `open` (the interval has no upper end within the time observed: `high` is that time).
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import convergence
         >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
@@ -125,7 +125,7 @@ def area(
 
     A loss is averaged on the logarithmic scale, along the curve and over seeds.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import convergence
         >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
@@ -140,7 +140,7 @@ def area(
 def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFrame:
     """Return the finished runs' last rows with `height`, the mean height of the run's curve (geometric for a loss).
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import convergence
         >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})

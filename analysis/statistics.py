@@ -10,9 +10,7 @@ Two sources of scatter occur in the logs, and an interval speaks of one of them:
 * **seeds**: other initialisations, batches and histories. Everything within one seed is dependent, so a seed counts
   once: its values are averaged first, then a t-interval is taken over seeds (`over_seeds`), on the log scale for
   what is positive and varies by factors (variances, losses). This is the interval of all figures wherever there are two
-  or more seeds.
-
-With few seeds a t-interval is wide, and it should be: five seeds leave four degrees of freedom.
+  or more seeds. With few seeds a t-interval is wide, and it should be: five seeds leave four degrees of freedom.
 """
 
 from __future__ import annotations
@@ -66,8 +64,9 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     Raises:
         InvalidInput: fewer than two values, or one that is not finite.
 
-    >>> [round(value, 2) for value in mean_interval([1.0, 2.0, 3.0])]
-    [2.0, -0.48, 4.48, 3]
+    Examples:
+        >>> [round(value, 2) for value in mean_interval([1.0, 2.0, 3.0])]
+        [2.0, -0.48, 4.48, 3]
     """
     values = _finite("values", values, at_least=2)
     half = stats.t.ppf(0.5 + level / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
@@ -80,9 +79,6 @@ def geometric_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
 
     Raises:
         InvalidInput: fewer than two values, or one that is not finite and positive.
-
-    >>> [round(value, 1) for value in geometric_interval([10.0, 20.0, 40.0])]
-    [20.0, 3.6, 111.9, 3]
     """
     values = _finite("values", values, at_least=2)
     if (values <= 0).any():
@@ -147,8 +143,9 @@ def log_interval(
     Raises:
         InvalidInput: a negative estimate.
 
-    >>> np.round(log_interval(1.0, 0.1, draws=100), 2)
-    array([0.82, 1.22])
+    Examples:
+        >>> np.round(log_interval(1.0, 0.1, draws=100), 2)
+        array([0.82, 1.22])
     """
     estimate, se = np.asarray(estimate, float), np.asarray(se, float)
     if (estimate < 0).any():
@@ -216,9 +213,10 @@ def over_seeds(
         InvalidInput: a column is missing, values are not finite, or one group holds several runs of a seed (then `by`
             mixes settings).
 
-    >>> frame = pd.DataFrame({"by": "dfa", "seed": [0, 1, 2], "accuracy": [0.90, 0.92, 0.94]})
-    >>> over_seeds(frame, "accuracy", ["by"])[["estimate", "low", "high"]].round(2).values
-    array([[0.92, 0.87, 0.97]])
+    Examples:
+        >>> frame = pd.DataFrame({"by": "dfa", "seed": [0, 1, 2], "accuracy": [0.90, 0.92, 0.94]})
+        >>> over_seeds(frame, "accuracy", ["by"])[["estimate", "low", "high"]].round(2).values
+        array([[0.92, 0.87, 0.97]])
     """
     by = list(by)
     columns = [*by, "seed", value, *([se] if se else [])]
@@ -335,8 +333,9 @@ def difference(
         InvalidInput: fewer than two values in a group, a value not finite (or not positive with `log`), unequal lengths
             with `paired`.
 
-    >>> round(difference([0.90, 0.92, 0.94], [0.89, 0.90, 0.93], paired=True).estimate, 4)
-    0.0133
+    Examples:
+        >>> round(difference([0.90, 0.92, 0.94], [0.89, 0.90, 0.93], paired=True).estimate, 4)
+        0.0133
     """
     a, b = _finite("a", a, at_least=2), _finite("b", b, at_least=2)
     if paired and a.size != b.size:
@@ -364,8 +363,9 @@ def equivalence(values: ArrayLike, target: float, margin: float) -> float:
     Raises:
         InvalidInput: fewer than two values, or a margin that is not positive.
 
-    >>> round(equivalence([0.1, -0.1, 0.0, 0.05], target=0, margin=0.5), 4)
-    0.0007
+    Examples:
+        >>> round(equivalence([0.1, -0.1, 0.0, 0.05], target=0, margin=0.5), 4)
+        0.0007
     """
     values = _finite("values", values, at_least=2)
     if not margin > 0:
@@ -381,8 +381,9 @@ def intersection_union(p: ArrayLike) -> float:
 def holm(p: ArrayLike) -> np.ndarray:
     """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence.
 
-    >>> holm([0.01, 0.04, 0.03])
-    array([0.03, 0.06, 0.06])
+    Examples:
+        >>> holm([0.01, 0.04, 0.03])
+        array([0.03, 0.06, 0.06])
     """
     p = _finite("p", p, at_least=0)
     if p.size and not (0 <= p.min() and p.max() <= 1):

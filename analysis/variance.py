@@ -21,7 +21,7 @@ NORMS = {"reference": "reference_norm", "target": "target_norm"}
 def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
     """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale).
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import variance
         >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "draws": [100]})
@@ -47,7 +47,7 @@ def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     Returns:
         The rows whose gradient has not vanished.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import variance
         >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "reference_norm": [2.0]})
@@ -64,7 +64,7 @@ def per_component(probes: pd.DataFrame) -> pd.DataFrame:
 
     Not comparable across widths or parameterisations: a wider block has more and ever smaller entries.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import variance
         >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "size": [8]})
@@ -84,7 +84,7 @@ def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     One row for each run, step and parameter group, as estimator "bp": what a perfect estimator would still have. It has no
     standard error over draws; its interval is that over seeds.
 
-    Example:
+    Examples:
         >>> import pandas as pd
         >>> from analysis import variance
         >>> probes = pd.DataFrame({"run": ["a"], "step": [1], "reference_variance": [8.0], "reference_norm": [2.0]})
@@ -114,7 +114,7 @@ def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFram
     Raises:
         InvalidInput: fewer than four draws, or values that are not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from analysis import variance
         >>> draws = np.random.default_rng(0).normal(size=(1000, 2))

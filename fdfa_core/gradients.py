@@ -27,7 +27,7 @@ def true_gradient(net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy")
     Raises:
         InvalidInput: x and y do not fit each other or the network, or x is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)

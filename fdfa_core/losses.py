@@ -111,7 +111,7 @@ def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
         UnknownName: no loss of that name.
         InvalidInput: neither a name nor a callable.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core.losses import make_loss
         >>> loss = make_loss("mse")

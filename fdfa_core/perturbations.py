@@ -48,7 +48,7 @@ class Law:
 class Gaussian(Law):
     """Independent standard normal entries, kurtosis 3 (Baydin et al. 2022).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core.perturbations import Gaussian
         >>> v = Gaussian().sample((1000, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -67,7 +67,7 @@ class Gaussian(Law):
 class Rademacher(Law):
     """Independent random signs, kurtosis 1: the least possible, hence the least variance of independent entries.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core.perturbations import Rademacher
         >>> Rademacher().sample((2, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -99,7 +99,7 @@ class Sphere(Law):
 
     The fourth moments are E[v_a v_b v_i v_j] = d/(d+2) (δ_ab δ_ij + δ_ai δ_bj + δ_aj δ_bi).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core.perturbations import Sphere
         >>> v = Sphere().sample((1, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -130,7 +130,7 @@ def make_law(law: str | Law) -> Law:
         UnknownName: no law of that name.
         InvalidInput: an object that is not a law.
 
-    Example:
+    Examples:
         >>> from fdfa_core.perturbations import make_law
         >>> make_law("rademacher")
         Rademacher()
@@ -165,7 +165,7 @@ def design_sample(
     Raises:
         InvalidInput: unknown design, or an orthogonal design of a law that is not isotropic.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core.perturbations import design_sample, make_law
         >>> generator = torch.Generator().manual_seed(0)

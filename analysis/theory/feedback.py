@@ -195,7 +195,7 @@ def feedback_law(
     Raises:
         Unsupported, InvalidInput: as `Population`; or a value out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
@@ -238,7 +238,7 @@ def lag_bias(
         drift: V per hidden block, (O, *site shape); see `feedback_drift`.
         feedback_lr: α in (0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
@@ -257,7 +257,7 @@ def lag_bias(
 def feedback_drift(before: nn.Module, after: nn.Module, x: Tensor, steps: int, *, site: str = "post") -> list[Tensor]:
     """Return the mean drift of E[J] per step between two states of a network `steps` apart, per hidden block (O, *site).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)

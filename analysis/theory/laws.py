@@ -58,7 +58,7 @@ def average_variance(
         kurtosis: of the perturbations' independent entries.
         tangents: directions averaged.
 
-    Example:
+    Examples:
         >>> from analysis.theory.laws import average_variance
         >>> average_variance(1.0, 0.0, units=8, fan_in=4, batch_size=2)
         {'fg-w shared': 17.0, 'fg-w per sample': 17.0, 'fg-a': 5.0}
@@ -122,7 +122,7 @@ def expected_cosine(dimension: int, tangents: int = 1, combine: str = "mean") ->
         tangents: K.
         combine: "mean" or "projection".
 
-    Example:
+    Examples:
         >>> from analysis.theory.laws import expected_cosine
         >>> f"{expected_cosine(1000):.4f}"
         '0.0252'
@@ -138,7 +138,7 @@ def expected_cosine(dimension: int, tangents: int = 1, combine: str = "mean") ->
 def expected_squared_cosine(dimension: int, tangents: int = 1, combine: str = "mean") -> float:
     """Return E cos²: K/(K + P − 1) for the mean of K tangents, K/P for the projection (arguments as `expected_cosine`).
 
-    Example:
+    Examples:
         >>> from analysis.theory.laws import expected_squared_cosine
         >>> expected_squared_cosine(1000, tangents=10, combine='projection')
         0.01
@@ -173,7 +173,7 @@ def _beta(dimension: int, tangents: int, combine: str) -> tuple[float, float]:
 def momentum_factor(rate: float) -> float:
     """Return α/(2−α): variance of the moving average m ← (1−α)m + αX of independent X, over that of X.
 
-    Example:
+    Examples:
         >>> from analysis.theory.laws import momentum_factor
         >>> f"{momentum_factor(0.1):.4f}"
         '0.0526'
@@ -186,7 +186,7 @@ def tracking_feedback_lr(step_variance: float, drift2: float) -> float:
 
     The error is α/2 σ² + ‖V‖²/α² with σ² = tr Cov D and V the drift of J̄ per step; its minimum is (4‖V‖²/σ²)^{1/3}.
 
-    Example:
+    Examples:
         >>> from analysis.theory.laws import tracking_feedback_lr
         >>> f"{tracking_feedback_lr(step_variance=4.0, drift2=1e-6):.3f}"
         '0.010'
@@ -306,7 +306,7 @@ def contest(net, x, y, loss="cross_entropy", *, block: int | None = None, site="
         block: index of a hidden block.
         options: `perturbation`, `joint`, `tangents`, the same for both.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)

@@ -69,7 +69,7 @@ def predict(
         Unsupported: no exact form exists for this network, law or option; the message says what to do.
         UnknownName, InvalidInput: unknown estimator or option, or an impossible value.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)

@@ -198,7 +198,7 @@ class Dataset:
         Raises:
             InvalidInput: a fraction outside [0, 1), or one that leaves a part without a sample of each class.
 
-        Example:
+        Examples:
             >>> import torch
             >>> from fdfa_core.data import load
             >>> train, held_out = load("digits").split(validation_fraction=0.1, seed=0)

@@ -102,7 +102,7 @@ DATASETS: dict[str, Source] = {
 def available_datasets() -> list[str]:
     """Names that `load` knows.
 
-    Example:
+    Examples:
         >>> from fdfa_core.data import available_datasets
         >>> available_datasets()
         ['digits', 'mnist', 'fashion-mnist', 'cifar-10', 'cifar-100', 'tiny-imagenet']
@@ -128,7 +128,7 @@ def load(name: str, directory: str | os.PathLike | None = None, download: bool =
         DataError: files are missing and cannot be downloaded (the message says how to get them), truncated, altered or
             malformed.
 
-    Example:
+    Examples:
         >>> from fdfa_core.data import load
         >>> digits = load("digits")
         >>> digits.shape, len(digits.train), len(digits.test)

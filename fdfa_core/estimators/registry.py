@@ -25,7 +25,7 @@ def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
     Raises:
         InvalidInput: another class has this name.
 
-    Example:
+    Examples:
         >>> from fdfa_core import register
         >>> register("bp")(type("Mine", (), {}))
         Traceback (most recent call last):
@@ -57,7 +57,7 @@ def _discover() -> None:
 def available_estimators() -> list[str]:
     """Return the names of all registered estimators, BP first, then by name.
 
-    Example:
+    Examples:
         >>> from fdfa_core import available_estimators
         >>> available_estimators()[:4]
         ['bp', 'dfa', 'dkp', 'drtp']
@@ -77,7 +77,7 @@ def estimator_class(name: str) -> type[Estimator]:
 def estimator_options(name: str) -> dict[str, object]:
     """Return an estimator's own options and their defaults.
 
-    Example:
+    Examples:
         >>> from fdfa_core.estimators import estimator_options
         >>> estimator_options("dkp")
         {'site': 'post', 'feedback_optimizer': 'adam', 'feedback_lr': 0.0001, 'feedback_decay': 1e-06}
@@ -94,7 +94,7 @@ def estimator_options(name: str) -> dict[str, object]:
 def label(name: str, options: dict[str, object] | None = None) -> str:
     """Return a short unique label of an estimator with the options that were given, e.g. ``fdfa(feedback_lr=0.1)``.
 
-    Example:
+    Examples:
         >>> from fdfa_core.estimators import label
         >>> label("fdfa", {"feedback_lr": 0.1})
         'fdfa(feedback_lr=0.1)'
@@ -122,7 +122,7 @@ def make_estimator(
         InvalidInput: an impossible value.
         Unsupported: the estimator cannot serve this network.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)

@@ -52,7 +52,7 @@ def peak_memory(function: Callable[[], object]) -> int:
 
     Tensors that existed before are not counted, and neither is what a library needs inside one operation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core.memory import peak_memory
         >>> peak_memory(lambda: torch.zeros(1000) + 1)

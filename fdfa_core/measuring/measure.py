@@ -72,7 +72,7 @@ def measure(
             not fit into memory.
         Unsupported: an estimator that was asked for by name cannot serve this network.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)

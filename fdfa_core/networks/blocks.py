@@ -31,7 +31,7 @@ class Block(nn.Module):
         affine: the parametrised part; its output is the *pre* site. It may hold a normalisation layer.
         activation: what follows; its output is the *post* site and the block's output. It may hold pooling.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from fdfa_core import Block
@@ -67,7 +67,7 @@ class BlockNetwork(nn.Sequential):
     Raises:
         InvalidInput: fewer than two blocks, something that is not a module, or a lazy layer that has not seen its input.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from fdfa_core import Block, BlockNetwork
         >>> net = BlockNetwork(Block(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3))

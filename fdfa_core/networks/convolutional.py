@@ -49,7 +49,7 @@ def convolutional(
         InvalidInput: an image too small for the layers, or a size below one.
         UnknownName: unknown variant or activation.
 
-    Example:
+    Examples:
         >>> from fdfa_core import convolutional
         >>> net = convolutional((1, 16, 16), 10, channels=(2, 3), hidden=(8,), seed=0)
         >>> net.site_shapes()

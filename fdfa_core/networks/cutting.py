@@ -41,7 +41,7 @@ def cut(
             something else than the module.
         Unsupported: the module itself has hooks, which its blocks would not call.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from fdfa_core import cut
         >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))

@@ -28,7 +28,7 @@ def fully_connected(
         InvalidInput: fewer than two layers of weights, or a width below one.
         UnknownName: unknown activation.
 
-    Example:
+    Examples:
         >>> from fdfa_core import fully_connected
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
         >>> [name for name, _ in net.named_parameters()]

@@ -60,7 +60,7 @@ def residual(
     Raises:
         InvalidInput: a size below one.
 
-    Example:
+    Examples:
         >>> from fdfa_core import residual
         >>> net = residual((1, 8, 8), 10, channels=(2, 4), seed=0)
         >>> net.site_shapes()

@@ -99,7 +99,7 @@ def transformer(
     Raises:
         InvalidInput: a patch that does not divide the image, heads that do not divide the dimension, a size below one.
 
-    Example:
+    Examples:
         >>> from fdfa_core import transformer
         >>> net = transformer((1, 8, 8), 10, patch=4, dimension=8, depth=1, seed=0)
         >>> net.site_shapes()
