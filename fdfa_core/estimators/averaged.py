@@ -39,10 +39,10 @@ class GradientAverage(Estimator):
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the average with a new gradient in it; the state stays as it was."""
-        found = super().gradients(trace, error, targets, lead)
+        gradients = super().gradients(trace, error, targets, lead)
         if self.averaged:
-            found = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in found.items()}
-        return found
+            gradients = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in gradients.items()}
+        return gradients
 
     @property
     def rate(self) -> float:

@@ -144,8 +144,8 @@ class Estimator(ABC):
     def estimate(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return one draw: a gradient of the mean loss per parameter, keys and shapes of `net.named_parameters()`.
 
-        The state does not move (the random stream apart), nor do the network's parameters, gradients and buffers.
-        With replicas, the draw is that of replica 0.
+        The state does not change, except for its random stream. The network's parameters, gradients and buffers do not
+        change either. With replicas, the draw is that of replica 0.
 
         Raises:
             InvalidInput: x and y do not fit each other or the network, or x is not finite.
@@ -159,7 +159,7 @@ class Estimator(ABC):
             return self._ordered(self.gradients(trace, error, y, ()))
 
     def draws(self, x: Tensor, y: Tensor, replicates: int, *, replica: int | None = None) -> Gradients:
-        """Return R independent draws on one batch in factored form (see `fdfa_core.draws`).
+        """Return R independent draws on one batch in factored form (see `fdfa_core.linearisation.factored`).
 
         Args:
             x, y: the batch.
@@ -197,15 +197,15 @@ class Estimator(ABC):
         with torch.no_grad():
             trace = self.trace(x, update_buffers=True)
             loss, error = self.loss.error(trace.output, y)
-            found = self.gradients(trace, error, y, ())
+            gradients = self.gradients(trace, error, y, ())
             for name, parameter in self.net.named_parameters():
                 if parameter.requires_grad:
-                    parameter.grad = found[name]
-            self.update(trace, error, y, found)
+                    parameter.grad = gradients[name]
+            self.update(trace, error, y, gradients)
         return loss
 
     def advance(self, x: Tensor, y: Tensor) -> None:
-        """Advance the state on a batch and touch nothing else: what an observer of someone else's training does."""
+        """Advance the state on a batch and change nothing else. An observer of another estimator's training does this."""
         if not self.stateful:
             return
         x, y = check_batch(self.net, x, y)
@@ -241,7 +241,7 @@ class Estimator(ABC):
 
     @property
     def replicated(self) -> bool:
-        """Whether draws differ in the replica whose state they use (and not in their perturbation alone)."""
+        """Whether draws differ in the replica whose state they use (and not only in their perturbation)."""
         return self.replicas is not None and self._replica is None
 
     def held(self, state: Tensor) -> Tensor:

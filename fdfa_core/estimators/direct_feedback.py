@@ -21,7 +21,7 @@ from fdfa_core.networks.blocks import require_site
 
 
 class Feedback(list):
-    """Feedback tensors, one a block; an item can be replaced by a tensor of the same shape."""
+    """Feedback tensors, one per block. An item can be replaced by a tensor of the same shape."""
 
     def __setitem__(self, index, value):
         """Copy a tensor into the feedback of one block; raises `InvalidInput` unless shape, dtype and device fit."""
@@ -76,7 +76,7 @@ class DirectFeedback(Estimator):
         self._feedback = Feedback(self.initial_feedback(lead, outputs, shape) for shape in shapes)
 
     def trace(self, x: Tensor, **options: bool) -> Trace:
-        """Run the network forward; the first batch tells the feedback's shapes if nothing else did."""
+        """Run the network forward; the first batch gives the feedback its shapes if they are unknown."""
         trace = super().trace(x, **options)
         if self._feedback is None:
             shapes = [tuple(block.site(self.site).shape[1:]) for block in trace.hidden]
@@ -86,15 +86,15 @@ class DirectFeedback(Estimator):
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the local gradients of the errors t B_l, and the readout's exact one."""
         teaching = self.teaching_signal(error, targets)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for block, state in zip(trace.hidden, self.feedback, strict=True):
             value, feedback = block.site(self.site), self.held(state)
             signal = teaching @ feedback.flatten(1 - value.dim())
-            merge(found, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
+            merge(gradients, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
         if not self.replicated:
-            found = repeat(found, lead)
-        merge(found, exact_readout(trace, error, lead))
-        return found
+            gradients = repeat(gradients, lead)
+        merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     def teaching_signal(self, error: Tensor, targets: Tensor) -> Tensor:
         """Return what the feedback carries down, (N, O): the output error."""
@@ -120,9 +120,9 @@ def uniform_feedback(estimator: Estimator, shape: tuple[int, ...], fan_in: int) 
 class DirectFeedbackAlignment(DirectFeedback):
     r"""DFA: fixed random feedback, error e B_l at block l (Nøkland 2016).
 
-    Biased: a random B_l is not the Jacobian; alignment comes from training alone. Given the batch the estimate has no
+    Biased: a random B_l is not the Jacobian; alignment comes only from training. Given the batch the estimate has no
     variance. B_l is uniform on ±√(6/n_l) for n_l units, as in the released code of Bacho & Chu. Cost: one forward pass,
-    one feedback product a block, local gradients.
+    one feedback product per block, local gradients.
 
     Args:
         site: "post" or "pre".

@@ -31,7 +31,7 @@ class OutputResponses:
     Args:
         perturbation: law of u, a name or an object.
         joint: True perturbs all blocks in one tangent pass; False one block at a time (a pass per block, no cross-talk in D_l);
-            "cyclic" one block a step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
+            "cyclic" one block per step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
         tangents: directions per sample and step.
         directions: how the directions of a step's samples are arranged, see `fdfa_core.perturbations.design_sample`.
     """
@@ -54,7 +54,7 @@ class OutputResponses:
         samples = len(trace.output)
         many = math.prod(replicas) * self.tangents
         axes = (many,) if replicas or self.tangents > 1 else ()
-        found = {}
+        responses = {}
         for group in self.groups(len(values), step):
             sizes = [values[i][0].numel() for i in group]
             shape = (*replicas, self.tangents * samples, sum(sizes))
@@ -62,8 +62,8 @@ class OutputResponses:
             parts = dict(zip(group, u.split(sizes, dim=-1), strict=True))
             pushed = [parts[i].reshape(*axes, *v.shape) if i in parts else None for i, v in enumerate(values)]
             d = trace.push(pushed, site).reshape(*replicas, self.tangents * samples, -1)
-            found |= {i: (d, part) for i, part in parts.items()}
-        return found
+            responses |= {i: (d, part) for i, part in parts.items()}
+        return responses
 
 
 @register("fdfa")
@@ -96,7 +96,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             in the authors' released code.
         feedback_lr: α in (0, 1] for "momentum" (default 1e-2); Adam's learning rate for "adam" (default 1e-4).
         warmup: use α_t = max(α, 1/t) at update t: a plain mean until 1/t falls to α, which forgets B = 0 at once
-            ("momentum" alone).
+            (only with "momentum").
     """
 
     stateful = True
@@ -181,7 +181,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         """Return the steps after which less than 1e-3 of the start's bias is left.
 
         From zero (1−α)^t of it is left after t updates. A plain mean has none, but twice the stationary variance; that excess
-        falls as (1−α)^2t. Adam moves an entry by about its rate a step, so that the time depends on the Jacobian's scale: here
+        falls as (1−α)^2t. Adam moves an entry by about its rate per step, so the time depends on the Jacobian's scale: here
         enough steps for entries up to 0.1.
         """
         turns = len(self.net) - 1 if self.responses.joint == "cyclic" else 1  # steps from one update of a block to the next
@@ -262,7 +262,7 @@ class GradientAlignedProjectedError(LearnedFeedback):
         replicas = () if self.replicas is None else (self.replicas,)
         measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
         self.steps += 1
-        found: list[Tensor | None] = [None] * len(trace.hidden)
+        gradients: list[Tensor | None] = [None] * len(trace.hidden)
         for i, (d, u) in measured.items():
             feedback = self.feedback[i]
             jacobian = (d.mT @ u).view_as(feedback)  # times K N, which the cosine does not see
@@ -271,8 +271,8 @@ class GradientAlignedProjectedError(LearnedFeedback):
             towards = _unit(jacobian, entries)
             along = _unit(feedback, entries)
             across = towards - along * (towards * along).sum(entries, keepdim=True)
-            found[i] = torch.where(length > 0, -across / length, 0)
-        return found
+            gradients[i] = torch.where(length > 0, -across / length, 0)
+        return gradients
 
     def own_state(self):
         """Return feedback, its optimiser's state and the step count."""

@@ -45,7 +45,7 @@ class LearnedFeedback(DirectFeedback):
 
     @abstractmethod
     def feedback_gradients(self, trace: Trace, error: Tensor) -> list[Tensor | None]:
-        """Return the gradient of each B_l, without replicas' dimension where all have the same; None leaves B_l alone."""
+        """Return the gradient of each B_l, without replicas' dimension where all have the same; None leaves B_l as it is."""
 
     def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let the feedback's optimiser take a step."""
@@ -78,11 +78,11 @@ class DirectKolenPollack(LearnedFeedback):
 
     h_l (N × n_l) is the value at the site. In the last hidden block eᵀ h is the very gradient of a linear readout's weight W,
     so with plain SGD at *equal* rate η and decay λ on B and on W, B_t − W_t = (1 − ηλ)^t (B_0 − W_0): B becomes the Jacobian
-    (Kolen & Pollack 1994). It does not with decay on B alone; with Adam and no decay the difference B − W never shrinks; and in
+    (Kolen & Pollack 1994). It does not with decay only on B; with Adam and no decay the difference B − W never shrinks; and in
     earlier blocks, which have no such W, B_l settles at −E[eᵀ h_l]/λ, which is not the Jacobian.
 
     Expectation: biased, by the distance of B_l to the Jacobian. No variance given the batch and the state. B_l starts uniform
-    on ±√(6/n_l); rate and decay default to those of the released code. Cost: as DFA, and one more product a block.
+    on ±√(6/n_l); rate and decay default to those of the released code. Cost: as DFA, and one more product per block.
 
     Args:
         site: "post" or "pre".

@@ -67,13 +67,13 @@ class Pepita(Estimator):
         moved = x + samples * (error @ projection.flatten(1)).view_as(x)
         _set_random_state(self._random_state, self.device)
         second = Trace(self.net, moved)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for before, after in zip(trace.hidden, second.hidden, strict=True):
             learns = after.above is not None and after.above.parametric  # an activation with parameters needs its own gradient
             site = "pre" if after.shapes["pre"] == after.output.shape and not learns else "post"
-            merge(found, after.pull((before.output - after.output) / samples, site))
-        merge(found, second.readout.pull(self.loss.error(second.output, targets)[1]))
-        return repeat(found, lead)
+            merge(gradients, after.pull((before.output - after.output) / samples, site))
+        merge(gradients, second.readout.pull(self.loss.error(second.output, targets)[1]))
+        return repeat(gradients, lead)
 
     def own_state(self):
         """Return F."""

@@ -52,7 +52,7 @@ class Tangents:
             )
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
-        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d), in whose place they may come."""
+        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d). The directions may be overwritten."""
         if self.how == "mean":
             scaled = directions.mul_(slopes.unsqueeze(-1))  # a million numbers: fresh memory costs more than the products
             return scaled.squeeze(-2) if self.count == 1 else scaled.mean(-2)
@@ -61,5 +61,5 @@ class Tangents:
         tolerance = self.count * torch.finfo(directions.dtype).eps
         finite = slopes.isfinite().all(-1, keepdim=True)  # a run that diverges must go on to say so: the solver would not
         slopes = torch.where(finite, slopes, 0).unsqueeze(-1)
-        found = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
-        return torch.where(finite, found, torch.nan)
+        shortest = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
+        return torch.where(finite, shortest, torch.nan)

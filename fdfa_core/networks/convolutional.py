@@ -29,8 +29,8 @@ def convolutional(
 ) -> BlockNetwork:
     """Return the convolutional network of Bacho & Chu: two convolutional blocks, one fully connected block, a readout.
 
-    Each hidden block is affine–BatchNorm–activation; 2 × 2 max pooling, where there is one, ends its block, so that a signal at
-    the "post" site enters after the pooling.
+    Each hidden block is affine–BatchNorm–activation. If a block has 2 × 2 max pooling, the pooling ends the block, and a signal
+    at the "post" site enters after it.
 
     Args:
         input_shape: channels, height, width of one image.
@@ -43,11 +43,17 @@ def convolutional(
         padding: of the convolutions; the paper has none.
         activation: "relu", "tanh" or "identity".
         batch_norm: normalise every hidden block.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: an image too small for the layers, or a size below one.
         UnknownName: unknown variant or activation.
+
+    Examples:
+        >>> from fdfa_core import convolutional
+        >>> net = convolutional((1, 16, 16), 10, channels=(2, 3), hidden=(8,), seed=0)
+        >>> net.site_shapes()
+        [(2, 6, 6), (3, 1, 1), (8,)]
     """
     if variant not in CONVOLUTIONAL_VARIANTS:
         raise UnknownName("variant", variant, CONVOLUTIONAL_VARIANTS)
@@ -102,7 +108,7 @@ def alexnet(
         channels: of the images.
         width: multiplies all hidden sizes; 1 is AlexNet.
         batch_norm: normalise every hidden block.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: another image size, or a size below one.

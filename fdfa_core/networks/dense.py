@@ -22,11 +22,17 @@ def fully_connected(
         widths: input size, hidden widths, number of outputs: at least three positive integers.
         activation: "relu", "tanh" or "identity".
         batch_norm: put batch normalisation between each hidden linear layer and its activation.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: fewer than two layers of weights, or a width below one.
         UnknownName: unknown activation.
+
+    Examples:
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> [name for name, _ in net.named_parameters()]
+        ['0.affine.weight', '0.affine.bias', '1.weight', '1.bias']
     """
     widths = positive_sizes("widths", widths)
     if len(widths) < 3:

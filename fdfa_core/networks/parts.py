@@ -1,7 +1,7 @@
 """What architectures are built from: activations, seeded initialisation, checked sizes, blocks.
 
 Layers are initialised as torch initialises them (Kaiming uniform with a = √5: weights and biases uniform on ±1/√fan-in). With
-`seed` the weights are a function of that seed alone and torch's global random stream stays as it was; without it they come
+`seed` the weights depend only on that seed, and torch's global random stream stays as it was; without it they come
 from the global stream.
 """
 

@@ -250,7 +250,7 @@ def _provenance(experiment, found: pd.DataFrame, profile: str) -> dict[str, obje
         ("machine", f"{values('processor')}, {values('cores')} cores, {values('device')}, {values('threads')} threads a run"),
         ("data", "; ".join(data) + (f" ({values('data_notes')})" if values("data_notes") else "")),
         ("diverged", f"{(there['status'] == 'diverged').sum()} runs"),
-        ("taken up again after an interruption", f"{(there['resumed'] > 0).sum()} runs"),
+        ("resumed after an interruption", f"{(there['resumed'] > 0).sum()} runs"),
     ]
     return about
 
