@@ -52,8 +52,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                 ax.plot(floor, y, "<", color=color)
                 ax.plot(row.high, y, "|", color=color, markersize=5)
     for ax in axes[-len(blocks) :]:
-        ax.set_xlabel("÷ ‖BP's gradient‖²")
-    handles = [style.mark(name, marker, color) for name, marker, color in MARKS.values()]
+        ax.set_xlabel("squared error and its parts ÷ ‖BP's gradient‖²")
+    handles = [style.mark(name, marker, color, "-") for name, marker, color in MARKS.values()]
     handles.append(style.mark("no bias detected: at most", "<", MARKS["bias2"][2], "-"))
     style.legend(fig, handles, style.seeds_text(frame, "lines"))
     return fig

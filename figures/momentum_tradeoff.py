@@ -46,7 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set(xscale="log", xlabel="α (rate of the feedback)")
         style.ticks(ax, frame["alpha"])
     style.log_limits(axes, frame[frame["detected"]])
-    axes[0].set_ylabel("÷ ‖BP's gradient‖²")
+    axes[0].set_ylabel("squared error and its parts ÷ ‖BP's gradient‖²")
     handles = [style.mark(name, marker, color, line) for name, color, marker, line in looks.values()]
     if (~frame["detected"]).any():
         handles.append(style.mark("no bias detected: upper bound", "v", looks["bias2"][1], hollow=True))

@@ -18,7 +18,7 @@ from analysis import logs as log_frames
 from fdfa_core.errors import RunError, UnknownName
 from figures import style
 
-NOT_FIGURES = {"plan", "render", "report", "style"}
+NOT_FIGURES = {"layout", "plan", "render", "report", "style"}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import hashlib
 import io
 import json
 import os
-import textwrap
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +31,7 @@ from analysis import benches
 from analysis import logs as log_frames
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
-from figures import style
+from figures import layout, style
 from figures.plan import Job, discover, gaps, plan
 
 MARKER = ".fdfa-figures"
@@ -152,9 +151,8 @@ def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
         return contents
     figure = job.module.draw(frame)
     if note:
-        lines = textwrap.wrap(note, 125)
-        figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=7, color=style.ALARM)
+        with style.context():
+            layout.banner(figure, note, style.ALARM)
     return contents | _pictures(figure)
 
 
@@ -168,9 +166,7 @@ def write_figure(figure: Figure, out: str | Path, name: str) -> list[Path]:
 
 
 def _pictures(figure: Figure) -> dict[str, bytes]:
-    png = _png(figure)
-    figure.set_layout_engine("none")  # the layout just found serves both files
-    return {"png": png, "pdf": _save(figure, "pdf", {"Creator": None, "Producer": None, "CreationDate": None})}
+    return {"png": _png(figure), "pdf": _save(figure, "pdf", {"Creator": None, "Producer": None, "CreationDate": None})}
 
 
 def _png(figure: Figure, dpi: float | None = None) -> bytes:
@@ -181,6 +177,7 @@ def _save(figure: Figure, kind: str, metadata: dict, dpi: float | str = "figure"
     """Save a figure in memory, without time stamps and versions, so that equal figures are equal files."""
     buffer = io.BytesIO()
     with style.context():
+        layout.settle(figure)
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
 

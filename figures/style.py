@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
-from figures import _labels
+from figures import _labels, layout
 
 NOISE = " (data noise)"
 WIDTH = 7.2  # inches: a text column of two
@@ -190,7 +190,7 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
     """Return a figure with one titled panel each, in rows of at most `columns`, each row `height` inches high."""
     columns = min(columns, len(titles))
     rows = ceil(len(titles) / columns)
-    fig = Figure(figsize=(WIDTH, rows * height))
+    fig = layout.new_figure(WIDTH, rows * height)
     axes = list(fig.subplots(rows, columns, squeeze=False, **subplots).flat)
     for ax in axes[len(titles) :]:
         ax.remove()
@@ -201,20 +201,7 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
 
 def legend(fig: Figure, handles: Sequence, note: str) -> None:
     """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval)."""
-    lengths = [len(handle.get_label()) for handle in handles]
-    columns = len(handles)
-    while columns > 1 and sum(4.5 * max(part) + 50 for part in np.array_split(lengths, columns)) > WIDTH * 72:
-        columns -= 1
-    rows = ceil(len(handles) / columns)
-    fig.set_figheight(fig.get_figheight() + 0.35 + 0.18 * rows)
-    fig.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=ceil(len(handles) / rows),
-        handlelength=2.8,
-        title=note,
-        title_fontproperties={"size": 7.5},
-    ).get_title().set_color(GREY)
+    layout.legend(fig, handles, note, GREY)
 
 
 def handle(label: str, /, **more) -> Line2D:
@@ -228,6 +215,11 @@ def band(ax: Axes, rows: pd.DataFrame, x: str, label: str, shade: float = 0.16, 
     ax.plot(rows[x], rows["estimate"], **how.line(**line))
     if (rows["interval"] != "none").any():
         ax.fill_between(rows[x], rows["low"], rows["high"], color=how.color, alpha=shade, linewidth=0)
+
+
+def marks(curve: pd.DataFrame) -> int | float:
+    """Return which points of a curve to mark: all, or, where many marks would hide the lines, one at every 12 % of the picture."""
+    return 1 if len(curve) <= 12 else 0.12
 
 
 def bars(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
@@ -281,13 +273,7 @@ def end_labels(ax: Axes, items: Sequence[tuple[float, str, str]], head: str = ""
     items = sorted(items, key=lambda item: item[0])
     heights = np.array([(log10(y) - low) / (high - low) for y, _, _ in items])
     gap = size * 1.25 / 72 / (ax.get_position().height * ax.figure.get_figheight())
-    for _ in range(200):  # push neighbours apart until all fit
-        overlap = gap - np.diff(heights)
-        if (overlap < 1e-4).all():
-            break
-        push = np.where(overlap > 0, overlap / 2, 0)
-        heights[:-1] -= push
-        heights[1:] += push
+    heights = layout.spread(heights, gap, high=1 - gap / 2)
     ax.text(1.02, 1.0, head, transform=ax.transAxes, color=GREY, fontsize=size, va="bottom")
     for height, (_, text, color) in zip(heights, items, strict=True):
         ax.text(1.02, height, text, transform=ax.transAxes, color=color, fontsize=size, va="center", clip_on=False)
@@ -312,8 +298,10 @@ def plain_log(axis) -> None:
 def accuracy_axis(ax: Axes, accuracies: pd.Series) -> None:
     """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
     ax.set_yscale("logit", nonpositive="clip")
-    ax.set_ylim(max(accuracies.min() * 0.7, 0.01), 1 - (1 - min(accuracies.max(), 0.998)) / 2)
-    ax.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
+    odds = (accuracies / (1 - accuracies)).clip(0.02, 500)
+    low, high = odds.min() / 2, odds.max() * 2
+    ax.set_ylim(low / (1 + low), high / (1 + high))
+    ax.yaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
 
