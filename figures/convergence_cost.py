@@ -9,7 +9,10 @@ from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
-AXES = {"flops": "FLOP of products and convolutions (G = 10⁹, T = 10¹²)", "seconds": "time of the training steps, as logged (s)"}
+AXES = {
+    "flops": "FLOP of products and convolutions (G = 10⁹, T = 10¹²)",
+    "seconds": "time of the training steps, as logged (s)",
+}
 
 
 @_labels.labelled

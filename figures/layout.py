@@ -6,28 +6,38 @@ import re
 from collections.abc import Callable, Sequence
 from math import ceil
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 from scipy.optimize import isotonic_regression
 
 MARGIN = 4  # points, that stay free at the left and the right of what spans the figure
 GAP = 0.1  # inches between the panels and what stands below them
+TRIES = 3  # layouts, after which texts are left as they are: axes that are far too small never fit
+TICK_GAP = 2  # points between the labels of neighbouring ticks
 _BREAKS = (r"(?<=;) ", r"(?<=,) ", r" (?=÷)", r" (?!%)")  # where a line may end, best first: clause, phrase, ratio, word
 
 
 class FittedLayout(ConstrainedLayoutEngine):
-    """Matplotlib's constrained layout; titles and labels that are longer than their axes are wrapped."""
+    """Matplotlib's constrained layout; texts longer than their axes are wrapped, and labels of crowded ticks left out."""
 
     def execute(self, fig: Figure) -> None:
-        """Lay out the figure, and once more if texts were wrapped, since they then need other room."""
+        """Lay out the figure, and again while texts are wrapped, since they then need other room."""
         super().execute(fig)
-        if any([_wrap_along(ax) for ax in fig.axes]):  # a list: every axes is looked at
+        for _ in range(TRIES):
+            if not any([_wrap_along(ax) for ax in fig.axes]):  # a list: every axes is looked at
+                break
             super().execute(fig)
+        for ax in fig.axes:
+            _thin(ax.xaxis)
+            _thin(ax.yaxis)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -60,7 +70,9 @@ def settle(fig: Figure) -> None:
     engine = fig.get_layout_engine()
     if engine is not None:
         engine.execute(fig)
-        fig.set_layout_engine("none")
+        # None, not "none", whose engine does nothing but makes matplotlib draw every file twice
+        with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            fig.set_layout_engine(None)
 
 
 def banner(fig: Figure, text: str, color: str) -> None:
@@ -121,6 +133,23 @@ def _wrap_along(ax: Axes) -> bool:
     titles = [child for child in ax.get_children() if isinstance(child, Text) and child not in ax.texts]
     along = [(text, ax.bbox.width) for text in (*titles, ax.xaxis.label)] + [(ax.yaxis.label, ax.bbox.height)]
     return any([wrap(text, limit) for text, limit in along if text.get_text()])
+
+
+def _thin(axis: Axis) -> None:
+    """Hide the labels of ticks at given values that would touch the label before; the ticks stay, as do their grid lines."""
+    if not isinstance(axis.get_major_locator(), FixedLocator):
+        return
+    low, high = sorted(axis.get_view_interval())
+    labels = [label for label in axis.get_majorticklabels() if label.get_visible() and label.get_text()]
+    shown = None
+    for label in labels:
+        x, y = label.get_position()
+        if low <= (x if axis.axis_name == "x" else y) <= high:
+            box = label.get_window_extent().padded(TICK_GAP * label.get_figure().dpi / 72 / 2)
+            if shown is not None and box.overlaps(shown):
+                label.set_visible(False)
+            else:
+                shown = box
 
 
 def _rows(line: str, length: Callable[[str], float], limit: float) -> list[str]:

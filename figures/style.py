@@ -31,7 +31,6 @@ WIDTH = 7.2  # inches: a text column of two
 INK, GREY, PALE, ALARM = "#222222", "#767676", "#dddddd", "#c00000"
 
 SETTINGS = {
-    "figure.constrained_layout.use": True,
     "figure.dpi": 200,
     "savefig.dpi": 200,
     "font.size": 8.5,
@@ -218,7 +217,7 @@ def band(ax: Axes, rows: pd.DataFrame, x: str, label: str, shade: float = 0.16, 
 
 
 def marks(curve: pd.DataFrame) -> int | float:
-    """Return which points of a curve to mark: all, or, where many marks would hide the lines, one at every 12 % of the picture."""
+    """Return which points of a curve to mark: all, or, where these would hide the line, one at every 12 % of the picture."""
     return 1 if len(curve) <= 12 else 0.12
 
 

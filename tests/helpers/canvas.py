@@ -3,7 +3,6 @@
 import itertools
 from unittest import mock
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -16,8 +15,7 @@ def drawn_texts(figure: Figure) -> list[tuple[str, Bbox]]:
 
     Texts are recorded while they are drawn: an axis also keeps labels of ticks that it does not show.
     """
-    canvas, seen = FigureCanvasAgg(figure), []
-    draw = Text.draw
+    seen, draw = [], Text.draw
 
     def record(text: Text, renderer) -> None:
         if text.get_visible() and text.get_text().strip():
@@ -25,7 +23,7 @@ def drawn_texts(figure: Figure) -> list[tuple[str, Bbox]]:
         draw(text, renderer)
 
     with mock.patch.object(Text, "draw", record):
-        canvas.draw()
+        figure.draw_without_rendering()
     return seen
 
 
