@@ -47,7 +47,7 @@ class Job:
     @property
     def endings(self) -> tuple[str, ...]:
         """What the names of its files end in."""
-        return ("csv", "md", "tex") if self.is_table else ("png", "pdf", "csv")
+        return ("csv", "md", "tex", "html") if self.is_table else ("png", "pdf", "csv")
 
     @property
     def all_experiments(self) -> list:
