@@ -8,14 +8,45 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from analysis import options
+from fdfa_core.estimators.registry import label
+
+MEANINGS: options.Meanings = {}  # what the labels with options stand for
+
+
+def named(method: str, **given) -> str:
+    """Return the label of an estimator, and note what it stands for."""
+    text = label(method, given)
+    MEANINGS[text] = (method, given)
+    return text
+
+
 METHODS = [
-    "bp", "fg-w", "fg-a", "lg-fg-w", "lg-fg-a", "fa", "dfa", "dkp", "drtp", "pepita", "fdfa(feedback_lr=0.001)",
-    "fdfa(feedback_lr=0.0001, feedback_rule=adam)", "grape", "frozen",
-]  # fmt: skip
+    "bp",
+    "fg-w",
+    "fg-a",
+    "lg-fg-w",
+    "lg-fg-a",
+    "fa",
+    "dfa",
+    "dkp",
+    "drtp",
+    "pepita",
+    named("fdfa", feedback_lr=0.001),
+    named("fdfa", feedback_lr=0.0001, feedback_rule="adam"),
+    "grape",
+    "frozen",
+]
 NOISY = [
-    "bp", "fg-w", "fg-w(per_sample=True)", "fg-a(site=pre)", "fg-a(site=post)", "fdfa(feedback_lr=1.0, warmup=True)",
-    "fdfa(feedback_lr=0.1, joint=False, warmup=True)", "fdfa(feedback_lr=0.01, joint=False, warmup=True)",
-]  # fmt: skip
+    "bp",
+    "fg-w",
+    named("fg-w", per_sample=True),
+    named("fg-a", site="pre"),
+    named("fg-a", site="post"),
+    named("fdfa", feedback_lr=1.0, warmup=True),
+    named("fdfa", feedback_lr=0.1, joint=False, warmup=True),
+    named("fdfa", feedback_lr=0.01, joint=False, warmup=True),
+]
 SETTINGS = [
     (data, network, epochs)
     for data in ("cifar-10", "fashion-mnist", "tiny-imagenet-200")
@@ -82,10 +113,17 @@ def timed(column: str) -> pd.DataFrame:
 
 def aligned() -> pd.DataFrame:
     """Return what `cost_vs_alignment` shows: a point for every estimator and many variants."""
-    variants = ["fg-w(tangents=8)", "fg-a(combine=projection, tangents=8)", "fg-a(perturbation=rademacher)"]
+    variants = [
+        named("fg-w", tangents=8),
+        named("fg-a", combine="projection", tangents=8),
+        named("fg-a", perturbation="rademacher"),
+    ]
     frame = measured(pd.DataFrame({"estimator": METHODS + variants}), 1e-3, 0.9)
     time = np.geomspace(0.5, 100, len(frame))
-    error = {"relative_error": np.geomspace(1e5, 1e-3, len(frame)), "method": frame["estimator"].str.partition("(")[0]}
+    error = {
+        "relative_error": np.geomspace(1e5, 1e-3, len(frame)),
+        "method": frame["estimator"].map(lambda text: MEANINGS.get(text, (text,))[0]),
+    }
     times = {"milliseconds": time, "milliseconds_low": time / 1.2, "milliseconds_high": time * 1.2}
     return frame.assign(**error, **times, draws=32, steps=100, machine=MACHINE)
 
@@ -95,7 +133,7 @@ def compared() -> pd.DataFrame:
     frame = measured(pd.DataFrame({"estimator": NOISY * 5}), fewer="estimator")
     found = frame.assign(theory=frame["estimate"], measured=frame["estimate"], held=11620, of=11660)
     found[["estimate", "low", "high"]] = [1.0, 0.6, 1.6]
-    return found.assign(method=found["estimator"].str.partition("(")[0])
+    return found.assign(method=found["estimator"].map(lambda text: MEANINGS.get(text, (text,))[0]))
 
 
 def frames() -> dict[str, pd.DataFrame]:
@@ -112,14 +150,14 @@ def frames() -> dict[str, pd.DataFrame]:
     alphas = measured(crossed(block=[0, 1, 2], quantity=[*errors, "law"], alpha=rates))
     cosine = crossed(method=["fg-w", "fg-a"], tangents=[1, 16], combine=["mean", "projection"], dimension=[16, 1000, 1_000_000])
     cross = measured(crossed(depth=[2, 4, 12], block=range(12), joint=[True, False])).query("block < depth")
-    joint = cross["joint"].map({True: "fdfa(feedback_lr=1.0)", False: "fdfa(feedback_lr=1.0, joint=False)"})
-    feedback = [f"fdfa(feedback_lr={rate})" for rate in rates] + ["fdfa(feedback_lr=0.001, warmup=True)"]
+    joint = cross["joint"].map({True: named("fdfa", feedback_lr=1.0), False: named("fdfa", feedback_lr=1.0, joint=False)})
+    feedback = [named("fdfa", feedback_lr=rate) for rate in rates] + [named("fdfa", feedback_lr=0.001, warmup=True)]
     error = measured(crossed(block=[0, 1], estimator=feedback, step=steps), fewer="estimator")
     depth = crossed(quantity=["first", "mean", "accuracy"], trained_with=METHODS, depth=[2, 3, 5, 8])
     depth = measured(depth, 0.01, 0.9, "trained_with")
     utility = measured(pd.DataFrame([(*key, label) for key in SETTINGS for label in METHODS]), 1e-3, 0.2)
     utility.columns = ["dataset", "architecture", "epochs", "trained_with", *utility.columns[4:]]
-    return {
+    crowded = {
         "alignment_angles": pd.concat([angles.assign(quantity="angle"), angles[:3].assign(quantity="vanished")]),
         "alignment_vs_depth": depth,
         "bias_decomposition": measured(pd.concat(drift), 1e-6, 10).assign(detected=lambda f: f["alpha"] < 0.5),
@@ -152,3 +190,4 @@ def frames() -> dict[str, pd.DataFrame]:
         "variance_vs_depth": sloped("depth", [1, 2, 3, 4, 5]).assign(place=lambda f: f["block"].map({0: "first", 1: "last"})),
         "variance_vs_width": sloped("width", [16, 50, 100, 200, 400, 800, 1600, 3200]),
     }
+    return {name: options.described(frame, MEANINGS) for name, frame in crowded.items()}
