@@ -1,24 +1,45 @@
-"""The architectures by name, as experiments ask for them."""
+"""The architectures by name, as experiments ask for them.
+
+Builders are named here and imported when they are used, since they load torch, which a list of names does not need.
+"""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
+from typing import TYPE_CHECKING
 
 from fdfa_core.errors import InvalidInput, UnknownName
-from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.convolutional import build_alexnet, convolutional
-from fdfa_core.networks.dense import build_fully_connected
-from fdfa_core.networks.residual import residual
-from fdfa_core.networks.transformer import transformer
 
-ARCHITECTURES: dict[str, Callable[..., BlockNetwork]] = {
-    "fully_connected": build_fully_connected,
-    "convolutional": convolutional,
-    "alexnet": build_alexnet,
-    "residual": residual,
-    "transformer": transformer,
+if TYPE_CHECKING:
+    from fdfa_core.networks.blocks import BlockNetwork
+
+# A builder, or where it is: "module:function".
+ARCHITECTURES: dict[str, str | Callable[..., BlockNetwork]] = {
+    "fully_connected": "fdfa_core.networks.dense:build_fully_connected",
+    "convolutional": "fdfa_core.networks.convolutional:convolutional",
+    "alexnet": "fdfa_core.networks.convolutional:build_alexnet",
+    "residual": "fdfa_core.networks.residual:residual",
+    "transformer": "fdfa_core.networks.transformer:transformer",
 }
+
+
+def available_architectures() -> list[str]:
+    """Return the names that `build` knows."""
+    return list(ARCHITECTURES)
+
+
+def builder(architecture: str) -> Callable[..., BlockNetwork]:
+    """Return the function that builds an architecture.
+
+    Raises:
+        UnknownName: unknown architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise UnknownName("architecture", architecture, ARCHITECTURES)
+    registered = ARCHITECTURES[architecture]
+    return pkgutil.resolve_name(registered) if isinstance(registered, str) else registered
 
 
 def architecture_options(architecture: str) -> dict[str, object]:
@@ -27,9 +48,7 @@ def architecture_options(architecture: str) -> dict[str, object]:
     Raises:
         UnknownName: unknown architecture.
     """
-    if architecture not in ARCHITECTURES:
-        raise UnknownName("architecture", architecture, ARCHITECTURES)
-    parameters = signature(ARCHITECTURES[architecture]).parameters.values()
+    parameters = signature(builder(architecture)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.name != "seed"}
 
 
@@ -47,4 +66,4 @@ def build(architecture: str, input_shape: Sequence[int], outputs: int, *, seed: 
     for option, default in known.items():
         if default is Parameter.empty and option not in options:
             raise InvalidInput(f"{option} of {architecture}", "nothing", f"a value for {option}; it has no default")
-    return ARCHITECTURES[architecture](tuple(input_shape), outputs, seed=seed, **options)
+    return builder(architecture)(tuple(input_shape), outputs, seed=seed, **options)

@@ -15,7 +15,7 @@ from fdfa_core.estimators import available_estimators, estimator_options
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located, require_known
 from fdfa_core.losses import LOSSES
-from fdfa_core.networks.registry import ARCHITECTURES, architecture_options
+from fdfa_core.networks.registry import architecture_options, available_architectures
 from fdfa_core.training.instruments import SELF
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
 from fdfa_core.training.session import Session
@@ -51,7 +51,7 @@ def check(
     """
     require_known(locate("data.name"), config.data.name, available_datasets())
     require_known(locate("training.loss"), config.training.loss, LOSSES)
-    require_known(locate("network.architecture"), config.network.architecture, ARCHITECTURES)
+    require_known(locate("network.architecture"), config.network.architecture, available_architectures())
     known = architecture_options(config.network.architecture)
     _check_names(config.network.options, known, locate, "network")
     _check_types(config.network.options, known, locate, "network")

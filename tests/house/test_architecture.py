@@ -44,11 +44,15 @@ ALLOWED = {
 # Modules that load no torch, so that help, lists and the start of a finished sweep come at once.
 TORCH_FREE = (
     "fdfa_core",
+    "fdfa_core.data",
+    "fdfa_core.data.registry",
     "fdfa_core.estimators",
+    "fdfa_core.estimators.index",
     "fdfa_core.estimators.registry",
     "fdfa_core.experiments.loading",
     "fdfa_core.experiments.schedules",
     "fdfa_core.files",
+    "fdfa_core.networks.registry",
     "fdfa_core.paths",
     "fdfa_core.runs.directory",
     "fdfa_core.runs.record",
