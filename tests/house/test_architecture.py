@@ -15,7 +15,7 @@ from places import ROOT
 # From the ground up: a module may import from its own room, and from rooms on lower floors.
 FLOORS = (
     ("fdfa_core.errors",),
-    ("fdfa_core.files", "fdfa_core.paths", "fdfa_core.seeds", "fdfa_core.random_state"),
+    ("fdfa_core.files", "fdfa_core.paths", "fdfa_core.seeds", "fdfa_core.random_state", "fdfa_core.workers"),
     ("fdfa_core.perturbations", "fdfa_core.losses", "fdfa_core.experiments", "fdfa_core.networks", "fdfa_core.data"),
     ("fdfa_core.runs", "fdfa_core.linearisation"),
     ("fdfa_core.gradients",),
@@ -58,6 +58,7 @@ TORCH_FREE = (
     "fdfa_core.runs.record",
     "fdfa_core.runs.rows",
     "fdfa_core.sweeps.sweep",
+    "fdfa_core.workers",
     "analysis.logs",
     "analysis.select",
     "analysis.inventory",
