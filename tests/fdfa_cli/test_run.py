@@ -1,0 +1,86 @@
+import pytest
+
+from fdfa_core.errors import FdfaError
+from fdfa_core.experiments.loading import load_experiment
+from fdfa_core.runs.directory import is_complete
+from tiny import TOML, tables
+
+
+def only_the_file(tmp_path):
+    return [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
+
+
+def refuse(*_, **__):
+    raise FdfaError("out of luck")
+
+
+def test_train_carries_out_every_run_of_a_file(fdfa, file, tmp_path):
+    result = fdfa("train", file)
+    assert result.output.count("finished after 6 steps, test accuracy 0.") == 2
+    assert all(is_complete(tmp_path / "runs", run.id) for run in load_experiment(file).runs())
+
+
+def test_train_can_be_told_one_run(fdfa, file, tmp_path):
+    first, second = (run.id for run in load_experiment(file).runs())
+    fdfa("train", file, "--run", second[:6])
+    assert is_complete(tmp_path / "runs", second) and not is_complete(tmp_path / "runs", first)
+
+
+def test_output_that_is_no_terminal_holds_no_progress_bar(fdfa, file):
+    result = fdfa("train", file)
+    assert "\r" not in result.output + result.stderr and "%|" not in result.output + result.stderr
+
+
+def test_sweep_carries_out_what_train_does(fdfa, file, trained, tmp_path):
+    assert fdfa("sweep", file, "--runs", "swept", "--jobs", 1).exit_code == 0
+    for run in load_experiment(file).runs():
+        assert tables(tmp_path / "swept" / run.id).keys() == tables(trained / run.id).keys()
+
+
+def test_a_second_sweep_skips_all(fdfa, file, trained):
+    assert "2 runs were there already; 0 finished" in fdfa("sweep", file, "--jobs", 1).output
+
+
+def test_a_sweep_with_a_failed_run_exits_with_one(fdfa, file, monkeypatch):
+    monkeypatch.setattr("fdfa_core.training.run.train", refuse)
+    result = fdfa("sweep", file, "--jobs", 1)
+    assert result.exit_code == 1 and "2 failed" in result.output and "failed: out of luck" in result.stderr
+
+
+def test_data_says_what_a_data_set_holds(fdfa):
+    assert "digits: 1437 training and 360 test images, 1 x 8 x 8, 10 classes, SHA-256" in fdfa("data", "digits").output
+
+
+def test_data_lists_what_is_known(fdfa):
+    assert {"digits", "mnist", "cifar-10"} <= set(fdfa("data", "--list").output.split())
+
+
+def test_list_names_estimators_architectures_and_experiments(fdfa):
+    result = fdfa("list").output
+    assert all(name in result for name in ("fdfa", "feedback_lr=", "fully_connected", "mnist", "profile quick", "convergence"))
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_an_impossible_experiment_is_refused_before_anything_is_written(fdfa, file, tmp_path, command):
+    file.write_text(TOML.replace('name = "bp"', 'name = "pb"'))
+    result = fdfa(command, file)
+    assert result.exit_code == 2 and "cases[0].estimator.name: got 'pb'" in result.stderr
+    assert only_the_file(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_directory_of_something_else_is_refused(fdfa, file, tmp_path, command):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "thesis.tex").write_text("precious")
+    result = fdfa(command, file)
+    assert result.exit_code == 2 and "holds files that no run wrote" in result.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["thesis.tex"]
+
+
+def test_an_unknown_option_is_refused(fdfa):
+    assert fdfa("sweep", "--jbos", "2").exit_code == 2
+
+
+@pytest.mark.parametrize("jobs", ["0", "two"])
+def test_an_impossible_number_of_jobs_is_refused(fdfa, jobs):
+    assert fdfa("sweep", "--jobs", jobs).exit_code == 2
