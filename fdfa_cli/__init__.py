@@ -14,7 +14,12 @@ For completion with the tab key add to ~/.bashrc (zsh and fish likewise):
 """
 
 
-@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    subcommand_metavar="COMMAND [ARGUMENTS]",
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 @click.version_option(package_name="fdfa")
 def main(debug: bool) -> None:

@@ -3,6 +3,7 @@ import pytest
 from fdfa_core.errors import FdfaError
 from fdfa_core.experiments.loading import load_experiment
 from fdfa_core.runs.directory import is_complete
+from fdfa_core.training.run import train as train_in_earnest
 from tiny import TOML, tables
 
 
@@ -84,3 +85,58 @@ def test_an_unknown_option_is_refused(fdfa):
 @pytest.mark.parametrize("jobs", ["0", "two"])
 def test_an_impossible_number_of_jobs_is_refused(fdfa, jobs):
     assert fdfa("sweep", "--jobs", jobs).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+@pytest.mark.parametrize("place", ["results", "results/quick", "results/other/../quick"])
+def test_nothing_is_trained_among_recorded_results(fdfa, file, tmp_path, monkeypatch, command, place):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the record is that of the code, wherever the command is called
+    result = fdfa(command, file, "--runs", tmp_path / place)
+    assert result.exit_code == 2 and "--runs: got" in result.stderr and "only `fdfa record` writes" in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_of_the_working_directory_that_are_no_record_may_be_trained(fdfa, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("fdfa_core.paths.RESULTS", tmp_path / "elsewhere" / "results")
+    assert fdfa("train", file, "--runs", "results").exit_code == 0
+
+
+def test_training_goes_on_after_a_failed_run_and_exits_with_one(fdfa, file, monkeypatch):
+    first, second = (run.id for run in load_experiment(file).runs())
+    monkeypatch.setattr("fdfa_core.training.run.train", fail_once(first))
+    result = fdfa("train", file)
+    assert result.exit_code == 1 and f"run {first} failed: out of luck" in result.stderr
+    assert result.output.count("finished after 6 steps") == 1 and f"-> runs/{second}" in result.output
+
+
+def fail_once(run):
+    def train(config, *arguments, **options):
+        return refuse() if config.id == run else train_in_earnest(config, *arguments, **options)
+
+    return train
+
+
+def test_training_shows_runs_that_were_complete_before(fdfa, file, trained):
+    result = fdfa("train", file)
+    assert result.exit_code == 0 and result.output.count("finished after 6 steps, test accuracy 0.") == 2
+
+
+def test_training_refuses_a_complete_run_of_another_configuration(fdfa, file, trained):
+    first, second = (trained / run.id / "config.json" for run in load_experiment(file).runs())
+    first.write_bytes(second.read_bytes())
+    result = fdfa("train", file)
+    assert result.exit_code == 2 and "holds another run's configuration" in result.stderr
+
+
+def test_training_on_a_terminal_shows_the_steps_of_each_run(fdfa, file, monkeypatch):
+    monkeypatch.setattr("fdfa_cli.run.on_terminal", lambda: True)
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    said = fdfa("train", file).stderr
+    assert all(f"run {i} of 2: bp, seed {i - 1}" in said for i in (1, 2)) and "6/6" in said
+
+
+def test_training_and_sweeping_give_the_same_bits(fdfa, file, trained, tmp_path):
+    fdfa("sweep", file, "--runs", "swept", "--jobs", 1)
+    for run in load_experiment(file).runs():
+        assert tables(tmp_path / "swept" / run.id) == tables(trained / run.id)

@@ -1,9 +1,16 @@
+import os
+import signal
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 import fdfa_cli
+from fdfa_cli import shared
 from fdfa_core.errors import FdfaError
+from places import ROOT
 
 
 def test_help_lists_the_commands(fdfa):
@@ -44,3 +51,69 @@ def test_an_error_is_one_line_and_exit_code_two(fdfa, file, arguments, said):
 
 def test_debug_shows_where_an_error_comes_from(fdfa):
     assert isinstance(fdfa("--debug", "sweep", "--profile", "quik").exception, FdfaError)
+
+
+def test_help_and_lists_load_no_torch():
+    """Torch takes seconds, and neither needs it."""
+    for arguments in (["--help"], ["list"], ["data", "--list"], ["sweep", "--help"]):
+        code = f"import sys, fdfa_cli; fdfa_cli.main({arguments}, standalone_mode=False); sys.exit('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{arguments}: {done.stderr or 'torch was loaded'}"
+
+
+def test_help_shows_whole_sentences_in_eighty_columns(fdfa):
+    lines = fdfa("--help").output.splitlines()
+    assert all(len(line) <= 80 for line in lines) and not [line for line in lines if line.endswith(("...", "…"))]
+    start = lines.index("Commands:") + 1
+    listed = dict(line.split(maxsplit=1) for line in lines[start : lines.index("", start)])
+    assert listed.keys() == fdfa_cli.main.commands.keys()
+    assert not [text for text in listed.values() if not (text[0].isupper() and text.endswith("."))]
+
+
+def test_help_says_how_to_complete_commands_in_one_line_that_works(fdfa):
+    assert '  eval "$(_FDFA_COMPLETE=bash_source fdfa)"' in [line[2:] for line in fdfa("--help").output.splitlines()]
+    code = "import fdfa_cli; fdfa_cli.main(prog_name='fdfa')"
+    environment = os.environ | {"_FDFA_COMPLETE": "zsh_source"}  # click asks bash for its version first
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "compdef" in done.stdout and "_FDFA_COMPLETE" in done.stdout
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """Let `fdfa data` warn, in two lines."""
+    monkeypatch.setattr("fdfa_core.data.load", lambda *_: warnings.warn("odd\n  file", stacklevel=1))
+
+
+def test_a_warning_is_one_line(fdfa, warned):
+    assert "Warning: odd file\n" in fdfa("data", "digits").stderr
+
+
+def test_with_debug_a_warning_says_where_it_comes_from(fdfa, warned):
+    with pytest.warns(UserWarning, match="odd"):
+        fdfa("--debug", "data", "digits")
+
+
+def test_warnings_are_shown_as_before_after_a_command(fdfa):
+    before = warnings.showwarning
+    fdfa("data", "--list")
+    assert warnings.showwarning is before
+
+
+def test_sigterm_has_its_own_effect_again_after_a_command(fdfa):
+    before = signal.getsignal(signal.SIGTERM)
+    fdfa("data", "--list")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (shared.Terminated, 143)])
+def test_a_command_without_runs_says_that_it_starts_anew(fdfa, monkeypatch, error, code):
+    monkeypatch.setattr("fdfa_core.data.available_datasets", interrupt(error))
+    result = fdfa("data", "--list")
+    assert result.exit_code == code and result.stderr == "Interrupted. The same command starts anew.\n"
+
+
+def interrupt(error):
+    def function(*_, **__):
+        raise error
+
+    return function
