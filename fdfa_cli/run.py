@@ -85,8 +85,8 @@ class Steps:
         """Move the bar to a step of a run."""
         if run.id != self.shown:
             self.shown = run.id
-            self.bar.reset(total)
             self.bar.set_description(self.names[run.id], refresh=False)
+            self.bar.reset(total)  # which shows it
         self.bar.update(done - self.bar.n)
 
     def report(self, outcome: Outcome) -> None:
