@@ -1,9 +1,9 @@
 from .base import Estimator
+from .labels import label
 from .registry import (
     available_estimators,
     estimator_class,
     estimator_options,
-    label,
     make_estimator,
     register,
 )

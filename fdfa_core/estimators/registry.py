@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.estimators.labels import label as label
 
 if TYPE_CHECKING:
     from fdfa_core.estimators.base import Estimator
@@ -70,13 +71,6 @@ def estimator_options(name: str) -> dict[str, object]:
                 if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("loss", "seed", "replicas"):
                     found[parameter.name] = parameter.default
     return found
-
-
-def label(name: str, options: dict[str, object] | None = None) -> str:
-    """Return a short unique label of an estimator with the options that were given, e.g. ``fdfa(feedback_lr=0.1)``."""
-    if not options:
-        return name
-    return f"{name}({', '.join(f'{key}={value}' for key, value in sorted(options.items()))})"
 
 
 def make_estimator(

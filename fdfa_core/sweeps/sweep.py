@@ -1,18 +1,21 @@
 """Many runs at once: processes on this machine by default, a Dask cluster by one option.
 
 A run is named by the hash of its configuration, so a sweep is a set of names: what exists is skipped, what was interrupted
-is taken up again, and what another sweep holds is left to it and waited for at the end. Nothing heavy (torch, tables) is
-imported before there is something to do.
+is taken up again, and what another sweep holds is left to it and waited for at the end. A damaged run is set aside under
+another name, never deleted, and made again. Nothing heavy (torch, tables) is imported before there is something to do.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.runs.directory import is_complete, open_root
+from fdfa_core.runs.directory import claim, open_root, set_aside
+from fdfa_core.runs.validation import damage
 from fdfa_core.sweeps.dask import cluster_engine
 from fdfa_core.sweeps.display import Display
 from fdfa_core.sweeps.local import process_engine
@@ -54,8 +57,12 @@ def sweep(
         raise InvalidInput("processes", processes, "None with a cluster, which has its own number of workers")
     root = open_root(root).resolve()
     runs = {config.id: config for config in configs}
-    pending = {run: config for run, config in runs.items() if not is_complete(root, run)}
-    summary = Summary(skipped=[run for run in runs if run not in pending])
+    pending, summary = {}, Summary()
+    for run, config in runs.items():
+        if not os.path.lexists(root / run) or _damaged(root, run, summary, quiet):
+            pending[run] = config
+        else:
+            summary.skipped.append(run)
     if not pending:
         return summary
 
@@ -75,3 +82,16 @@ def sweep(
             summary.add(outcome)
             display.add(outcome)
     return summary
+
+
+def _damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
+    """Return whether a run has to be made again: what is wrong with it is said, and it is set aside."""
+    if not damage(root / run):
+        return False
+    with claim(root, run, wait=False) as ours:  # another sweep may have set it aside by now, and be making it again
+        if ours and os.path.lexists(root / run) and (fault := damage(root / run)):
+            place = set_aside(root, run)
+            summary.set_aside[run] = fault
+            if not quiet:
+                print(f"run {run} is damaged: {fault}; set aside as {place.name}, it is made again", file=sys.stderr)
+    return True
