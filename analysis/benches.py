@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from fdfa_core.errors import RunError
+from fdfa_core.paths import BENCHES
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+RESULTS = BENCHES
 
 
 def path(name: str) -> Path:

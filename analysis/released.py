@@ -12,8 +12,9 @@ import pandas as pd
 
 from analysis import statistics
 from fdfa_core.errors import RunError
+from fdfa_core.paths import RESULTS
 
-RECORD = Path(__file__).resolve().parents[1] / "results" / "released_code.csv"
+RECORD = RESULTS / "released_code.csv"
 LABELS = {"BP": "bp", "DFA": "dfa", "FDFA": "fdfa(feedback_lr=0.0001, feedback_rule=adam)"}
 QUANTITIES = ("test_accuracy", "test_loss")
 COLUMNS = ("mode", "seed", "epoch", *QUANTITIES)
