@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+import synthetic_logs
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_provenance, read_summary
 from fdfa_core.sweeps import sweep as sweeping
@@ -105,8 +106,7 @@ def test_a_thousand_finished_runs_are_skipped_without_starting_or_reading_anythi
     root = open_root(tmp_path / "runs")
     runs = [tiny(seed=seed) for seed in range(1000)]
     for run in runs:
-        (root / run.id).mkdir()
-        (root / run.id / "summary.json").touch()
+        synthetic_logs.write_run(root, run)
     monkeypatch.setattr(sweeping, "process_engine", lambda *_: pytest.fail("started processes"))
     monkeypatch.setattr("fdfa_core.sweeps.local.read_summary", lambda *_: pytest.fail("read a log"))
     assert len(sweep(runs, root).skipped) == 1000
