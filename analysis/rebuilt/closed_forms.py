@@ -44,6 +44,7 @@ def of(logs: logs.Logs) -> pd.DataFrame:
         RunError: the network rebuilt from a run's configuration is not the one that the run logged.
     """
     frames = []
+    _warn_of_other_code(logs.theory)
     for runs, probes, requests in _questions(logs):
         forms = _recorded(logs.theory, _question(runs[0].config, requests))
         forms = kept(rows, runs[0].config, requests) if forms is None else forms
@@ -193,18 +194,20 @@ def made_by() -> str:
 
 
 def _recorded(theory: pd.DataFrame, question: str) -> pd.DataFrame | None:
-    """Return the recorded answer to a question, or None; warns once for each experiment whose answers other code made."""
+    """Return the recorded answer to a question, or None."""
     mine = theory[theory["question"] == question] if len(theory) else theory
-    if mine.empty:
-        return None
-    if (mine["code"] != made_by()).any():
-        first = mine.iloc[0]
+    return mine[COLUMNS].reset_index(drop=True) if len(mine) else None
+
+
+def _warn_of_other_code(theory: pd.DataFrame) -> None:
+    """Warn once for each experiment whose recorded closed forms were made by other code than this."""
+    stale = theory[theory["code"] != made_by()].drop_duplicates("experiment") if len(theory) else theory
+    for row in stale.itertuples():
         warnings.warn(
-            f"the recorded closed forms of experiment {first['experiment']!r} were made by other code than this; renew them "
-            f"with: {first['renewal']}",
-            stacklevel=2,
+            f"the recorded closed forms of experiment {row.experiment!r} were made by other code than this; renew them with: "
+            f"{row.renewal}",
+            stacklevel=3,
         )
-    return mine[COLUMNS].reset_index(drop=True)
 
 
 def _question(config: str, requests: Sequence) -> str:

@@ -59,7 +59,7 @@ def sweep(
     runs = {config.id: config for config in configs}
     pending, summary = {}, Summary()
     for run, config in runs.items():
-        if not os.path.lexists(root / run) or _damaged(root, run, summary, quiet):
+        if not os.path.lexists(root / run) or damaged(root, run, summary, quiet):
             pending[run] = config
         else:
             summary.skipped.append(run)
@@ -84,7 +84,7 @@ def sweep(
     return summary
 
 
-def _damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
+def damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
     """Return whether a run has to be made again: what is wrong with it is said, and it is set aside."""
     if not damage(root / run):
         return False

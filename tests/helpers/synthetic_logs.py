@@ -214,7 +214,7 @@ def final(metrics):
 def rewrite(run, table, change):
     """Replace a table of a run by ``change(table)``, the summary with it, so that the run stays sound."""
     frame = change(pd.read_parquet(run / f"{table}.parquet"))
-    frame.to_parquet(run / f"{table}.parquet")
+    frame.to_parquet(run / f"{table}.parquet", index=False)
     if table == "metrics":
         outcome = json.loads((run / "summary.json").read_text())
         (run / "summary.json").write_text(json.dumps(outcome | {"final": final(frame)}))
