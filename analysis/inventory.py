@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fdfa_core.estimators.registry import label
+from fdfa_core.estimators.labels import label
 from fdfa_core.experiments.loading import Experiment
-from fdfa_core.runs import directory as runs
+from fdfa_core.runs.store import Store, open_store
 
 
-def inventory(root: str | Path, experiments: Iterable[Experiment]) -> pd.DataFrame:
+def inventory(root: str | Path | Store, experiments: Iterable[Experiment]) -> pd.DataFrame:
     """Return one row for each planned run, whether it is there or not.
 
     Returns:
@@ -25,13 +26,14 @@ def inventory(root: str | Path, experiments: Iterable[Experiment]) -> pd.DataFra
     Raises:
         RunError: a run's files cannot be read.
     """
-    rows = []
+    store, rows = open_store(root), []
     for experiment in experiments:
+        seconds = _seconds(store, [config.id for config in experiment.runs() if store.holds(config.id)])
         for config in experiment.runs():
             row = {"experiment": experiment.name, "run": config.id, "seed": config.seed}
             row["trained_with"] = label(config.estimator.name, config.estimator.options)
-            row["there"] = runs.is_complete(root, config.id)
-            rows.append(row | (_outcome(Path(root) / config.id) if row["there"] else {}))
+            row["there"] = store.holds(config.id)
+            rows.append(row | (_outcome(store, config.id, seconds) if row["there"] else {}))
     return pd.DataFrame(rows)
 
 
@@ -56,14 +58,21 @@ def cost(found: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _outcome(directory: Path) -> dict[str, object]:
-    summary, origin = runs.read_summary(directory), runs.read_provenance(directory)
-    seconds = runs.read_table(directory, "timing").iloc[-1].filter(like="_seconds").sum()
+def _seconds(store: Store, runs: list[str]) -> dict[str, float]:
+    """Return what each run took in all: training, instruments and evaluation."""
+    if not runs:
+        return {}
+    last = store.table("timing", runs).groupby("run").last()
+    return last.filter(like="_seconds").sum(axis="columns").to_dict()
+
+
+def _outcome(store: Store, run: str, seconds: dict[str, float]) -> dict[str, Any]:
+    summary, origin = store.summary(run), store.provenance(run)
     code, hardware, data = origin["code"], origin["hardware"], origin["data"]
     return {
         "status": summary["status"],
         "steps": summary["steps"],
-        "seconds": float(seconds),
+        "seconds": seconds.get(run, 0.0),  # a run that diverged before its first evaluation has no row
         "commit": code["commit"],
         "dirty": code["dirty"],
         "resumed": len(origin.get("resumed", [])),

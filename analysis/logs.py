@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis import options
+from fdfa_core import paths
 from fdfa_core.errors import RunError
-from fdfa_core.estimators.registry import label
+from fdfa_core.estimators.labels import label
 from fdfa_core.experiments import loading, tables
-from fdfa_core.runs import directory as runs
-from fdfa_core.runs.schema import PROBE_COLUMNS
+from fdfa_core.runs import validation
+from fdfa_core.runs.directory import RunDirectory
+from fdfa_core.runs.store import Store, open_store
 
 EXPERIMENTS = loading.EXPERIMENTS
 RUN_COLUMNS = (
@@ -51,6 +53,8 @@ class Logs:
             `estimator` is the label in both cases.
         timing: `timing.parquet` of all runs.
         feedback: `feedback.parquet` of the runs that watched FDFA's feedback; empty, without columns, if none did.
+        theory: recorded closed forms (`analysis.rebuilt.closed_forms`) with the columns `experiment` and `renewal`, the command
+            that records them again; empty, without columns, if the runs are not from a record or nothing is recorded.
 
     All but `timing` have an estimator's options as columns ``option.<name>`` (`analysis.options.expand`): those of the probed
     estimator in `probes` and `feedback`, of the one that trained in `runs` and `metrics`.
@@ -61,6 +65,41 @@ class Logs:
     probes: pd.DataFrame
     timing: pd.DataFrame
     feedback: pd.DataFrame = field(default_factory=pd.DataFrame)
+    theory: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def results(
+    profile: str = "paper", experiment: str | None = None, root: str | Path | None = None
+) -> dict[str, Logs] | Logs:
+    """Return the recorded logs of a profile: those of every experiment that has recorded runs, or those of one experiment.
+
+    Args:
+        profile: whose record is read, such as "paper".
+        experiment: the name of one experiment; None for all.
+        root: directory of records, a folder for each profile; None for the one of this source tree.
+
+    Returns:
+        Experiment name → `Logs`, or the `Logs` of the one experiment. Runs that are not recorded are left out.
+
+    Raises:
+        UnknownName: there is no such profile or experiment.
+        RunError: nothing is recorded there, or a file of the record is damaged.
+    """
+    place = Path(paths.RESULTS if root is None else root) / profile
+    planned = loading.load_profile(profile)
+    if experiment is not None:
+        tables.require_known(f"experiment of profile {profile!r}", experiment, planned)
+        planned = {experiment: planned[experiment]}
+    store = open_store(place)
+    recorded = {name: e for name, e in planned.items() if any(store.holds(run.id) for run in e.runs())}
+    if not recorded:
+        raise RunError(
+            f"{place}: holds no recorded run of {experiment or f'profile {profile!r}'}. Records go with the source tree and "
+            "are not part of an installed package: use a checkout, name the directory that holds them (root=...), or make the "
+            f"runs and record them: fdfa sweep --profile {profile}; fdfa record --profile {profile}"
+        )
+    logs = {name: read(store, e, partial=True) for name, e in recorded.items()}
+    return logs if experiment is None else logs[experiment]
 
 
 def load(root: str | Path, experiment: str, *, profile: str = "quick", experiments: str | Path = EXPERIMENTS) -> Logs:
@@ -92,53 +131,66 @@ def find(name: str, profile: str, experiments: str | Path = EXPERIMENTS) -> load
     return loading.load_experiment(Path(experiments) / profile / f"{name}.toml")
 
 
-def read(root: str | Path, experiment: loading.Experiment, *, partial: bool = False) -> Logs:
+def read(root: str | Path | Store, experiment: loading.Experiment, *, partial: bool = False) -> Logs:
     """Read all runs of an experiment that is loaded already, or with `partial` those that are there (one at least).
 
+    Args:
+        root: directory of runs, record, or a store that is open already.
+        experiment: whose runs are read.
+        partial: leave out runs that are missing.
+
     Raises:
-        RunError: as `load`.
+        RunError: as `load`; or a run holds what no such run writes.
     """
-    root, configs = Path(root), experiment.runs()
-    missing = [c for c in configs if not runs.is_complete(root, c.id)]
+    store, configs = open_store(root), experiment.runs()
+    missing = [config for config in configs if not store.holds(config.id)]
     if missing and not (partial and len(missing) < len(configs)):
         raise RunError(
-            f"{root / missing[0].id}: is missing or unfinished ({len(missing)} of {len(configs)} runs of experiment "
+            f"{store.root / missing[0].id}: is missing or unfinished ({len(missing)} of {len(configs)} runs of experiment "
             f"{experiment.name!r}); make them with: fdfa sweep {experiment.path.as_posix()}"
         )
-    configs = [c for c in configs if c not in missing]
-    frames: dict[str, list[pd.DataFrame]] = {"runs": [], **{name: [] for name in TABLES}}
-    for run in configs:
-        directory = root / run.id
-        columns, outcome = _run_columns(run, experiment.name, runs.read_summary(directory))
-        frames["runs"].append(pd.DataFrame([columns | outcome]))
-        for name in _tables_of(run):
-            table = runs.read_table(directory, name, PROBE_COLUMNS if name == "probes" else ())
-            if name == "probes":
-                trained = table["estimator"] == "self"
-                table["source"] = np.where(trained, "self", "shadow")
-                table["estimator"] = table["estimator"].mask(trained, columns["trained_with"])
-            if table.empty:  # the run diverged before its first probe
-                continue
-            frames[name].append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
-    whole = {name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()}
-    whole |= {name: options.expand(whole[name]) for name in ("runs", "probes", "feedback")}
-    trained = whole["runs"][["run", *(c for c in whole["runs"] if c.startswith(options.PREFIX))]]
-    whole["metrics"] = whole["metrics"].merge(trained, on="run", how="left") if len(whole["metrics"]) else whole["metrics"]
-    return Logs(**whole)
+    contents = validation.checked(store, [config for config in configs if config not in missing])
+    rows = [_run_columns(config, experiment.name, contents.summaries[config.id]) for config in contents.configs]
+    runs = pd.DataFrame([columns | outcome for columns, outcome in rows])
+    about = runs[list(RUN_COLUMNS)].set_index("run", drop=False)
+    frames = {name: _with_runs(name, table, about) for name, table in contents.tables.items() if len(table)}
+    theory = store.theory([config.id for config in contents.configs])
+    if len(theory):
+        renewal = f"fdfa record {experiment.path.as_posix()} --out {store.root.as_posix()}"
+        theory = theory.assign(experiment=experiment.name, renewal=renewal)
+    frames = {name: pd.DataFrame() for name in TABLES} | frames
+    runs = options.expand(runs)
+    frames |= {name: options.expand(frames[name]) for name in ("probes", "feedback")}
+    trained = runs[["run", *(c for c in runs if c.startswith(options.PREFIX))]]
+    if len(frames["metrics"]):
+        frames["metrics"] = frames["metrics"].merge(trained, on="run", how="left")
+    return Logs(runs, **frames, theory=theory)
+
+
+def _with_runs(name: str, table: pd.DataFrame, about: pd.DataFrame) -> pd.DataFrame:
+    """Add to every row of a table the columns of its run that the table has not."""
+    own = about.loc[table["run"]]
+    if name == "probes":
+        trained = table["estimator"] == "self"
+        table["source"] = np.where(trained, "self", "shadow")
+        table["estimator"] = table["estimator"].mask(trained, own["trained_with"].array)
+    added = {column: own[column].array for column in RUN_COLUMNS if column == "run" or column not in table}
+    return table.drop(columns="run").assign(**added)
 
 
 def pooled(parts: Sequence[Logs]) -> Logs:
     """Return the logs of several experiments as one; the column `experiment` tells them apart."""
     if len(parts) == 1:
         return parts[0]
-    frames = {name: [vars(part)[name] for part in parts if len(vars(part)[name])] for name in vars(parts[0])}
+    frames = {f.name: [getattr(part, f.name) for part in parts if len(getattr(part, f.name))] for f in fields(Logs)}
     return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
 
 
-def coverage(root: str | Path, experiment: loading.Experiment) -> pd.DataFrame:
+def coverage(root: str | Path | Store, experiment: loading.Experiment) -> pd.DataFrame:
     """Return how many runs of each training estimator there are (`runs`) and how many there are to be (`planned`)."""
+    store = open_store(root)
     rows = [
-        (label(e.name, e.options), e.name, json.dumps(e.options, sort_keys=True), runs.is_complete(root, config.id))
+        (label(e.name, e.options), e.name, json.dumps(e.options, sort_keys=True), store.holds(config.id))
         for config in experiment.runs()
         for e in [config.estimator]
     ]
@@ -147,37 +199,23 @@ def coverage(root: str | Path, experiment: loading.Experiment) -> pd.DataFrame:
     return frame.groupby(names, sort=False)["runs"].agg(runs="sum", planned="size").reset_index()
 
 
-def files(root: str | Path, experiment: loading.Experiment) -> list[Path]:
-    """Return the files that `read` reads, whether they exist or not."""
-    return [
-        Path(root) / run.id / name
-        for run in experiment.runs()
-        for name in ("config.json", "summary.json", *(f"{table}.parquet" for table in _tables_of(run)))
-    ]
+def fingerprint(root: str | Path | Store, experiment: loading.Experiment) -> str:
+    """Return a hash that changes whenever anything that `read` returns changes."""
+    return open_store(root).fingerprint([config.id for config in experiment.runs()])
 
 
 def gradients(root: str | Path, run: str, step: int) -> dict[str, np.ndarray]:
     """Read the raw gradients of one probe: "bp/<parameter>", "reference/<parameter>", "<label>/<parameter>" (R, …).
 
+    Args:
+        root: directory of runs; a record holds no raw gradients.
+        run: id of the run.
+        step: of the probe.
+
     Raises:
         RunError: there are none for this run and step, or the file cannot be read.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = Path(root) / run / "gradients" / f"step={step}.safetensors"
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing; raw gradients are kept with raw_gradients = true in [probe]") from error
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: is truncated or not a safetensors file ({error})") from error
-
-
-def _tables_of(run: tables.RunConfig) -> list[str]:
-    """Which tables a run writes."""
-    asked = {"probes": run.probe is not None, "feedback": run.probe is not None and run.probe.feedback}
-    return [name for name in TABLES if asked.get(name, True)]
+    return RunDirectory(root).gradients(run, step)
 
 
 def _run_columns(run: tables.RunConfig, experiment: str, summary: dict) -> tuple[dict[str, object], dict[str, object]]:

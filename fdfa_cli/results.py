@@ -38,33 +38,51 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
             click.echo(f"  {out / experiment.name / name}.csv: {len(table)} rows")
 
 
-@click.command(short_help="Copy finished runs into the record of the code.")
+@click.command(short_help="Add finished runs to the record of the code.")
 @experiment_files
 @click.option("--out", type=click.Path(path_type=Path), help="Where the record is.  [default: results/PROFILE]")
+@click.option("--merge", type=click.Path(path_type=Path), metavar="DIR", help="Add runs made elsewhere: runs or a record.")
 @click.option("--allow-dirty", is_flag=True, help="Also take runs that were made with uncommitted code.")
 @options("profile", "runs")
-def record(files: tuple[Path, ...], out: Path | None, allow_dirty: bool, profile: str, root: Path) -> None:
-    """Copy the finished runs of a profile, or of the experiment FILEs, into the record that goes with the code.
+def record(
+    files: tuple[Path, ...], out: Path | None, merge: Path | None, allow_dirty: bool, profile: str, root: Path
+) -> None:
+    """Add the finished runs of a profile, or of the experiment FILEs, to the record that goes with the code.
 
-    Raw gradients stay out. What is recorded already stays as it is. Where all runs of an experiment are recorded, their closed
-    forms are recorded too, so that its figures need no data set.
+    Every run is checked first. Raw gradients stay out. What is recorded already stays as it is. Where all runs of an experiment
+    are recorded, their closed forms are recorded too, so that its figures need no data set.
     """
-    from analysis import logs
-    from analysis.rebuilt import closed_forms
-    from fdfa_core.runs import record as recording
+    from fdfa_core.runs import recording
 
-    out, refused = out or record_of(profile), 0
-    for experiment in load_experiments(files, profile):
-        outcome = recording.record(experiment.runs(), root, out, allow_dirty=allow_dirty)
+    out, experiments = out or record_of(profile), load_experiments(files, profile)
+    problems, refused = [], 0
+    for experiment in experiments:
+        add = recording.record if merge is None else recording.merge
+        outcome = add(experiment, root if merge is None else merge, out, allow_dirty=allow_dirty)
         refused += len(outcome.refused)
+        problems += [f"damaged, not recorded: {reason}" for reason in outcome.damaged.values()]
+        problems += [f"differs from the recorded run, which stays: {merge / run}" for run in outcome.different]
         click.echo(f"{experiment.name}: {outcome}")
-        if not outcome.missing and not outcome.refused:
-            count = closed_forms.record(logs.read(out, experiment), out)
-            click.echo(f"{experiment.name}: closed forms of {count} networks") if count else None
+        _record_theory(experiment, outcome, out)
+    if merge is not None:
+        problems += [f"belongs to none of these experiments: {merge / run}" for run in recording.foreign(merge, experiments)]
     click.echo(f"{out} holds {recording.size(out) / 1e6:.1f} MB")
+    for problem in problems:
+        click.echo(problem, err=True)
     if refused:
         click.echo("Make the refused runs again with the code committed, or take them with --allow-dirty.", err=True)
+    if refused or problems:
         click.get_current_context().exit(1)
+
+
+def _record_theory(experiment, outcome, out: Path) -> None:
+    """Record the closed forms of an experiment that is recorded whole."""
+    from analysis import logs
+    from analysis.rebuilt import closed_forms
+
+    if not (outcome.missing or outcome.refused or outcome.damaged):
+        count = closed_forms.record(logs.read(out, experiment), out)
+        click.echo(f"{experiment.name}: closed forms of {count} networks") if count else None
 
 
 @click.command(short_help="Show how long runs take, judged by the recorded ones.")

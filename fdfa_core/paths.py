@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-_TREE = _PACKAGE.parent
+TREE = _PACKAGE.parent  # what holds the packages of the project: the source tree, or the directory of installed packages
 
-IN_SOURCE_TREE = (_TREE / "experiments").is_dir() and (_TREE / "pyproject.toml").is_file()
+IN_SOURCE_TREE = (TREE / "experiments").is_dir() and (TREE / "pyproject.toml").is_file()
 """Whether the package stands in its source tree. An installed package stands among those of others."""
 
-EXPERIMENTS = _TREE / "experiments" if IN_SOURCE_TREE else _PACKAGE / "experiments" / "files"
+EXPERIMENTS = TREE / "experiments" if IN_SOURCE_TREE else _PACKAGE / "experiments" / "files"
 """Experiment files, one folder per profile. A wheel carries a copy of the source tree's."""
 
-_HOME = _TREE if IN_SOURCE_TREE else Path()  # an installed package writes, like `runs/`, into the working directory
+_HOME = TREE if IN_SOURCE_TREE else Path()  # an installed package writes, like `runs/`, into the working directory
 
 RESULTS = _HOME / "results"
 """Recorded results, one folder per profile. A wheel carries none."""

@@ -76,7 +76,7 @@ def plan(
 
     Args:
         profile: folder of `experiments`.
-        root: directory of runs.
+        root: directory of runs, or record.
         only: names of modules, or of what they render; None for all.
         experiments: directory of experiment files.
         partial: leave out experiments without any run, and figures that lack one; otherwise nothing looks at the runs.

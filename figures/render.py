@@ -12,24 +12,21 @@ if not all.
 
 from __future__ import annotations
 
-import ast
 import functools
-import hashlib
 import html
 import io
 import json
 import os
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-import figures
 from analysis import benches
 from analysis import logs as log_frames
+from analysis.rebuilt import cache
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
 from figures import layout, style
@@ -39,7 +36,6 @@ MARKER = ".fdfa-figures"
 PREVIEWS = ("variance_vs_width", "alignment_angles", "convergence")
 PREVIEW_DPI = 110
 _PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels", "tabulate", "jinja2")
-_PROJECT = Path(figures.__file__).resolve().parent.parent
 
 
 def render(
@@ -59,7 +55,7 @@ def render(
 
     Args:
         profile: folder of `experiments` whose runs are shown.
-        root: directory of runs.
+        root: directory of runs, or record.
         out: directory to write to: new, empty, or one that this function wrote before.
         only: names of figures and tables (of modules, or of what they render); None for all.
         experiments: directory of experiment files.
@@ -75,30 +71,31 @@ def render(
         UnknownName: no such figure or profile.
         RunError: an experiment or run is missing, a log cannot be read, or `out` cannot be used.
     """
-    jobs, missing = plan(profile, root, only, experiments=experiments, partial=skip is not None)
+    store = log_frames.open_store(root)
+    jobs, missing = plan(profile, store, only, experiments=experiments, partial=skip is not None)
     for name, reason in missing.items() if skip else ():
         skip(name, reason)
     if skip is not None and not jobs:
         reason = next(iter(missing.values()), "there are no figures")
-        raise RunError(f"{root}: holds nothing that the figures asked for could show; {reason}")
+        raise RunError(f"{store.root}: holds nothing that the figures asked for could show; {reason}")
     out = open_directory(Path(out))
     by_path = {experiment.path: experiment for job in jobs for experiment in job.all_experiments}
 
     @functools.cache
     def load(path: Path) -> log_frames.Logs:
-        return log_frames.read(root, by_path[path], partial=skip is not None)
+        return log_frames.read(store, by_path[path], partial=skip is not None)
 
     @functools.cache
     def fingerprint(path: Path) -> str:
-        return _hash_files(log_frames.files(root, by_path[path]))
+        return log_frames.fingerprint(store, by_path[path])
 
     written: list[Path] = []
     for job in jobs:
         paths = {role: [experiment.path for experiment in group] for role, group in job.experiments.items()}
-        note = gaps(job, root)
+        note = gaps(job, store)
         inputs = [f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]]
         inputs += [_hash_files([benches.path(job.bench)])] if job.bench else []
-        stamp = _hash(_sources(job.module), note, *inputs)
+        stamp = cache.digest(_sources(job.module), note, *inputs)
         files = [out / f"{job.name}.{ending}" for ending in job.endings]
         drawn = not _is_current(out, job.name, stamp, files)
         if drawn:
@@ -212,7 +209,7 @@ def _html_cell(text: str) -> str:
 def _is_current(out: Path, name: str, stamp: str, files: list[Path]) -> bool:
     try:
         known = json.loads((out / ".stamps" / f"{name}.json").read_bytes())
-        return known["inputs"] == stamp and all(known["files"][f.name] == _hash(f.read_bytes()) for f in files)
+        return known["inputs"] == stamp and all(known["files"][f.name] == cache.digest(f.read_bytes()) for f in files)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -220,50 +217,24 @@ def _is_current(out: Path, name: str, stamp: str, files: list[Path]) -> bool:
 def _write(out: Path, name: str, stamp: str, contents: dict[str, bytes]) -> None:
     for ending, content in contents.items():
         write_atomically(out / f"{name}.{ending}", content)
-    known = {"inputs": stamp, "files": {f"{name}.{ending}": _hash(content) for ending, content in contents.items()}}
+    known = {"inputs": stamp, "files": {f"{name}.{ending}": cache.digest(content) for ending, content in contents.items()}}
     make_directory(out / ".stamps")
     write_atomically(out / ".stamps" / f"{name}.json", json.dumps(known, indent=1).encode())
 
 
-def _sources(module: ModuleType) -> str:
-    """Hash the module, all modules of `analysis` and `figures` that it imports, and the libraries' versions."""
-    seen: dict[str, str] = {}
+def _sources(module: ModuleType, tree: Path | None = None) -> str:
+    """Hash the module, all modules of the project that it or the drawing imports, and the libraries' versions.
 
-    def visit(path: Path) -> None:
-        if path.as_posix() in seen:
-            return
-        seen[path.as_posix()] = hashlib.sha256(source := path.read_bytes()).hexdigest()
-        for node in ast.walk(ast.parse(source)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                if name.split(".")[0] in ("analysis", "figures"):
-                    place = _PROJECT.joinpath(*name.split("."))
-                    for candidate in (place.with_suffix(".py"), place / "__init__.py"):
-                        if candidate.is_file():
-                            visit(candidate)
-
-    visit(Path(module.__file__).resolve())
-    visit(Path(__file__).resolve())
-    names = (Path(path).relative_to(_PROJECT).as_posix() if path.startswith(str(_PROJECT)) else path for path in seen)
-    return _hash(json.dumps([sorted(zip(names, seen.values(), strict=True)), [version(p) for p in _PACKAGES]]))
+    Which figures there are, which `figures.plan` finds out, does not matter to what one of them shows.
+    """
+    code = cache.code(module.__name__, __name__, without={"figures.plan"}, tree=tree)
+    return cache.digest(code, cache.versions(*_PACKAGES))
 
 
 def _hash_files(paths: Iterable[Path]) -> str:
-    """Hash names and contents; a file that is not there counts as such, and reading it later says what is wrong."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.parent.name}/{path.name}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"absent")
-    return digest.hexdigest()
-
-
-def _hash(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() if isinstance(part, str) else part)
-    return digest.hexdigest()
+    """Hash names and contents; a missing file counts as such, and reading it later says what is wrong."""
+    parts = ((path.name, path.read_bytes() if path.is_file() else b"absent") for path in paths)
+    return cache.digest(*(part for pair in parts for part in pair))
 
 
 # --- where it goes ---------------------------------------------------------------------------------------------------

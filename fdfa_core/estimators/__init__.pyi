@@ -1,10 +1,10 @@
 from .base import Estimator
+from .labels import label
 from .registry import (
     available_estimators,
     estimator_class,
     estimator_options,
     filled_options,
-    label,
     make_estimator,
     register,
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.estimators.index import packaged
+from fdfa_core.estimators.labels import label as label
 
 if TYPE_CHECKING:
     from fdfa_core.estimators.base import Estimator
@@ -99,19 +100,6 @@ def filled_options(name: str, given: Mapping[str, object]) -> dict[str, object]:
         UnknownName: no estimator of this name.
     """
     return estimator_class(name).filled_options(given)
-
-
-def label(name: str, options: dict[str, object] | None = None) -> str:
-    """Return a short unique label of an estimator with the options that were given, e.g. ``fdfa(feedback_lr=0.1)``.
-
-    Examples:
-        >>> from fdfa_core.estimators import label
-        >>> label("fdfa", {"feedback_lr": 0.1})
-        'fdfa(feedback_lr=0.1)'
-    """
-    if not options:
-        return name
-    return f"{name}({', '.join(f'{key}={value}' for key, value in sorted(options.items()))})"
 
 
 def make_estimator(

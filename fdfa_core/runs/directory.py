@@ -6,24 +6,122 @@ written beside its place and moved there, so that a process killed at any moment
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import reported, sync_directory, unwritable, write_atomically
-from fdfa_core.runs.rows import Rows
-from fdfa_core.runs.schema import TABLES, TYPES
+from fdfa_core.files import reported, unwritable, write_atomically
+from fdfa_core.runs import validation
+from fdfa_core.runs.schema import TABLES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
 
 MARKER = ".fdfa-runs"
 _LOCKS = ".locks"
+_ID = re.compile(r"[0-9a-f]{16}")
+
+
+class RunDirectory:
+    """The store of runs where they are made: a directory for each finished run, named by its id.
+
+    It implements `fdfa_core.runs.store.Store`, which documents the methods.
+
+    Args:
+        root: directory of runs; it may be missing, and then holds none.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def ids(self) -> list[str]:
+        """See `Store`."""
+        entries = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [entry.name for entry in entries if is_run_id(entry.name) and self.holds(entry.name)]
+
+    def holds(self, run: str) -> bool:
+        """See `Store`; one look at the file system."""
+        return is_complete(self.root, run)
+
+    def config(self, run: str) -> RunConfig:
+        """See `Store`."""
+        config = read_config(self.root / run)
+        if (target := (self.root / run).resolve().name) != run:
+            raise RunError(f"{self.root / run}: is a link to {target}, another run; accepted: a directory of its own")
+        if config.id != run:
+            raise RunError(
+                f"{self.root / run}: its config.json is not that of run {run}; move it away and make the run again"
+            )
+        return config
+
+    def summary(self, run: str) -> dict[str, Any]:
+        """See `Store`."""
+        return validation.check_summary(read_summary(self.root / run), self.root / run / "summary.json")
+
+    def provenance(self, run: str) -> dict[str, Any]:
+        """See `Store`."""
+        return validation.check_provenance(read_provenance(self.root / run), self.root / run / "provenance.json")
+
+    def arrow(self, name: str, runs: Sequence[str]) -> pa.Table:
+        """See `Store`."""
+        import pyarrow as pa
+
+        parts = []
+        for run in runs:
+            part = validation.conform(_read_arrow(self.root / run, name), name, self.root / run / f"{name}.parquet")
+            parts.append(part.add_column(0, "run", pa.array([run] * len(part), "string")))
+        return pa.concat_tables(parts)
+
+    def table(self, name: str, runs: Sequence[str]) -> pd.DataFrame:
+        """See `Store`."""
+        return self.arrow(name, runs).to_pandas()
+
+    def theory(self, runs: Sequence[str]) -> pd.DataFrame:
+        """See `Store`; closed forms are kept of recorded runs only."""
+        import pandas as pd
+
+        return pd.DataFrame()
+
+    def gradients(self, run: str, step: int) -> dict[str, np.ndarray]:
+        """Return the raw gradients of one probe, by name.
+
+        Raises:
+            RunError: there are none for this run and step, or the file cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self.root / run / "gradients" / f"step={step}.safetensors"
+        try:
+            return load_file(path)
+        except FileNotFoundError as error:
+            raise RunError(f"{path}: is missing; raw gradients are kept with raw_gradients = true in [probe]") from error
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{path}: is truncated or not a safetensors file ({error})") from error
+
+    def fingerprint(self, runs: Sequence[str]) -> str:
+        """See `Store`."""
+        names = ("config.json", "summary.json", *(f"{table}.parquet" for table in TABLES))
+        digest = hashlib.sha256()
+        for path in (self.root / run / name for run in runs for name in names):
+            digest.update(f"{path.parent.name}/{path.name}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"absent")
+        return digest.hexdigest()
+
+    def place(self, run: str, table: str = "") -> str:
+        """See `Store`."""
+        return str(self.root / run / f"{table}.parquet" if table else self.root / run)
 
 
 def open_root(root: str | Path) -> Path:
@@ -74,95 +172,6 @@ def claim(root: Path, run_id: str, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-class PartialRun:
-    """The directory of a run that is not finished.
-
-    Args:
-        root: directory of runs, from `open_root`.
-        config: what runs. A partial directory that is there already is taken up again.
-
-    Raises:
-        RunError: the place is taken by something that is not this run, or cannot be written to.
-    """
-
-    def __init__(self, root: Path, config: RunConfig):
-        self.final = root / config.id
-        self.path = root / f"{config.id}.partial"
-        if self.final.exists():
-            raise RunError(f"{self.final}: is in the way; it has the name of a run and holds none (no summary.json)")
-        with reported(self.path):
-            self.path.mkdir(exist_ok=True)
-            for leftover in self.path.rglob(".*.tmp"):
-                leftover.unlink()
-        if not (self.path / "config.json").exists():
-            self.write_json("config.json", json.loads(config.canonical()))
-        elif read_config(self.path) != config:
-            raise RunError(f"{self.path}: its config.json is not that of run {config.id}; remove the directory")
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file, readable by eye; NaN and infinity, which JSON lacks, are refused with a `ValueError`."""
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.path / name, text.encode() + b"\n")
-
-    def write_table(self, name: str, rows: Rows | Sequence[Mapping[str, Any]]) -> None:
-        """Write rows as ``<name>.parquet``; a table without rows keeps its columns."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        empty = pa.schema([(column, TYPES.get(column, "float64")) for column in TABLES[name]]).empty_table()
-        table = (rows if isinstance(rows, Rows) else Rows(rows)).table() or empty
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
-
-    def write_gradients(self, step: int, tensors: Mapping[str, Any]) -> None:
-        """Write raw gradients as ``gradients/step=<step>.safetensors``."""
-        from safetensors.torch import save
-
-        with reported(self.path):
-            (self.path / "gradients").mkdir(exist_ok=True)
-        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        write_atomically(self.path / "gradients" / f"step={step}.safetensors", content)
-
-    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint: nested dicts and lists of tensors and plain values."""
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save(state, buffer)  # in memory first: torch reports a full disk as an internal error of its own
-        write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
-
-    def read_checkpoint(self) -> dict[str, Any] | None:
-        """Return the last checkpoint, or None before the first.
-
-        Raises:
-            RunError: it cannot be read.
-        """
-        import torch
-
-        path = self.path / "checkpoint.pt"
-        if not path.exists():
-            return None
-        try:
-            return torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises whatever its unpickler and zip reader raise
-            raise RunError(f"{path}: not a readable checkpoint; remove {self.path} to start the run anew") from error
-
-    @property
-    def is_written(self) -> bool:
-        """Whether the last file, the summary, is there, and the run only wants its final name."""
-        return (self.path / "summary.json").exists()
-
-    def publish(self) -> Path:
-        """Drop the checkpoint and move the directory to its final place, which is returned."""
-        with reported(self.path):
-            (self.path / "checkpoint.pt").unlink(missing_ok=True)
-            sync_directory(self.path)
-            os.rename(self.path, self.final)
-            sync_directory(self.final.parent)
-        return self.final
-
-
 def read_config(directory: str | Path) -> RunConfig:
     """Read the configuration of a run.
 
@@ -201,22 +210,47 @@ def read_table(directory: str | Path, name: str, columns: Iterable[str] = ()):
     Raises:
         RunError: the file is missing, truncated, not Parquet, or lacks a column; names the file and what was expected.
     """
-    import pandas as pd
-    import pyarrow as pa
-
+    frame = _read_arrow(Path(directory), name).to_pandas()
     path = Path(directory) / f"{name}.parquet"
-    try:
-        frame = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing; expected the {name} table of a run") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].removesuffix(".")
-        raise RunError(f"{path}: is truncated or not Parquet ({reason}); expected the {name} table of a run") from error
     wanted = (*TABLES[name], *(columns if len(frame) else ()))
     missing = [column for column in wanted if column not in frame.columns]
     if missing:
         raise RunError(f"{path}: lacks the column {missing[0]!r} of a {name} table; it has {', '.join(frame.columns)}")
     return frame
+
+
+def is_run_id(name: str) -> bool:
+    """Return whether a name can be that of a run."""
+    return _ID.fullmatch(name) is not None
+
+
+def set_aside(root: str | Path, run: str) -> Path:
+    """Rename a damaged run to ``<id>.damaged-<n>``, so that the run can be made again; nothing is deleted.
+
+    Raises:
+        RunError: it cannot be renamed.
+    """
+    root, number = Path(root), 1
+    while os.path.lexists(place := root / f"{run}.damaged-{number}"):
+        number += 1
+    with reported(place):
+        os.rename(root / run, place)
+    return place
+
+
+def _read_arrow(directory: Path, name: str) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = directory / f"{name}.parquet"
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False)  # small files: starting threads costs more
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing; expected the {name} table of a run") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise RunError(f"{path}: is truncated or not Parquet ({reason}); expected the {name} table of a run") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -29,12 +29,13 @@ CarryOut = Callable[[list[RunConfig], bool], Iterator[Outcome]]  # (runs, wait f
 
 @dataclass
 class Summary:
-    """What became of a sweep: ids of runs, and for the failed ones the reason."""
+    """What became of a sweep: ids of runs, for the failed ones the reason, and for those set aside what was wrong with them."""
 
     skipped: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    set_aside: dict[str, str] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
         """Count one more run."""
@@ -49,4 +50,5 @@ class Summary:
     def __str__(self) -> str:
         """Return one line."""
         counts = {"finished": self.finished, "diverged": self.diverged, "failed": self.failed}
-        return f"{len(self.skipped)} runs were there already; " + ", ".join(f"{len(v)} {k}" for k, v in counts.items())
+        line = f"{len(self.skipped)} runs were there already; " + ", ".join(f"{len(v)} {k}" for k, v in counts.items())
+        return line + (f"; {len(self.set_aside)} damaged runs were set aside and made again" if self.set_aside else "")

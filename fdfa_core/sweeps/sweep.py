@@ -1,18 +1,21 @@
 """Many runs at once: processes on this machine by default, a Dask cluster by one option.
 
 A run is named by the hash of its configuration, so a sweep is a set of names: what exists is skipped, what was interrupted
-is taken up again, and what another sweep holds is left to it and waited for at the end. Nothing heavy (torch, tables) is
-imported before there is something to do.
+is taken up again, and what another sweep holds is left to it and waited for at the end. A damaged run is set aside under
+another name, never deleted, and made again. Nothing heavy (torch, tables) is imported before there is something to do.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.runs.directory import is_complete, open_root
+from fdfa_core.runs.directory import claim, open_root, set_aside
+from fdfa_core.runs.validation import damage
 from fdfa_core.sweeps.dask import cluster_engine
 from fdfa_core.sweeps.display import Display
 from fdfa_core.sweeps.local import Watch, process_engine
@@ -65,8 +68,12 @@ def sweep(
         raise InvalidInput("processes", processes, "1 with `watch`: steps are seen in the process that takes them")
     root = open_root(root).resolve()
     runs = {config.id: config for config in configs}
-    pending = {run: config for run, config in runs.items() if not is_complete(root, run)}
-    summary = Summary(skipped=[run for run in runs if run not in pending])
+    pending, summary = {}, Summary()
+    for run, config in runs.items():
+        if not os.path.lexists(root / run) or damaged(root, run, summary, quiet):
+            pending[run] = config
+        else:
+            summary.skipped.append(run)
     for run in summary.skipped if report else ():
         report(Outcome(run, "skipped"))
     if not pending:
@@ -96,3 +103,16 @@ def sweep(
         for outcome in carry_out(elsewhere, True) if elsewhere else ():
             add(outcome)
     return summary
+
+
+def damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
+    """Return whether a run has to be made again: what is wrong with it is said, and it is set aside."""
+    if not damage(root / run):
+        return False
+    with claim(root, run, wait=False) as ours:  # another sweep may have set it aside by now, and be making it again
+        if ours and os.path.lexists(root / run) and (fault := damage(root / run)):
+            place = set_aside(root, run)
+            summary.set_aside[run] = fault
+            if not quiet:
+                print(f"run {run} is damaged: {fault}; set aside as {place.name}, it is made again", file=sys.stderr)
+    return True

@@ -11,7 +11,9 @@ import torch
 from fdfa_core.data import Dataset
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig, require_known
-from fdfa_core.runs.directory import PartialRun, claim, is_complete, open_root, read_config
+from fdfa_core.runs.directory import claim, is_complete, open_root, read_config
+from fdfa_core.runs.partial import PartialRun
+from fdfa_core.runs.validation import damage
 from fdfa_core.seeds import derive
 from fdfa_core.training import provenance
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
@@ -128,4 +130,6 @@ def choose_device(name: str) -> torch.device:
 def _existing(root: Path, config: RunConfig) -> Path:
     if read_config(root / config.id) != config:
         raise RunError(f"{root / config.id}: holds another run's configuration; move it away to let this run take its place")
+    if fault := damage(root / config.id):
+        raise RunError(f"{root / config.id}: is damaged ({fault}); move it away to make the run again; `fdfa sweep` does both")
     return root / config.id

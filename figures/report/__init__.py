@@ -61,7 +61,7 @@ def page(profile: str, root: str | Path, out: Path, jobs: list[Job], missing: di
 
     Args:
         profile: whose results they are.
-        root: directory of runs.
+        root: directory of runs, or record.
         out: directory with the rendered files of all jobs.
         jobs: what is shown.
         missing: what is not shown, with the reason.

@@ -15,6 +15,8 @@ from fdfa_core.estimators import make_estimator
 from fdfa_core.experiments.loading import EXPERIMENTS, load_profile, merge
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.networks.registry import build
+from fdfa_core.runs import validation
+from fdfa_core.runs.store import open_store
 from fdfa_core.training.check import check
 from places import ROOT
 
@@ -80,13 +82,17 @@ def test_every_experiment_of_the_profile_is_documented():
 
 
 def test_recorded_results_are_small_and_complete():
-    """Thirty megabytes in all; every recorded run can be read and belongs to an experiment."""
+    """Thirty megabytes in all, in few files; every recorded run can be read whole and belongs to an experiment."""
     files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 30e6
     known = {run.id for profile in PROFILES.values() for experiment in profile.values() for run in experiment.runs()}
-    runs = {path.parent for path in files if path.name == "summary.json"}
-    assert {run.name for run in runs} <= known
-    assert all((run / name).is_file() for run in runs for name in ("config.json", "provenance.json", "metrics.parquet"))
+    stores = [open_store(ROOT / "results" / profile) for profile in ("paper", "tuning")]
+    runs = {run for store in stores for run in store.ids()}
+    assert len(runs) >= 782 and runs <= known and len(files) <= 100
+    for store in stores:
+        contents = validation.checked(store, [store.config(run) for run in store.ids()])
+        assert contents.provenances.keys() == contents.summaries.keys() == set(store.ids())
+        assert set(contents.tables["metrics"]["run"]) == set(store.ids())
 
 
 @pytest.mark.parametrize("case", PROFILES["alexnet"]["cifar100"].runs()[::3], ids=lambda run: run.estimator.name)

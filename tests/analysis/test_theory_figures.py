@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import warnings
 
 import matplotlib.figure
 import numpy as np
@@ -15,6 +16,7 @@ from analysis.rebuilt import closed_forms
 from analysis.theory import feedback_law, predict
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.loading import load_profile
+from fdfa_core.runs import recording
 from fdfa_core.training.run import train
 
 FIGURES = {
@@ -133,7 +135,8 @@ def logged(tmp_path_factory):
         for experiment in load_profile("tiny", place).values():
             for config in experiment.runs():
                 train(config, place / "runs")
-        yield {name: logs.load(place / "runs", name, profile="tiny", experiments=place) for name in EXPERIMENTS}
+        found = {name: logs.load(place / "runs", name, profile="tiny", experiments=place) for name in EXPERIMENTS}
+        yield found | {"experiments": load_profile("tiny", place), "root": place / "runs"}
     torch.set_num_threads(threads)
 
 
@@ -261,6 +264,20 @@ def test_law_of_the_rate_goes_through_the_largest_rate():
 # Rebuilding and keeping ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def recorded_width(logged):
+    """Record the runs of the width experiment and their closed forms in a place, and return the logs read from there."""
+
+    def record(place):
+        experiment, runs = logged["experiments"]["width"], logged["root"]
+        recording.record(experiment, runs, place, allow_dirty=True)
+        read_back = logs.read(place, experiment)
+        assert closed_forms.record(read_back, place) == read_back.runs["width"].nunique() * 2  # seeds
+        return logs.read(place, experiment)
+
+    return record
+
+
 def changed(log, **changes):
     """Return the logs with another configuration in every run."""
     configs = [json.dumps(json.loads(config) | changes, sort_keys=True) for config in log.runs["config"]]
@@ -313,14 +330,28 @@ def test_closed_forms_are_computed_once(logged, monkeypatch):
     pd.testing.assert_frame_equal(closed_forms.of(logged["width"]), before)
 
 
-def test_recorded_closed_forms_need_neither_data_nor_cache(logged, monkeypatch, tmp_path):
-    monkeypatch.setattr(closed_forms, "RECORDS", tmp_path)
-    (tmp_path / "tiny").mkdir()
-    before = closed_forms.of(logged["width"])
-    assert closed_forms.record(logged["width"], tmp_path / "tiny") == logged["width"].runs["width"].nunique() * 2  # seeds
+def test_recorded_closed_forms_need_neither_data_nor_cache(logged, recorded_width, monkeypatch, tmp_path):
+    before, read_back = closed_forms.of(logged["width"]), recorded_width(tmp_path / "record")
     monkeypatch.setattr(closed_forms, "CACHE", tmp_path / "empty")
     monkeypatch.setattr(closed_forms, "Problem", lambda config: pytest.fail("looked at the data"))
-    pd.testing.assert_frame_equal(closed_forms.of(logged["width"]), before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pd.testing.assert_frame_equal(closed_forms.of(read_back), before)
+
+
+def test_recorded_closed_forms_of_other_code_give_one_warning_with_the_remedy(logged, recorded_width, monkeypatch, tmp_path):
+    before, read_back = closed_forms.of(logged["width"]), recorded_width(tmp_path / "record")
+    monkeypatch.setattr(closed_forms, "made_by", lambda: "other code")
+    with pytest.warns(UserWarning) as warned:
+        found = closed_forms.of(read_back)
+    pd.testing.assert_frame_equal(found, before)
+    (said,) = (str(warning.message) for warning in warned)
+    assert "experiment 'width'" in said and f"fdfa record {logged['experiments']['width'].path} --out {tmp_path}" in said
+
+
+def test_closed_forms_of_what_is_not_recorded_are_an_error(logged, tmp_path):
+    with pytest.raises(RunError, match="width: is no recorded experiment"):
+        closed_forms.record(logged["width"], tmp_path)
 
 
 def test_what_the_repository_records_is_found_and_answers(monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ import synthetic_logs
 from analysis import benches
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from figures import _labels, render, style
+from places import ROOT
 
 FIGURES = (
     "alignment_angles",
@@ -61,7 +62,7 @@ def again(place, only=("convergence",)):
 
 def run_of(place, experiment="convergence"):
     experiments, root, _ = place
-    return render.log_frames.files(root, render.log_frames.find(experiment, "tiny", experiments))[0].parent
+    return root / render.log_frames.find(experiment, "tiny", experiments).runs()[0].id
 
 
 # --- what is in the files --------------------------------------------------------------------------------------------
@@ -239,23 +240,18 @@ def test_nothing_is_drawn_twice(place):
 
 
 def test_a_changed_log_redraws_what_it_feeds_and_nothing_else(place):
-    path = run_of(place) / "metrics.parquet"
-    frame = pd.read_parquet(path)
-    frame.assign(train_loss=frame["train_loss"] * 1.01).to_parquet(path)
+    synthetic_logs.rewrite(run_of(place), "metrics", lambda frame: frame.assign(train_loss=frame["train_loss"] * 1.01))
     assert again(place, ["accuracy", "convergence", "momentum_tradeoff"]) == ["accuracy", "convergence"]
 
 
-def test_a_changed_module_of_the_analysis_redraws_what_imports_it(monkeypatch, tmp_path):
+def test_a_changed_module_of_the_analysis_redraws_what_imports_it(tmp_path):
     for package in ("analysis", "figures"):
-        shutil.copytree(render._PROJECT / package, tmp_path / package)
-    monkeypatch.setattr(render, "_PROJECT", tmp_path)
-    modules = {name: ModuleType(name) for name in ("convergence", "momentum_tradeoff")}
-    for name, module in modules.items():
-        module.__file__ = str(tmp_path / "figures" / f"{name}.py")
-    before = {name: render._sources(module) for name, module in modules.items()}
+        shutil.copytree(ROOT / package, tmp_path / package)
+    modules = {name: ModuleType(f"figures.{name}") for name in ("convergence", "momentum_tradeoff")}
+    before = {name: render._sources(module, tmp_path) for name, module in modules.items()}
     with open(tmp_path / "analysis" / "bias.py", "a") as file:
         file.write("# changed\n")
-    assert [name for name in modules if render._sources(modules[name]) != before[name]] == ["momentum_tradeoff"]
+    assert [name for name in modules if render._sources(modules[name], tmp_path) != before[name]] == ["momentum_tradeoff"]
 
 
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"half a picture")], ids=["deleted", "altered"])
@@ -272,7 +268,7 @@ def test_equal_logs_give_equal_bytes_in_another_process(rendered, tmp_path):
     code = f"import sys; from figures.render import render; {call}"
     environment = os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "SOURCE_DATE_EPOCH": "0"}
     arguments = [sys.executable, "-c", code, root, tmp_path / "out", experiments]
-    subprocess.run(arguments, check=True, env=environment, cwd=render._PROJECT)
+    subprocess.run(arguments, check=True, env=environment, cwd=ROOT)
     for ending in ("png", "pdf", "csv"):
         assert (tmp_path / "out" / f"convergence.{ending}").read_bytes() == (out / f"convergence.{ending}").read_bytes()
 

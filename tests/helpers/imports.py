@@ -44,7 +44,7 @@ def imported(source: str, module: Path, *, at_run_time: bool = False) -> set[str
 def reexported() -> dict[str, str]:
     """Where the names come from that packages pass on from their stubs: `fdfa_core.cut` → `fdfa_core.networks.cutting.cut`."""
     found = {}
-    for stub in (ROOT / "fdfa_core").rglob("__init__.pyi"):
+    for stub in (stub for package in PACKAGES for stub in (ROOT / package).rglob("__init__.pyi")):
         module = stub.relative_to(ROOT)
         for name in imported(stub.read_text(encoding="utf-8"), module):
             found[f"{'.'.join(module.parts[:-1])}.{name.rpartition('.')[2]}"] = name

@@ -1,6 +1,5 @@
 """Synthetic logs as a record has them: with provenance, two data sets of one role, and one run missing."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -35,27 +34,12 @@ EXPERIMENTS = {
     "mnist_fc": BASE.format(role="convergence", data="mnist"),
     "fashion_fc": BASE.format(role="convergence", data="fashion-mnist"),  # of which nothing is there
 }
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def provenance(dirty=False, commit=COMMIT, **more):
-    """What a run's provenance.json holds."""
-    return {
-        "code": {"commit": commit, "dirty": dirty},
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "hardware": {"processor": "a <processor> & more", "cores": 2, "device": "cpu", "threads": 1},
-        "seed": 0,
-        "data": {"name": "digits", "sha256": "ab" * 32, "notes": []},
-        "started": "2026-01-01T00:00:00+00:00",
-        "finished": "2026-01-01T00:01:00+00:00",
-    } | more
+COMMIT, provenance = synthetic_logs.COMMIT, synthetic_logs.provenance
 
 
 def write(place: Path) -> tuple[Path, Path]:
     """Write experiments (profile "tiny") and a partial record of them; returns the two directories."""
     experiments, root = synthetic_logs.write(place, EXPERIMENTS)
-    for run in root.iterdir():
-        (run / "provenance.json").write_text(json.dumps(provenance()))
     profile = load_profile("tiny", experiments)
     gone = [run for run in profile["mnist_fc"].runs() if run.estimator.name == "dfa" and run.seed == 2]
     for run in gone + profile["fashion_fc"].runs():

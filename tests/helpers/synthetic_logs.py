@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fdfa_core.estimators.registry import label
+from fdfa_core.estimators.labels import label
 from fdfa_core.experiments.loading import load_profile
 
 STEPS = (0, 1, 4)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIZE = 24  # components of a hidden block
 BIAS = 0.5  # of FDFA in the first block, as a share of ‖τ‖
 
@@ -169,24 +170,54 @@ def probes(config, seed):
     return pd.DataFrame(rows)
 
 
+def provenance(config=None, dirty=False, commit=COMMIT, **more):
+    """What a run's provenance.json holds."""
+    return {
+        "code": {"commit": commit, "dirty": dirty},
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "hardware": {"processor": "a <processor> & more", "cores": 2, "device": "cpu", "threads": 1},
+        "seed": config.seed if config else 0,
+        "data": {"name": config.data.name if config else "digits", "sha256": "ab" * 32, "notes": []},
+        "started": "2026-01-01T00:00:00+00:00",
+        "finished": "2026-01-01T00:01:00+00:00",
+    } | more
+
+
 def write_run(root, config, *, diverged=False):
     """Write the directory of a finished (or diverged) run."""
     directory = root / config.id
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(config.canonical())
     rng = np.random.default_rng([config.seed, *config.estimator.name.encode()])
-    steps = np.array(STEPS[:2] if diverged else (*STEPS, 5))
+    steps = np.array(STEPS[:2] if diverged else (*STEPS, 5))  # one that diverged did so at step 2
     loss = 2.3 * np.exp(-0.3 * steps) * np.exp(0.1 * rng.standard_normal(len(steps)))
     accuracy = np.clip(1 - loss / 2.5 + 0.01 * rng.standard_normal(len(steps)), 0, 1)
     metrics = {"step": steps, "epoch": steps / 5, "batch_loss": np.where(steps == 0, np.nan, loss), "learning_rate": 1e-3}
     metrics |= {"train_loss": loss, "train_accuracy": accuracy, "test_loss": loss * 1.1, "test_accuracy": accuracy}
-    pd.DataFrame(metrics).to_parquet(directory / "metrics.parquet")
+    metrics = pd.DataFrame(metrics)
+    metrics.to_parquet(directory / "metrics.parquet")
     timing = {"step": steps, "training_seconds": steps * 0.1, "instrument_seconds": 0.0, "evaluation_seconds": 0.0}
     pd.DataFrame(timing).to_parquet(directory / "timing.parquet")
     if config.probe is not None:
         probes(config, config.seed).to_parquet(directory / "probes.parquet")
     outcome = {"status": "diverged", "diverged_step": 2} if diverged else {"status": "finished", "diverged_step": None}
-    (directory / "summary.json").write_text(json.dumps(outcome | {"steps": int(steps[-1]), "final": {}}))
+    outcome |= {"steps": 2 if diverged else int(steps[-1]), "final": final(metrics)}
+    (directory / "summary.json").write_text(json.dumps(outcome))
+    (directory / "provenance.json").write_text(json.dumps(provenance(config)))
+
+
+def final(metrics):
+    """What a summary says of the last row of the metrics."""
+    return {name: None if np.isnan(value) else float(value) for name, value in metrics.iloc[-1].items()}
+
+
+def rewrite(run, table, change):
+    """Replace a table of a run by ``change(table)``, the summary with it, so that the run stays sound."""
+    frame = change(pd.read_parquet(run / f"{table}.parquet"))
+    frame.to_parquet(run / f"{table}.parquet", index=False)
+    if table == "metrics":
+        outcome = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(outcome | {"final": final(frame)}))
 
 
 def write(place: Path, experiments: dict[str, str], diverged=()) -> tuple[Path, Path]:

@@ -8,7 +8,8 @@ import torch
 
 from fdfa_core.errors import RunError
 from fdfa_core.runs import schema
-from fdfa_core.runs.directory import PartialRun, claim, is_complete, open_root, read_config, read_table
+from fdfa_core.runs.directory import claim, is_complete, open_root, read_config, read_table
+from fdfa_core.runs.partial import PartialRun
 from fdfa_core.runs.rows import Rows
 from tiny import Child, tiny
 

@@ -11,6 +11,7 @@ import joblib
 import pytest
 import torch
 
+import synthetic_logs
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_provenance, read_summary
 from fdfa_core.sweeps import sweep as sweeping
@@ -105,11 +106,49 @@ def test_a_thousand_finished_runs_are_skipped_without_starting_or_reading_anythi
     root = open_root(tmp_path / "runs")
     runs = [tiny(seed=seed) for seed in range(1000)]
     for run in runs:
-        (root / run.id).mkdir()
-        (root / run.id / "summary.json").touch()
+        synthetic_logs.write_run(root, run)
     monkeypatch.setattr(sweeping, "process_engine", lambda *_: pytest.fail("started processes"))
     monkeypatch.setattr("fdfa_core.sweeps.local.read_summary", lambda *_: pytest.fail("read a log"))
     assert len(sweep(runs, root).skipped) == 1000
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A directory of runs, one with a table that was cut off."""
+    train(FINE[0], tmp_path, threads=1)
+    path = tmp_path / FINE[0].id / "metrics.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    return tmp_path
+
+
+def test_a_damaged_run_is_named_set_aside_and_made_again(damaged, capsys, one_core):
+    whole = tables(train(FINE[0], damaged / "elsewhere", threads=1))
+    cut = (damaged / FINE[0].id / "metrics.parquet").read_bytes()
+    summary = sweep([FINE[0]], damaged, processes=1)
+    said = capsys.readouterr().err
+    assert f"run {FINE[0].id} is damaged: metrics.parquet is truncated" in said and "damaged-1, it is made again" in said
+    assert (damaged / f"{FINE[0].id}.damaged-1" / "metrics.parquet").read_bytes() == cut
+    assert summary.finished == [FINE[0].id] and tables(damaged / FINE[0].id) == whole
+    assert str(summary).endswith("; 1 damaged runs were set aside and made again")
+    assert sweep([FINE[0]], damaged).skipped == [FINE[0].id]
+
+
+def test_what_was_set_aside_before_is_kept(damaged, one_core):
+    (damaged / f"{FINE[0].id}.damaged-1").mkdir()
+    sweep([FINE[0]], damaged, processes=1, quiet=True)
+    assert (damaged / f"{FINE[0].id}.damaged-2" / "metrics.parquet").exists() and is_complete(damaged, FINE[0].id)
+
+
+def test_a_damaged_run_that_another_sweep_holds_is_left_to_it(damaged):
+    with claim(damaged, FINE[0].id):
+        summary = sweeping.Summary()
+        assert Child(sweeping.damaged, damaged, FINE[0].id, summary, True).result()
+    assert (damaged / FINE[0].id).exists()
+
+
+def test_a_single_run_names_the_damage_and_the_remedy(damaged):
+    with pytest.raises(RunError, match="is damaged .metrics.parquet is truncated.*move it away.*fdfa sweep"):
+        train(FINE[0], damaged, threads=1)
 
 
 def test_a_run_held_by_another_sweep_is_waited_for_at_the_end(tmp_path, one_core):

@@ -1,0 +1,3 @@
+from .logs import Logs, results
+
+__all__ = ["Logs", "results"]

@@ -1,0 +1,284 @@
+"""What a sound run is. Every run is checked here before it counts as finished, is read for analysis, or enters a record.
+
+A sweep looks at the start of every run directory (`damage`): links, configuration, summary, and whether each file is present
+and whole. Whoever reads the numbers checks all of them (`checked`). Each fault is an error that names the file, what it holds
+and what is accepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
+
+from fdfa_core.errors import RunError
+from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.runs.schema import COLUMNS, METRICS, TABLES, TYPES, expected_tables
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from fdfa_core.runs.store import Store
+
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Summary(_Shape):
+    """What `summary.json` of a run holds; `final` is the last row of the metrics, or empty if there is none."""
+
+    status: Literal["finished", "diverged"]
+    diverged_step: NonNegativeInt | None
+    steps: NonNegativeInt
+    final: dict[str, float | None]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Summary:
+        if (self.status == "diverged") != (self.diverged_step is not None):
+            raise ValueError(f"diverged_step is {self.diverged_step} although status is {self.status!r}")
+        if self.final and sorted(self.final) != sorted(METRICS):
+            raise ValueError(f"final has the keys {', '.join(sorted(self.final))}, not those of the metrics")
+        return self
+
+
+class _Code(_Shape):
+    commit: str | None
+    dirty: bool | None
+
+
+class _Resumed(_Shape):
+    step: NonNegativeInt
+    code: _Code
+
+
+class _Hardware(_Shape):
+    processor: str
+    cores: int | None
+    device: str
+    threads: int
+
+
+class _Data(_Shape):
+    name: str
+    sha256: str
+    notes: list[str]
+
+
+class Provenance(_Shape):
+    """What `provenance.json` of a run holds."""
+
+    code: _Code
+    versions: dict[str, str | None]
+    hardware: _Hardware
+    seed: int
+    data: _Data
+    started: str
+    finished: str
+    resumed: list[_Resumed] = []
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that is kept of some runs, checked.
+
+    Attributes:
+        configs: of the runs, in the order asked for.
+        summaries: by run id.
+        provenances: by run id.
+        tables: name of a table → frame with the column `run` and those of the table; only tables that these runs write.
+    """
+
+    configs: list[RunConfig]
+    summaries: dict[str, dict[str, Any]]
+    provenances: dict[str, dict[str, Any]]
+    tables: dict[str, pd.DataFrame]
+
+
+def checked(store: Store, configs: Sequence[RunConfig]) -> Contents:
+    """Read runs and check all that they hold.
+
+    Raises:
+        RunError: a file is missing, cannot be read, or holds what no such run writes.
+    """
+    configs = list(configs)
+    for config in configs:
+        if store.config(config.id) != config:
+            raise RunError(f"{store.place(config.id)}: its config.json is not that of run {config.id}; move it away and make "
+                           "the run again")  # fmt: skip
+    summaries = {config.id: store.summary(config.id) for config in configs}
+    provenances = {config.id: store.provenance(config.id) for config in configs}
+    for config in configs:
+        origin = provenances[config.id]
+        of_data = ("data.name", origin["data"]["name"], config.data.name)
+        for key, given, wanted in (("seed", origin["seed"], config.seed), of_data):
+            if given != wanted:
+                raise RunError(f"{store.place(config.id)}: its provenance has the {key} {given!r}; accepted: {wanted!r}, as in "
+                               "its configuration")  # fmt: skip
+    tables = {}
+    for name in TABLES:
+        writers = [config.id for config in configs if name in tables_of(config)]
+        if writers:
+            tables[name] = store.table(name, writers)
+    _check_rows(configs, summaries, tables, store.place)
+    return Contents(configs, summaries, provenances, tables)
+
+
+def tables_of(config: RunConfig) -> list[str]:
+    """Return the names of the tables that a run writes."""
+    return expected_tables(config.probe is not None, config.probe is not None and bool(config.probe.feedback))
+
+
+def damage(directory: str | Path) -> str:
+    """Say what is wrong with the directory of a finished run, or return an empty text; tables are not read.
+
+    Args:
+        directory: of the run, named by its id.
+    """
+    directory = Path(directory)
+    if directory.is_symlink() and (target := directory.resolve().name) != directory.name:
+        return f"is a link to {target}, another run"
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        if configuration_id(config) != directory.name:
+            return "its config.json is that of another run"
+        probe = config.get("probe") or {}
+        check_summary(json.loads((directory / "summary.json").read_bytes()), directory / "summary.json")
+        check_provenance(json.loads((directory / "provenance.json").read_bytes()), directory / "provenance.json")
+        for name in expected_tables(bool(probe), bool(probe.get("feedback"))):
+            if not _ends_as_parquet(directory / f"{name}.parquet"):
+                return f"{name}.parquet is truncated or not Parquet"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
+    except RunError as error:
+        return str(error).removeprefix(f"{directory}{os.sep}")
+    except (ValueError, AttributeError) as error:
+        return f"a file that should be JSON cannot be read ({error})"
+    return ""
+
+
+def configuration_id(config: Mapping[str, Any]) -> str:
+    """Return the id of a run from its configuration as plain JSON."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_summary(summary: Any, place: str | Path) -> dict[str, Any]:
+    """Return a summary as it is; raises `RunError`, which names `place`, if it is none."""
+    return _shaped(Summary, summary, place, "the summary of a run")
+
+
+def check_provenance(provenance: Any, place: str | Path) -> dict[str, Any]:
+    """Return a provenance as it is; raises `RunError`, which names `place`, if it is none."""
+    return _shaped(Provenance, provenance, place, "the provenance of a run")
+
+
+def conform(table: pa.Table, name: str, place: str | Path) -> pa.Table:
+    """Return a table of a run with its columns in their order and of their types, whatever writer made the file.
+
+    Args:
+        table: as read.
+        name: "metrics", "probes", "timing" or "feedback".
+        place: of the file, for the error.
+
+    Raises:
+        RunError: a column is missing, unknown, or of another type.
+    """
+    import pyarrow as pa
+
+    wanted = COLUMNS[name] if len(table) else TABLES[name]
+    missing = [column for column in wanted if column not in table.column_names]
+    if missing:
+        raise RunError(f"{place}: lacks the column {missing[0]!r} of a {name} table; it has {', '.join(table.column_names)}")
+    unknown = [column for column in table.column_names if column not in COLUMNS[name]]
+    if unknown:
+        accepted = ", ".join(COLUMNS[name])
+        raise RunError(f"{place}: has the column {unknown[0]!r}, which no {name} table has; accepted: {accepted}")
+    if not len(table):
+        return schema(name).empty_table()
+    for field in schema(name):
+        given = table.schema.field(field.name).type
+        plain = given.value_type if pa.types.is_dictionary(given) else given
+        if plain != field.type and not (pa.types.is_large_string(plain) and pa.types.is_string(field.type)):
+            raise RunError(f"{place}: its column {field.name!r} is of the type {given}; accepted: {field.type}")
+        if table[field.name].null_count and not pa.types.is_floating(field.type):
+            raise RunError(f"{place}: its column {field.name!r} has missing values; accepted: {field.type}")
+    return table.select(list(wanted)).cast(schema(name)).replace_schema_metadata(None)
+
+
+def schema(name: str) -> pa.Schema:
+    """Return the Arrow schema of a table of runs."""
+    import pyarrow as pa
+
+    return pa.schema([(column, TYPES.get(column, "float64")) for column in COLUMNS[name]])
+
+
+def _shaped(model: type[_Shape], content: Any, place: str | Path, what: str) -> dict[str, Any]:
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        raise RunError(f"{place}: is not {what} ({key}: {first['msg']}, got {str(first['input'])[:60]!r})") from error
+    return content
+
+
+def _ends_as_parquet(path: Path) -> bool:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4))
+        return size > 12 and file.read() == b"PAR1"
+
+
+def _check_rows(
+    configs: Sequence[RunConfig],
+    summaries: Mapping[str, Mapping[str, Any]],
+    tables: Mapping[str, pd.DataFrame],
+    place: Callable[..., str],
+) -> None:
+    """Check the values in the tables of several runs, all runs at once; raises `RunError` for the first fault."""
+    from fdfa_core.runs import values
+
+    by_id = {config.id: config for config in configs}
+    for name, frame in tables.items():
+        fault = values.fault(name, frame, by_id)
+        if fault:
+            raise RunError(f"{place(fault.run, name)}: {fault.text}")
+    metrics, timing = tables.get("metrics"), tables.get("timing")
+    if metrics is None:
+        return
+    steps = {run: part.tolist() for run, part in metrics.groupby("run", sort=False)["step"]}
+    timed = {run: part.tolist() for run, part in timing.groupby("run", sort=False)["step"]}
+    last = metrics[~metrics["run"].duplicated(keep="last")].set_index("run")[list(METRICS)].to_dict("index")
+    for run, summary in summaries.items():
+        if steps.get(run) != timed.get(run):
+            raise RunError(f"{place(run, 'timing')}: its steps are not those of the metrics; accepted: one row per evaluation")
+        if run not in steps:
+            if summary["final"] or summary["status"] != "diverged":
+                raise RunError(f"{place(run, 'metrics')}: has no rows; accepted: one row per evaluation")
+            continue
+        final = {key: None if math.isnan(value) else value for key, value in last[run].items()}
+        if summary["final"] != final:
+            raise RunError(f"{place(run, 'metrics')}: its last row is not `final` in the summary; accepted: equal values")
+        if summary["status"] == "diverged":
+            continue
+        planned = by_id[run].training.steps
+        if steps[run][-1] != summary["steps"]:
+            raise RunError(
+                f"{place(run, 'metrics')}: ends at step {steps[run][-1]}; accepted: {summary['steps']}, as in the summary"
+            )
+        if planned is not None and summary["steps"] != planned:
+            raise RunError(
+                f"{place(run)}: its summary has {summary['steps']} steps; accepted: {planned}, as in its configuration"
+            )
