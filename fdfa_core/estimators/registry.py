@@ -69,7 +69,7 @@ def estimator_class(name: str) -> type[Estimator]:
     """Return the class registered under a name; raises `UnknownName` for any other."""
     if name not in _CLASSES and name in packaged():
         entry = packaged()[name]
-        return getattr(importlib.import_module(entry.module), entry.class_name)
+        _CLASSES[name] = getattr(importlib.import_module(entry.module), entry.class_name)
     if name not in _CLASSES:
         _load_plugins()
     if name not in _CLASSES:

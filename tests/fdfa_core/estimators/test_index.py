@@ -33,9 +33,9 @@ def test_module_and_class_are_those_registered(name):
 
 
 def test_no_estimator_of_the_package_is_missing():
-    for module in pkgutil.iter_modules(estimators.__path__):
-        importlib.import_module(f"fdfa_core.estimators.{module.name}")
-    live = {name for name, cls in registry._CLASSES.items() if cls.__module__.startswith("fdfa_core.")}
+    modules = [f"fdfa_core.estimators.{module.name}" for module in pkgutil.iter_modules(estimators.__path__)]
+    classes = [each for m in modules for each in vars(importlib.import_module(m)).values() if isinstance(each, type)]
+    live = {cls.name for cls in classes if issubclass(cls, Estimator) and "name" in vars(cls)}
     assert live == set(packaged())
 
 
