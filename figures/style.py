@@ -67,6 +67,7 @@ _METHODS = {
     "pepita": ("PEPITA", "#661100", "X", (0, (1, 1))),
     "fdfa": ("FDFA", "#0072B2", "H", "-"),
     "grape": ("GrAPE", "#332288", "*", (0, (8, 1))),
+    "cosine-dfa": ("Cosine-DFA", "#44AA99", "h", (0, (8, 1, 1, 1))),
     "fg-a-averaged": ("FG-A averaged", "#7A5200", "8", (0, (4, 1, 1, 1))),
     "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
     "frozen": ("Frozen", "#888888", "x", ":"),

@@ -74,6 +74,12 @@ class Estimator(ABC):
     def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:  # noqa: B027 (stateless methods have none)
         """Advance the method's own state, after its use."""
 
+    def step(self, trace: Trace, error: Tensor, targets: Tensor) -> Gradients:
+        """Return the gradients of one training step and advance the state: first its use, then its update."""
+        gradients = self.gradients(trace, error, targets, ())
+        self.update(trace, error, targets)
+        return gradients
+
     def stationary_steps(self) -> int:
         """Return how many steps at frozen weights bring the state close to its stationary distribution; 0 without one."""
         return 0
@@ -143,11 +149,10 @@ class Estimator(ABC):
         with torch.no_grad():
             trace = self.trace(x, update_buffers=True)
             loss, error = self.loss.error(trace.output, y)
-            found = self.gradients(trace, error, y, ())
+            gradients = self.step(trace, error, y)
             for name, parameter in self.net.named_parameters():
                 if parameter.requires_grad:
-                    parameter.grad = found[name]
-            self.update(trace, error, y)
+                    parameter.grad = gradients[name]
         return loss
 
     def advance(self, x: Tensor, y: Tensor) -> None:
