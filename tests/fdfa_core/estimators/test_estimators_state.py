@@ -259,7 +259,11 @@ def assert_close(found, expected):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("method", "options"), [(m, o) for m, o in REPLICATED if not m.startswith("lg") and (m, o) != ("grape", {})], ids=str)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [(m, o) for m, o in REPLICATED if not m.startswith("lg") and (m, o) != ("grape", {})],  # these draw at every estimate
+    ids=str,
+)
 def test_a_replica_can_be_asked_for_alone(method, options):
     net = make_toy("fc")
     x, y = make_batch(net)
