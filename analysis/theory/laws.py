@@ -170,8 +170,8 @@ def rank_one_cosine_bound(jacobian: Tensor) -> float:
 def rank_one_column_cosine(jacobian: Tensor) -> float:
     r"""Return the mean over columns of E cos between the columns of J and of (J p) pᵀ, for a single output: exact.
 
-    The column k of the piece is p_k (J·p), so that the cosine is the sign of J_k p_k (J·p). Its mean is that of the signs of two
-    normal variables with correlation |J_k|/‖J‖: (2/π) arcsin(|J_k|/‖J‖).
+    The column k of the piece is p_k (J·p), so that the cosine is the sign of J_k p_k (J·p). Its mean is that of the product of
+    the signs of two normal variables with correlation |J_k|/‖J‖: (2/π) arcsin(|J_k|/‖J‖).
 
     Args:
         jacobian: J (1, n) without zeros among its entries.
