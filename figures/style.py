@@ -118,6 +118,8 @@ def look(label: str) -> Look:
         name += f" α={float(rate):g}"
     elif rate is not None:
         rest["feedback_lr"] = f"{float(rate):g}"
+    if rest.get("slope") == "batch":
+        marker = "D"  # hollow, as any further option is, and so told from the site "post" with each sample's own slope
     site = rest.pop("site", None)
     if site == "post":
         linestyle = (0, (1, 1))
@@ -134,6 +136,7 @@ def _option_text(key: str, value: str) -> str:
         "combine": value,
         "perturbation": value,
         "tangents": f"{value} directions",
+        "slope": f"slope of the {value}",
         "feedback_rule": f"{value.capitalize()} rule",
         "feedback_lr": f"rate {value}",
     }
