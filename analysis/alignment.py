@@ -21,12 +21,24 @@ AGAINST = {"target": "cosine", "reference": "cosine_reference"}
 
 
 def degrees(cosine: ArrayLike) -> np.ndarray:
-    """Return the angle in degrees of a cosine (rounding beyond ∓1 is cut)."""
+    """Return the angle in degrees of a cosine (rounding beyond ∓1 is cut).
+
+    Examples:
+        >>> from analysis.alignment import degrees
+        >>> degrees([1.0, 0.5, 0.0]).round(1)
+        array([ 0., 60., 90.])
+    """
     return np.degrees(np.arccos(np.clip(np.asarray(cosine, float), -1, 1)))
 
 
 def chance(size: ArrayLike) -> np.ndarray:
-    """Return the standard deviation in degrees of the angle between random directions in `size` dimensions (about 90°)."""
+    """Return the standard deviation in degrees of the angle between random directions in `size` dimensions (about 90°).
+
+    Examples:
+        >>> from analysis.alignment import chance
+        >>> f"{chance(10_000):.2f}"
+        '0.57'
+    """
     return np.degrees(1 / np.sqrt(np.asarray(size, float)))
 
 
@@ -40,6 +52,14 @@ def cosines(probes: pd.DataFrame, against: str = "target") -> pd.DataFrame:
 
     Returns:
         All rows; `trusted` is False where the reference vanished or the cosine is not a number (an estimate of exactly 0).
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import alignment
+        >>> probes = pd.DataFrame({"cosine_mean": [0.5], "cosine_m2": [0.01], "draws": [101]})
+        >>> probes = probes.assign(valid=True, reference_norm=1.0)
+        >>> alignment.cosines(probes)[["cosine_to", "cosine_to_se", "trusted"]].iloc[0].to_dict()
+        {'cosine_to': 0.5, 'cosine_to_se': 0.01, 'trusted': True}
     """
     if against not in AGAINST:
         raise InvalidInput("against", against, " or ".join(f'"{name}"' for name in AGAINST))
@@ -62,6 +82,15 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
         `of`), `chance` (spread in degrees of a random direction's angle) and `stability` (mean cosine between BP gradients of
         disjoint batches: near 0 the reference is noise, and no estimator can follow it). A group without any trusted row
         has no angle and is left out: `vanished` lists those.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import alignment
+        >>> probes = pd.DataFrame({"estimator": "dfa", "seed": [0, 1], "cosine_mean": [0.5, 0.6]})
+        >>> probes = probes.assign(cosine_m2=0.01, draws=101, valid=True, size=10_000)
+        >>> probes = probes.assign(reference_norm=1.0, reference_stability=0.2)
+        >>> alignment.angles(probes, ["estimator"])[["estimate", "low", "high", "chance"]].round(1).iloc[0].to_dict()
+        {'estimate': 56.6, 'low': 0.0, 'high': 94.9, 'chance': 0.6}
     """
     by = list(by)
     rows = cosines(probes, against)
@@ -80,7 +109,15 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
 
 
 def vanished(probes: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return the groups in which the reference vanished (‖τ‖ or ‖∇‖ below 1e-7), with `rows` such rows of `of`."""
+    """Return the groups in which the reference vanished (‖τ‖ or ‖∇‖ below 1e-7), with `rows` such rows of `of`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import alignment
+        >>> probes = pd.DataFrame({"step": [1, 2], "valid": [True, False], "reference_norm": [1.0, 1e-9]})
+        >>> alignment.vanished(probes, ["step"]).iloc[0].to_dict()
+        {'step': 2, 'rows': 1, 'of': 1}
+    """
     gone = ~(probes["valid"] & (probes["reference_norm"] > schema.VANISHED))
     counts = gone.groupby([probes[c] for c in by], sort=False, dropna=False).agg(rows="sum", of="size")
     return counts[counts["rows"] > 0].reset_index()

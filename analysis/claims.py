@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import accuracy, convergence, logs, select, statistics, variance
+from analysis import accuracy, convergence, logs, options, select, statistics, variance
 from fdfa_core.errors import InvalidInput
 
 LEVEL = 0.05
@@ -142,7 +142,7 @@ def _ratios(log: logs.Logs, above: Select, below: Select) -> Rows:
     """
     probes = variance.normalised(select.hidden_blocks(log.probes))
     probes = probes[probes["nsr"] > 0]
-    rows = probes.assign(alpha=select.option(probes, "feedback_lr"))
+    rows = probes.assign(alpha=options.alpha(probes))
     frozen = (rows.groupby("run")["step"].nunique() == 1).all()
     on = ["trained_with", "block", "seed", "width"] + ([] if frozen else ["step"])
     a, b = (np.log(_one_each(select(rows), on).set_index(on)["nsr"]) for select in (above, below))

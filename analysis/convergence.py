@@ -32,6 +32,16 @@ def curves(
 
     Returns:
         Columns of `statistics.over_seeds` for each of `by` and `x`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.curves(metrics, "test_accuracy")[["epoch", "estimate", "seeds"]].round(2)
+           epoch  estimate  seeds
+        0    0.0      0.10      2
+        1    1.0      0.85      2
     """
     loss = _is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])]
@@ -40,7 +50,19 @@ def curves(
 
 
 def diverged(metrics: pd.DataFrame, quantity: str, by: Sequence[str] = ("trained_with",), x: str = "epoch") -> pd.DataFrame:
-    """Return the curve of each diverged run up to its last finite value: `by`, `seed`, `x`, `estimate`."""
+    """Return the curve of each diverged run up to its last finite value: `by`, `seed`, `x`, `estimate`.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> metrics.loc[metrics["run"] == "b", "status"] = "diverged"
+        >>> convergence.diverged(metrics, "test_accuracy")[["seed", "epoch", "estimate"]]
+           seed  epoch  estimate
+        0     1    0.0       0.1
+        1     1    1.0       0.8
+    """
     _is_loss(quantity)
     rows = metrics[(metrics["status"] == "diverged") & np.isfinite(metrics[quantity])]
     return rows[[*by, "seed", x, quantity]].rename(columns={quantity: "estimate"}).reset_index(drop=True)
@@ -56,13 +78,21 @@ def time_to(
 ) -> pd.DataFrame:
     """Return the median time until a threshold is reached (accuracy at or above it, loss at or below it).
 
-    A run that does not get there is right-censored at the end of its group's longest run: a lower bound, not a time; a
-    diverged run that had not got there never does. The median and its interval are those of the Kaplan–Meier curve
+    A run that does not reach it is right-censored at the end of its group's longest run: this is a lower bound and not a time.
+    A diverged run that has not reached it never does. The median and its interval are those of the Kaplan–Meier curve
     (statsmodels). Times are those of evaluations, so they are late by up to the distance between two.
 
     Returns:
         Columns `by`, `estimate`, `low`, `high`, `seeds`, `reached` (runs that got there), `censored` (no more than half did:
         `estimate` is the lower bound) and `open` (the interval has no upper end within the time observed: `high` is that time).
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.time_to(metrics, "test_accuracy", 0.7)[["estimate", "seeds", "reached", "censored"]].iloc[0].to_dict()
+        {'estimate': 10.0, 'seeds': 2, 'reached': 2, 'censored': False}
     """
     loss = _is_loss(quantity)
     hit = metrics[quantity] <= threshold if loss else metrics[quantity] >= threshold
@@ -94,24 +124,43 @@ def area(
     """Return the area under the curve divided by its length in x: the mean height, with an interval over finished seeds.
 
     A loss is averaged on the logarithmic scale, along the curve and over seeds.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.area(metrics, "test_accuracy")[["estimate", "seeds"]].round(3).iloc[0].to_dict()
+        {'estimate': 0.475, 'seeds': 2.0}
     """
     loss = _is_loss(quantity)
     return statistics.over_seeds(heights(metrics, quantity, x), "height", by, log=loss, level=level)
 
 
 def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFrame:
-    """Return the finished runs' last rows with `height`, the mean height of the run's curve (geometric for a loss)."""
+    """Return the finished runs' last rows with `height`, the mean height of the run's curve (geometric for a loss).
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import convergence
+        >>> metrics = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 10] * 2, "epoch": [0.0, 1.0] * 2})
+        >>> metrics = metrics.assign(trained_with="dfa", status="finished", test_accuracy=[0.1, 0.9, 0.1, 0.8])
+        >>> convergence.heights(metrics, "test_accuracy")[["run", "height"]].round(3)
+          run  height
+        1   a    0.50
+        3   b    0.45
+    """
     loss = _is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x, kind="stable")
     value = np.log(rows[quantity]) if loss else rows[quantity]
-    found = {
+    height_of = {
         run: np.trapezoid(value[curve.index], curve[x]) / np.ptp(curve[x])
         for run, curve in rows.groupby("run", sort=False)
         if curve[x].nunique() > 1
     }
     last = rows.groupby("run", sort=False).tail(1)
-    last = last[last["run"].isin(found)]
-    height = last["run"].map(found).astype(float)
+    last = last[last["run"].isin(height_of)]
+    height = last["run"].map(height_of).astype(float)
     return last.assign(height=np.exp(height) if loss else height)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis import select as logs
-from analysis import statistics
+from analysis import options, select, statistics
 from analysis.theory import laws
 
 
@@ -25,11 +24,11 @@ def against_dimension(probes: pd.DataFrame) -> pd.DataFrame:
     """
     whole = probes[(probes["method"] == "fg-w") & (probes["level"] == "network")]
     whole = whole.assign(dimension=whole["size"])
-    block = logs.hidden_blocks(probes)
+    block = select.hidden_blocks(probes)
     block = block[block["method"] == "fg-a"]
     rows = pd.concat([whole, block.assign(dimension=block["width"])], ignore_index=True)
-    rows["tangents"] = logs.option(rows, "tangents").fillna(1).astype(int)
-    rows["combine"] = ["projection" if "projection" in options else "mean" for options in rows["options"]]
+    rows["tangents"] = options.numbers(rows, "tangents").astype(int)
+    rows["combine"] = options.column(rows, "combine")
     rows["se"] = statistics.mean_se(rows["cosine_m2"], rows["draws"])
     by = ["method", "tangents", "combine", "dimension"]
     found = statistics.over_seeds(rows, "cosine_mean", by, se="se", bounds=(-1, 1))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis import options
 from fdfa_core.errors import RunError
 from fdfa_core.estimators.registry import label
 from fdfa_core.experiments import loading, tables
@@ -42,7 +43,7 @@ class Logs:
     """The logs of one experiment.
 
     Attributes:
-        runs: a row a run: `RUN_COLUMNS`, `diverged_step` (−1 where it did not), `steps`, `method`, `options` (of the
+        runs: one row per run: `RUN_COLUMNS`, `diverged_step` (−1 where it did not), `steps`, `method`, `options` (of the
             estimator that trained, as in the probes), `config` (the run's configuration as canonical JSON).
         metrics: `metrics.parquet` of all runs (`learning_rate` there is the optimiser's at that step).
         probes: `probes.parquet` of all runs that have one; empty, without columns, if none has. `source` is "self" for the
@@ -50,6 +51,9 @@ class Logs:
             `estimator` is the label in both cases.
         timing: `timing.parquet` of all runs.
         feedback: `feedback.parquet` of the runs that watched FDFA's feedback; empty, without columns, if none did.
+
+    All but `timing` have an estimator's options as columns ``option.<name>`` (`analysis.options.expand`): those of the probed
+    estimator in `probes` and `feedback`, of the one that trained in `runs` and `metrics`.
     """
 
     runs: pd.DataFrame
@@ -116,7 +120,11 @@ def read(root: str | Path, experiment: loading.Experiment, *, partial: bool = Fa
             if table.empty:  # the run diverged before its first probe
                 continue
             frames[name].append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
-    return Logs(**{name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()})
+    whole = {name: pd.concat(f, ignore_index=True) if f else pd.DataFrame() for name, f in frames.items()}
+    whole |= {name: options.expand(whole[name]) for name in ("runs", "probes", "feedback")}
+    trained = whole["runs"][["run", *(c for c in whole["runs"] if c.startswith(options.PREFIX))]]
+    whole["metrics"] = whole["metrics"].merge(trained, on="run", how="left") if len(whole["metrics"]) else whole["metrics"]
+    return Logs(**whole)
 
 
 def pooled(parts: Sequence[Logs]) -> Logs:
@@ -128,10 +136,15 @@ def pooled(parts: Sequence[Logs]) -> Logs:
 
 
 def coverage(root: str | Path, experiment: loading.Experiment) -> pd.DataFrame:
-    """Return how many runs of each training estimator are there (`runs`) and how many there are to be (`planned`)."""
-    rows = [(label(c.estimator.name, c.estimator.options), runs.is_complete(root, c.id)) for c in experiment.runs()]
-    frame = pd.DataFrame(rows, columns=["trained_with", "runs"])
-    return frame.groupby("trained_with", sort=False)["runs"].agg(runs="sum", planned="size").reset_index()
+    """Return how many runs of each training estimator there are (`runs`) and how many there are to be (`planned`)."""
+    rows = [
+        (label(e.name, e.options), e.name, json.dumps(e.options, sort_keys=True), runs.is_complete(root, config.id))
+        for config in experiment.runs()
+        for e in [config.estimator]
+    ]
+    names = ["trained_with", "method", "options"]
+    frame = pd.DataFrame(rows, columns=[*names, "runs"])
+    return frame.groupby(names, sort=False)["runs"].agg(runs="sum", planned="size").reset_index()
 
 
 def files(root: str | Path, experiment: loading.Experiment) -> list[Path]:

@@ -20,20 +20,21 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from analysis import logs, select, statistics
+from analysis import logs, options, select, statistics
 from analysis.rebuilt import closed_forms
+from fdfa_core.estimators import averages
 
 
 def weights(rate: float, steps: int) -> np.ndarray:
     """Return the weights that a moving average gives its items, (steps + 1, steps): row t after t items.
 
     Args:
-        rate: a; the t-th item counts max(a, 1/t), so that the average begins as a plain mean.
+        rate: a; the t-th item counts max(a, 1/t) (`fdfa_core.estimators.averages.weight`): the average begins as a plain mean.
         steps: number of items.
     """
     table = np.zeros((steps + 1, steps))
     for t in range(1, steps + 1):
-        now = max(rate, 1 / t)
+        now = averages.weight(rate, t)
         table[t] = (1 - now) * table[t - 1]
         table[t, t - 1] = now
     return table
@@ -118,9 +119,9 @@ def frozen(log: logs.Logs, rates: Iterable[float]) -> pd.DataFrame:
         curves.append(("step", "fdfa", rate, {"feedback_lr": rate}))
         curves.append(("mean", "fdfa", rate, {"feedback_lr": rate, "gradient_lr": 0.0}))
     theory = []
-    for panel, method, rate, options in curves:
+    for panel, method, rate, rates in curves:
         factor = steps + 1 if panel == "mean" else 1
-        values = [factor * noise(row, n, steps, **options) / row["reference_norm"] ** 2 for _, row in per_seed.iterrows()]
+        values = [factor * noise(row, n, steps, **rates) / row["reference_norm"] ** 2 for _, row in per_seed.iterrows()]
         estimate = float(np.exp(np.log(values).mean()))
         theory.append({"panel": panel, "method": method, "rate": rate, "estimate": estimate, "low": estimate, "high": estimate})
     theory = pd.DataFrame(theory).assign(seeds=len(per_seed), interval="none", kind="theory")
@@ -140,7 +141,7 @@ def moving(log: logs.Logs) -> pd.DataFrame:
 
     probes = select.last_step(_hidden(log.probes))
     alpha = probes.loc[probes["method"] == "fdfa-averaged", "feedback_lr"].iloc[0]
-    kept = probes[probes["feedback_lr"].isna() | ((probes["feedback_lr"] == alpha) & probes["options"].str.contains("warmup"))]
+    kept = probes[probes["feedback_lr"].isna() | ((probes["feedback_lr"] == alpha) & options.column(probes, "warmup").eq(True))]
     kept = kept.assign(
         rate=kept["gradient_lr"].fillna(1.0), method=kept["method"].str.removesuffix("-averaged"), feedback_lr=alpha
     )
@@ -151,5 +152,5 @@ def moving(log: logs.Logs) -> pd.DataFrame:
 def _hidden(probes: pd.DataFrame) -> pd.DataFrame:
     """Return rows of all hidden blocks together, with the rates as columns; `rate` is of what the method averages."""
     rows = probes[(probes["level"] == "hidden") & (probes["source"] == "shadow")]
-    rates = {name: select.option(rows, name) for name in ("feedback_lr", "gradient_lr")}
+    rates = {"feedback_lr": options.alpha(rows), "gradient_lr": options.numbers(rows, "gradient_lr")}
     return rows.assign(**rates, rate=rates["gradient_lr"].fillna(rates["feedback_lr"]).fillna(1.0))

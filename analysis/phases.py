@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 
-from analysis import logs, select, statistics
+from analysis import logs, options, select, statistics
 from analysis.rebuilt import closed_forms
 from analysis.theory.laws import Contest
 from fdfa_core.errors import InvalidInput
@@ -47,14 +45,11 @@ def diagram(log: logs.Logs, batch_sizes: np.ndarray, feedback_lrs: np.ndarray) -
 
 def _measured(probes: pd.DataFrame) -> pd.DataFrame:
     rows = select.last_step(probes[probes["level"] == "hidden"])
-    rows = rows.assign(
-        feedback_lr=select.option(rows, "feedback_lr"),
-        joint=rows["options"].map(lambda text: json.loads(text).get("joint", True)),
-        tangents=select.option(rows, "tangents").fillna(1).astype(int),
-    )
+    rows = rows[(rows["method"] == "fdfa") | ((rows["method"] == "fg-a") & options.column(rows, "site").eq("post"))]
+    way = {"joint": options.column(rows, "joint").infer_objects(), "tangents": options.numbers(rows, "tangents").astype(int)}
+    rows = rows.assign(feedback_lr=options.alpha(rows), **way)
     keys = ["seed", "batch_size", *WAY]
-    fdfa = rows[rows["method"] == "fdfa"]
-    fg_a = rows[(rows["method"] == "fg-a") & rows["options"].str.contains("post")]
+    fdfa, fg_a = (rows[rows["method"] == method] for method in ("fdfa", "fg-a"))
     both = fdfa.merge(fg_a[[*keys, *CRITERIA.values()]], on=keys, suffixes=("", "_fg_a"))
     if both.empty:
         raise InvalidInput("probes", "no FDFA beside FG-A at the post site", "both, perturbing in the same way")

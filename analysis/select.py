@@ -27,12 +27,6 @@ def settings(log: Logs) -> pd.DataFrame:
     return frame[[key for key in frame if differing[key] and key != "probe.estimators"]].fillna("")
 
 
-def option(frame: pd.DataFrame, name: str) -> pd.Series:
-    """Return an estimator's option as numbers, from the column `options`; NaN where it was not given or is no number."""
-    given = {text: json.loads(text).get(name) for text in frame["options"].unique()}
-    return pd.to_numeric(frame["options"].map(given), errors="coerce")
-
-
 def measured(probes: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return the rows whose `columns` are finite: a diverging run's last probes are not.
 

@@ -10,9 +10,7 @@ Two sources of scatter occur in the logs, and an interval speaks of one of them:
 * **seeds**: other initialisations, batches and histories. Everything within one seed is dependent, so a seed counts
   once: its values are averaged first, then a t-interval is taken over seeds (`over_seeds`), on the log scale for
   what is positive and varies by factors (variances, losses). This is the interval of all figures wherever there are two
-  or more seeds.
-
-With few seeds a t-interval is wide, and it should be: five seeds leave four degrees of freedom.
+  or more seeds. With few seeds a t-interval is wide, and it should be: five seeds leave four degrees of freedom.
 """
 
 from __future__ import annotations
@@ -65,6 +63,10 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
 
     Raises:
         InvalidInput: fewer than two values, or one that is not finite.
+
+    Examples:
+        >>> [round(value, 2) for value in mean_interval([1.0, 2.0, 3.0])]
+        [2.0, -0.48, 4.48, 3]
     """
     values = _finite("values", values, at_least=2)
     half = stats.t.ppf(0.5 + level / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
@@ -140,6 +142,10 @@ def log_interval(
 
     Raises:
         InvalidInput: a negative estimate.
+
+    Examples:
+        >>> np.round(log_interval(1.0, 0.1, draws=100), 2)
+        array([0.82, 1.22])
     """
     estimate, se = np.asarray(estimate, float), np.asarray(se, float)
     if (estimate < 0).any():
@@ -183,13 +189,13 @@ def over_seeds(
     bounds: tuple[float, float] = (-np.inf, np.inf),
     level: float = LEVEL,
 ) -> pd.DataFrame:
-    """Return one row a group with the mean over seeds and its interval.
+    """Return one row per group with the mean over seeds and its interval.
 
     A seed's rows in a group (probe steps, say) are dependent and averaged first; the seeds' averages are the values of
     a t-interval, on the logarithmic scale (geometric mean) if asked.
 
     Args:
-        frame: a row per observation with columns `by`, `seed`, `value` and, where it has one, `run`.
+        frame: one row per observation with columns `by`, `seed`, `value` and, where it has one, `run`.
         value: the column to average.
         by: columns that name a group.
         se: column with the standard errors over draws, which serve where there is one seed.
@@ -206,6 +212,11 @@ def over_seeds(
     Raises:
         InvalidInput: a column is missing, values are not finite, or one group holds several runs of a seed (then `by`
             mixes settings).
+
+    Examples:
+        >>> frame = pd.DataFrame({"by": "dfa", "seed": [0, 1, 2], "accuracy": [0.90, 0.92, 0.94]})
+        >>> over_seeds(frame, "accuracy", ["by"])[["estimate", "low", "high"]].round(2).values
+        array([[0.92, 0.87, 0.97]])
     """
     by = list(by)
     columns = [*by, "seed", value, *([se] if se else [])]
@@ -244,7 +255,7 @@ def over_seeds(
 
 
 def slopes(frame: pd.DataFrame, x: str, y: str, by: Sequence[str], level: float = LEVEL) -> pd.DataFrame:
-    """Return the log–log slope of `y` against `x`: one fit a seed, then a t-interval over the seeds' slopes.
+    """Return the log–log slope of `y` against `x`: one fit per seed, then a t-interval over the seeds' slopes.
 
     The seeds' fits are independent, the points within a fit need not be; so the interval needs no model of the
     residuals. With one seed it is that of the straight-line fit (`interval` = "fit"), which assumes them independent.
@@ -321,6 +332,10 @@ def difference(
     Raises:
         InvalidInput: fewer than two values in a group, a value not finite (or not positive with `log`), unequal lengths
             with `paired`.
+
+    Examples:
+        >>> round(difference([0.90, 0.92, 0.94], [0.89, 0.90, 0.93], paired=True).estimate, 4)
+        0.0133
     """
     a, b = _finite("a", a, at_least=2), _finite("b", b, at_least=2)
     if paired and a.size != b.size:
@@ -347,6 +362,10 @@ def equivalence(values: ArrayLike, target: float, margin: float) -> float:
 
     Raises:
         InvalidInput: fewer than two values, or a margin that is not positive.
+
+    Examples:
+        >>> round(equivalence([0.1, -0.1, 0.0, 0.05], target=0, margin=0.5), 4)
+        0.0007
     """
     values = _finite("values", values, at_least=2)
     if not margin > 0:
@@ -360,7 +379,12 @@ def intersection_union(p: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence."""
+    """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence.
+
+    Examples:
+        >>> holm([0.01, 0.04, 0.03])
+        array([0.03, 0.06, 0.06])
+    """
     p = _finite("p", p, at_least=0)
     if p.size and not (0 <= p.min() and p.max() <= 1):
         raise InvalidInput("p", p.tolist(), "probabilities in [0, 1]")

@@ -1,8 +1,8 @@
 """Variance of gradient estimates: total, relative to the gradient, per component, and the data noise beside it.
 
 The total variance of an estimate g of a group of parameters (a block, say) is the trace of its covariance, E‖g − E g‖². With
-``sampling = "given_batch"`` the draws share a batch, so it is the variance of the perturbations (and of the feedback's
-history) alone; with "fresh_batches" it holds the data noise too.
+``sampling = "given_batch"`` the draws share a batch, so it is the variance of only the perturbations (and of the feedback's
+history); with "fresh_batches" it holds the data noise too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis import select, statistics
+from analysis import options, select, statistics
 from fdfa_core.errors import InvalidInput
 from fdfa_core.runs import schema
 
@@ -19,7 +19,15 @@ NORMS = {"reference": "reference_norm", "target": "target_norm"}
 
 
 def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
-    """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale)."""
+    """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale).
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "draws": [100]})
+        >>> variance.total(probes).round(2).iloc[0].to_dict()
+        {'variance': 4.0, 'variance_se': 0.4, 'draws': 100.0, 'low': 3.28, 'high': 4.88}
+    """
     probes = select.measured(probes, "variance", "variance_se")
     low, high = statistics.log_interval(probes["variance"], probes["variance_se"], probes["draws"], level)
     return probes.assign(low=low, high=high)
@@ -28,8 +36,8 @@ def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame
 def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     """Return the probes with the noise-to-signal ratio `nsr` = total variance / ‖∇‖² and its standard error `nsr_se`.
 
-    Free of the scale of loss and parameters, and tied to the angle: cos² ≈ 1/(1 + nsr). Take it per block: the sum over the
-    whole network hides a method behind its exact readout, and the mean over components changes with width by itself.
+    The ratio does not depend on the scale of loss and parameters. It is tied to the angle: cos² ≈ 1/(1 + nsr). Use it per
+    block. The sum over the whole network hides a method behind its exact readout. The mean over components changes with width.
 
     Args:
         probes: rows of `probes.parquet`.
@@ -38,6 +46,13 @@ def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
 
     Returns:
         The rows whose gradient has not vanished.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "reference_norm": [2.0]})
+        >>> variance.normalised(probes)[["nsr", "nsr_se"]].iloc[0].to_dict()
+        {'nsr': 1.0, 'nsr_se': 0.1}
     """
     norm2 = _norm(probes, by) ** 2
     probes = probes.assign(nsr=probes["variance"] / norm2, nsr_se=probes["variance_se"] / norm2)
@@ -48,6 +63,13 @@ def per_component(probes: pd.DataFrame) -> pd.DataFrame:
     """Return the probes with `component_variance`, the mean variance of a component, and its standard error.
 
     Not comparable across widths or parameterisations: a wider block has more and ever smaller entries.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "size": [8]})
+        >>> variance.per_component(probes)["component_variance"].tolist()
+        [0.5]
     """
     probes = select.measured(probes, "variance", "variance_se")
     return probes.assign(
@@ -61,9 +83,16 @@ def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
 
     One row for each run, step and parameter group, as estimator "bp": what a perfect estimator would still have. It has no
     standard error over draws; its interval is that over seeds.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"run": ["a"], "step": [1], "reference_variance": [8.0], "reference_norm": [2.0]})
+        >>> variance.data_noise(probes)[["estimator", "nsr"]].iloc[0].to_dict()
+        {'estimator': 'bp', 'nsr': 2.0}
     """
     keys = [c for c in ("run", "step", "level", "block", "parameter") if c in probes]
-    rows = probes.drop_duplicates(keys).assign(estimator="bp", method="bp", options="{}")
+    rows = options.relabelled(probes.drop_duplicates(keys), "bp")
     rows = rows.assign(variance=rows["reference_variance"], nsr=rows["reference_variance"] / _norm(rows, by) ** 2)
     rows = rows.drop(columns=[c for c in ("variance_se", "draws") if c in rows])
     return select.measured(rows[_norm(rows, by) > schema.VANISHED], "variance", "nsr")
@@ -80,10 +109,19 @@ def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFram
         level: coverage of the interval of the variance (log scale).
 
     Returns:
-        A row a component (C order) with `component`, `mean`, `mean_se`, `variance`, `variance_se`, `low`, `high`, `kurtosis`.
+        One row per component (C order): `component`, `mean`, `mean_se`, `variance`, `variance_se`, `low`, `high`, `kurtosis`.
 
     Raises:
         InvalidInput: fewer than four draws, or values that are not finite.
+
+    Examples:
+        >>> import numpy as np
+        >>> from analysis import variance
+        >>> draws = np.random.default_rng(0).normal(size=(1000, 2))
+        >>> variance.components(draws)[["variance", "variance_se"]].round(2)
+           variance  variance_se
+        0      1.04         0.05
+        1      0.96         0.04
     """
     draws = np.asarray(draws, dtype=float)
     if draws.ndim < 1 or len(draws) < 4:

@@ -6,8 +6,8 @@ Run it from the root of the project: python examples/own_estimator.py
 import torch
 
 from fdfa_core import available_estimators, fully_connected, make_estimator, measure, register
-from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import Estimator
+from fdfa_core.estimators.options import Positive
 from fdfa_core.linearisation.functional import functional_call
 
 
@@ -22,10 +22,8 @@ class SimultaneousPerturbation(Estimator):
         epsilon: ε, half the distance between the two points.
     """
 
-    def __init__(self, net, *, epsilon=1e-2, **common):
+    def __init__(self, net, *, epsilon: Positive = 1e-2, **common):
         super().__init__(net, **common)
-        if not epsilon > 0:
-            raise InvalidInput("epsilon", epsilon, "a positive number")
         self.epsilon = epsilon
 
     def gradients(self, trace, error, targets, lead):

@@ -26,6 +26,15 @@ def true_gradient(net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy")
 
     Raises:
         InvalidInput: x and y do not fit each other or the network, or x is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from fdfa_core import true_gradient
+        >>> {name: tuple(g.shape) for name, g in true_gradient(net, x, y).items()}
+        {'0.affine.weight': (6, 4), '0.affine.bias': (6,), '1.weight': (3, 6), '1.bias': (3,)}
     """
     loss = make_loss(loss)
     x, y = check_batch(net, x, y)
@@ -33,5 +42,5 @@ def true_gradient(net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy")
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     with torch.enable_grad(), preserve_random_stream(x.device):
         mean_loss = loss(functional_call(net, {**parameters, **buffers}, (x,)), y)
-        found = torch.autograd.grad(mean_loss, list(parameters.values()), materialize_grads=True, allow_unused=True)
-    return dict(zip(parameters, found, strict=True))
+        gradients = torch.autograd.grad(mean_loss, list(parameters.values()), materialize_grads=True, allow_unused=True)
+    return dict(zip(parameters, gradients, strict=True))

@@ -1,6 +1,6 @@
 """Losses: the mean over a batch of a per-sample loss, and its gradient with respect to the outputs.
 
-Every estimator meets the loss through two numbers alone: its value and the output error e = ∂(mean loss)/∂outputs, which is
+An estimator uses only two things of the loss: its value and the output error e = ∂(mean loss)/∂outputs, which is
 local to the output. e is (N, O) and already divided by N.
 """
 
@@ -110,6 +110,13 @@ def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     Raises:
         UnknownName: no loss of that name.
         InvalidInput: neither a name nor a callable.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.losses import make_loss
+        >>> loss = make_loss("mse")
+        >>> loss.error(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]))  # the mean loss and e
+        (tensor(2.5000), tensor([[1., 2.]]))
     """
     if isinstance(loss, Loss):
         return loss

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from fdfa_core.errors import InvalidInput, UnknownName
 class Law:
     """A law of perturbations v with E[v] = 0 and E[v vᵀ] = I along the last axis.
 
-    A user's own law is any object with a name, a kurtosis and this method.
+    Your own law is any object with a `name`, a `kurtosis` and the method `sample`.
 
     Attributes:
         name: what the law is called in options, logs and figures.
@@ -46,7 +47,15 @@ class Law:
 
 
 class Gaussian(Law):
-    """Independent standard normal entries, kurtosis 3 (Baydin et al. 2022)."""
+    """Independent standard normal entries, kurtosis 3 (Baydin et al. 2022).
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.perturbations import Gaussian
+        >>> v = Gaussian().sample((1000, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> v.shape, f"{v.mean():.2f}", f"{v.var():.2f}"
+        (torch.Size([1000, 4]), '-0.02', '0.99')
+    """
 
     name, kurtosis = "gaussian", 3.0
     fresh = True
@@ -57,7 +66,15 @@ class Gaussian(Law):
 
 
 class Rademacher(Law):
-    """Independent random signs, kurtosis 1: the least possible, hence the least variance of independent entries."""
+    """Independent random signs, kurtosis 1: the least possible, hence the least variance of independent entries.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.perturbations import Rademacher
+        >>> Rademacher().sample((2, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        tensor([[ 1.,  1.,  1.,  1.],
+                [-1.,  1., -1., -1.]])
+    """
 
     name, kurtosis = "rademacher", 1.0
     fresh = True
@@ -82,6 +99,13 @@ class Sphere(Law):
     """Uniform on the sphere of radius √d in d dimensions, kurtosis 3d/(d+2); its entries are dependent.
 
     The fourth moments are E[v_a v_b v_i v_j] = d/(d+2) (δ_ab δ_ij + δ_ai δ_bj + δ_aj δ_bi).
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.perturbations import Sphere
+        >>> v = Sphere().sample((1, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> f"{v.norm():.3f}", Sphere().kurtosis_in(4)
+        ('2.000', 2.0)
     """
 
     name, kurtosis = "sphere", 3.0
@@ -106,6 +130,11 @@ def make_law(law: str | Law) -> Law:
     Raises:
         UnknownName: no law of that name.
         InvalidInput: an object that is not a law.
+
+    Examples:
+        >>> from fdfa_core.perturbations import make_law
+        >>> make_law("rademacher")
+        Rademacher()
     """
     if isinstance(law, str):
         if law not in LAWS:
@@ -117,13 +146,14 @@ def make_law(law: str | Law) -> Law:
     return law
 
 
-DESIGNS = ("independent", "antithetic", "orthogonal")
+Design = Literal["independent", "antithetic", "orthogonal"]
+DESIGNS = get_args(Design)
 
 
 def design_sample(
     law: Law, design: str, shape: Sequence[int], *, generator: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Return draws (…, M, dimension) whose M rows are arranged by design; each row alone has identity covariance.
+    """Return draws (…, M, dimension) whose M rows are arranged by design; each row by itself has identity covariance.
 
     Args:
         law: of the rows. "orthogonal" needs one that is the same in every direction.
@@ -136,6 +166,15 @@ def design_sample(
 
     Raises:
         InvalidInput: unknown design, or an orthogonal design of a law that is not isotropic.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.perturbations import design_sample, make_law
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> u = design_sample(make_law("gaussian"), "orthogonal", (2, 2), generator=generator, dtype=torch.float64)
+        >>> (u @ u.T).round(decimals=6).abs()
+        tensor([[2., 0.],
+                [0., 2.]], dtype=torch.float64)
     """
     *lead, rows, dimension = shape
     if design not in DESIGNS:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import accuracy, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 POOLED = True
@@ -15,6 +15,7 @@ CAPTION = (
 )
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return a row an estimator and setting, compared with FDFA where it is there."""
     (log,) = logs_of.values()
@@ -24,6 +25,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     return table.sort_values([*SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
 
 
+@_labels.understood
 def show(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as texts."""
     shown = pd.DataFrame(
@@ -50,7 +52,7 @@ def _accuracy(row) -> str:
 
 
 def _difference(row) -> str:
-    if not row.difference == row.difference or style.parse(row.trained_with)[0] == "fdfa" and row.difference == 0:
+    if not row.difference == row.difference or _labels.meaning(row.trained_with)[0] == "fdfa" and row.difference == 0:
         return "–"
     p = " (p < 0.001)" if row.p_holm < 0.001 else f" (p = {row.p_holm:.3f})"
     tested = row.difference_low < row.difference_high  # a single seed has no interval, hence no test

@@ -4,12 +4,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import alignment, logs, select
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 BY = ["estimator", "block", "step"]
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return long rows: `quantity` "angle" (degrees, over seeds) and "vanished" (share of seeds without a reference)."""
     (log,) = logs_of.values()

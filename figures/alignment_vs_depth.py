@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import accuracy, alignment, logs, select
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("depth",)
 PANELS = {
@@ -14,6 +14,7 @@ PANELS = {
 }
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return angles at the last probe of training (`quantity` "first", "mean") and final accuracies, against depth."""
     (log,) = logs_of.values()

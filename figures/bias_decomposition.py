@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import feedback, logs, select
-from figures import style
+from analysis import feedback, logs, options, select
+from figures import _labels, style
 
 EXPERIMENTS = ("drift",)
 LOOKS = {
@@ -17,11 +17,12 @@ LOOKS = {
 FLOOR = 1e-5  # of ‖∇‖²: less than this is left out
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias² ÷ ‖∇‖² and its parts per hidden block: against α at the last probe, and against steps for one α."""
     (log,) = logs_of.values()
-    rows = log.feedback.assign(alpha=select.option(log.feedback, "feedback_lr"))
-    warm = rows["options"].str.contains("warmup")
+    rows = log.feedback.assign(alpha=options.alpha(log.feedback))
+    warm = options.column(rows, "warmup").eq(True)
     by = ["block", "alpha", "step"]
     last = feedback.bias_parts(select.last_step(rows[warm]), by).assign(against="alpha")
     return pd.concat([last, feedback.bias_parts(rows[~warm], by).assign(against="step")], ignore_index=True)

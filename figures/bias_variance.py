@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import bias, logs, select
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("trajectory",)
 MARKS = {
@@ -18,6 +18,7 @@ MARKS = {
 OFFSETS = {"mse": 0.0, "variance": 0.2, "bias2": -0.2}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias², variance and mean squared error ÷ ‖BP's gradient‖² at the end of training, over seeds."""
     (log,) = logs_of.values()
@@ -51,8 +52,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                 ax.plot(floor, y, "<", color=color)
                 ax.plot(row.high, y, "|", color=color, markersize=5)
     for ax in axes[-len(blocks) :]:
-        ax.set_xlabel("÷ ‖BP's gradient‖²")
-    handles = [style.mark(name, marker, color) for name, marker, color in MARKS.values()]
+        ax.set_xlabel("squared error and its parts ÷ ‖BP's gradient‖²")
+    handles = [style.mark(name, marker, color, "-") for name, marker, color in MARKS.values()]
     handles.append(style.mark("no bias detected: at most", "<", MARKS["bias2"][2], "-"))
     style.legend(fig, handles, style.seeds_text(frame, "lines"))
     return fig

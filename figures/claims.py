@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import claims, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("width", "trajectory", "convergence")
 OPTIONAL = EXPERIMENTS  # a claim without evidence is inconclusive, and says so
@@ -14,11 +14,13 @@ CAPTION = (
 )
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return a row a claim; its evidence is every component in `claims_evidence`."""
     return claims.verdicts(claims.components(logs_of)).assign(evidence_file="claims_evidence.csv")
 
 
+@_labels.understood
 def show(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as texts."""
     sign = {"greater": ">", "less": "<"}

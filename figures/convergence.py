@@ -4,12 +4,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import convergence, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return curves of the finished runs over seeds (`kind` "mean") and each diverged run's own (`kind` "diverged")."""
     (log,) = logs_of.values()
@@ -34,12 +35,12 @@ def draw(frame: pd.DataFrame) -> Figure:
         for label in labels:
             mine = rows[rows["trained_with"] == label]
             curve = mine[mine["kind"] == "mean"]
-            every = 1 if len(curve) <= 12 else 0.12  # of the picture: a mark at each of many points would hide the lines
-            style.band(ax, curve, "epoch", label, shade, markevery=every, markersize=4)
+            style.band(ax, curve, "epoch", label, shade, markevery=style.marks(curve), markersize=4)
             for _, lost in mine[mine["kind"] == "diverged"].groupby("seed"):
                 ax.plot(lost["epoch"], lost["estimate"], color=style.look(label).color, linewidth=0.7)
                 ax.plot(lost["epoch"].iloc[-1], lost["estimate"].iloc[-1], "x", color=style.ALARM, markersize=6)
         ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
     axes[0].set_yscale("log")
     style.plain_log(axes[0].yaxis)
     style.accuracy_axis(axes[1], frame.loc[frame["quantity"] == "test_accuracy", "estimate"])

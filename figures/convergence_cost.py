@@ -5,13 +5,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from analysis import effort, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
-AXES = {"flops": "operations (FLOP, T = 10¹²), products and convolutions", "seconds": "seconds of training steps, as logged"}
+AXES = {
+    "flops": "FLOP of products and convolutions (G = 10⁹, T = 10¹²)",
+    "seconds": "time of the training steps, as logged (s)",
+}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return curves of the finished runs over seeds, each point with the operations and seconds it took."""
     (log,) = logs_of.values()
@@ -27,7 +31,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     for ax, (quantity, cost) in zip(axes, [(q, c) for q in PANELS for c in AXES], strict=True):
         rows = frame[(frame["quantity"] == quantity) & (frame[cost] > 0)]
         for label in labels:
-            style.band(ax, rows[rows["trained_with"] == label], cost, label, markersize=3.5)
+            curve = rows[rows["trained_with"] == label]
+            style.band(ax, curve, cost, label, markevery=style.marks(curve), markersize=3.5)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(EngFormatter(sep="") if cost == "flops" else "{x:g}")

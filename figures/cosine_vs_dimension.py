@@ -5,13 +5,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import cosines, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("cosine",)
 LINES = {"mean": "-", "projection": "--"}
 VALUES, RATIOS = ("estimate", "low", "high"), ("ratio", "ratio_low", "ratio_high")
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return mean cosines over seeds per method, number of directions and dimension, with the closed form."""
     (log,) = logs_of.values()

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import benches
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ()
 BENCH = "cost_scaling"
@@ -22,6 +22,7 @@ DRAWS = {  # what the benchmark calls them → name in print, estimator whose co
 }
 
 
+@_labels.labelled
 def compute(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return milliseconds and the ratio to a BP gradient, medians with quartiles, for every size and estimator."""
     (table,) = tables.values()
@@ -53,7 +54,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.set_ylim(0, 1.08 * frame.loc[frame["quantity"] != "draws", "high"].max())
     axes[0].set_ylabel("time ÷ that of a BP gradient")
     axes[3].set_ylabel("time ÷ that of a BP gradient")
-    axes[4].set_ylabel("the same for each draw")
+    axes[4].set_ylabel("time of one draw ÷ that of a BP gradient")
     handles = [style.mark("BP", "none", bp.color, "-"), *map(style.handle, labels)]
     more = [how for name, how in DRAWS.items() if name != "fg-a: gradients"]  # which looks as FG-A does elsewhere
     handles += [style.mark(name, marker, style.look(like).color, line) for name, like, marker, line in more]

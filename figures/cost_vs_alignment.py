@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import benches
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ()
 BENCH = "cost_vs_alignment"
@@ -17,6 +17,7 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 LINEAR = 0.01  # cosines below this are drawn on a linear scale
 
 
+@_labels.labelled
 def compute(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Return milliseconds (median, quartiles), mean cosine with a 95 % interval over draws, and relative squared error."""
     (table,) = tables.values()

@@ -4,21 +4,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import feedback, logs, select
+from analysis import feedback, logs, options
 from analysis.rebuilt import closed_forms
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("layers",)
 SHOWN = 3  # depths, evenly chosen
 OFFSET = {True: -0.12, False: 0.12}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return E‖D − J̄‖² / ‖J̄‖² of one Jacobian estimate D (the feedback at α = 1) per depth and hidden block, over seeds."""
     (log,) = logs_of.values()
     rows = closed_forms.feedback_errors(log)
-    rows = rows[(select.option(rows, "feedback_lr") == 1) & (rows["depth"] > 1)]
-    rows = rows.assign(joint=~rows["options"].str.contains("joint"))
+    rows = rows[(options.alpha(rows) == 1) & (rows["depth"] > 1)]
+    rows = rows.assign(joint=options.column(rows, "joint").eq(True))
     return feedback.error(rows, ["depth", "block", "joint", "estimator"])
 
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from analysis import accuracy, logs
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
 POOLED = True
@@ -14,6 +14,7 @@ BASELINE, BEST = "frozen", "bp"
 SETTING = ["dataset", "architecture", "epochs"]
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return the accuracy of every estimator beyond that of frozen hidden layers, in each setting, over paired seeds."""
     (log,) = logs_of.values()
@@ -38,7 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set(
             yticks=range(len(labels)),
             ylim=(-0.6, len(labels) - 0.4),
-            xlabel="accuracy beyond frozen layers (points)",
+            xlabel="test accuracy gained (percentage points)",
         )
         ax.set_yticklabels([style.look(label).name for label in labels])
         ax.axvline(0, color=style.INK, linewidth=0.8)
@@ -49,7 +50,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.plot([100 * row.low, 100 * row.high], [y, y], color=look.color, linewidth=1.1)
             ax.plot(100 * row.estimate, y, **look.line(linestyle="none", markersize=5))
         ax.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)  # a method that falls apart must not hide the others
-        ax.set_xlim(min(150 * rows["estimate"].min(), -LINEAR / 2), max(150 * rows["estimate"].max(), LINEAR / 2))
+        ax.set_xlim(min(120 * rows["low"].min(), -LINEAR / 2), max(120 * rows["high"].max(), LINEAR / 2))
         low, high = ax.get_xlim()
         ax.set_xticks([t for t in (-100, -20, -5, -2, 0, 2, 5, 10, 20) if low <= t <= high], minor=False)
         ax.xaxis.set_major_formatter("{x:g}")

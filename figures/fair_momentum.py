@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import logs, momentum
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("averaging", "drift")
 RATES = np.logspace(-2, 0, 13)
@@ -16,6 +16,7 @@ TITLES = {
 }
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return noise at frozen weights per step and in the mean over steps, and squared error at moving weights, over seeds."""
     frozen, moving = momentum.frozen(logs_of["averaging"], RATES), momentum.moving(logs_of["drift"])

@@ -5,11 +5,12 @@ from matplotlib.figure import Figure
 
 from analysis import feedback, logs
 from analysis.rebuilt import closed_forms
-from figures import _scaling, style
+from figures import _labels, _scaling, style
 
 EXPERIMENTS = ("feedback",)
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return E‖B − J̄‖² / ‖J̄‖² per hidden block, α and step over seeds, with the closed form."""
     (log,) = logs_of.values()
@@ -39,9 +40,13 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def _name(label: str) -> str:
-    return style.look(label).name + ", warm-up" * ("warmup" in label)
+    return style.look(label).name + ", warm-up" * _warms_up(label)
 
 
 def _face(label: str) -> dict[str, str]:
     """Feedback that warms up has a hollow marker."""
-    return {"markerfacecolor": "white"} if "warmup" in label else {}
+    return {"markerfacecolor": "white"} if _warms_up(label) else {}
+
+
+def _warms_up(label: str) -> bool:
+    return bool(_labels.meaning(label)[1].get("warmup"))

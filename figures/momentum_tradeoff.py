@@ -3,12 +3,13 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import bias, logs, momentum, select
-from figures import style
+from analysis import bias, logs, momentum, options, select
+from figures import _labels, style
 
 EXPERIMENTS = ("momentum",)
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return bias², variance and mean squared error ÷ ‖BP's gradient‖² of FDFA per hidden block and α, over seeds.
 
@@ -16,10 +17,10 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """
     (log,) = logs_of.values()
     probes = select.last_step(select.hidden_blocks(log.probes))
-    probes = probes.assign(alpha=select.option(probes, "feedback_lr"))
+    probes = probes.assign(alpha=options.alpha(probes))
     probes = probes[(probes["method"] == "fdfa") & (probes["source"] == "shadow") & probes["alpha"].notna()]
     found = bias.split_over_seeds(probes, ["block", "alpha"])
-    warmup = probes["options"].str.contains("warmup").all()
+    warmup = bool(options.column(probes, "warmup").eq(True).all())
     return pd.concat([found, momentum.variance_law(found, int(probes["step"].max()), warmup)], ignore_index=True)
 
 
@@ -45,7 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set(xscale="log", xlabel="α (rate of the feedback)")
         style.ticks(ax, frame["alpha"])
     style.log_limits(axes, frame[frame["detected"]])
-    axes[0].set_ylabel("÷ ‖BP's gradient‖²")
+    axes[0].set_ylabel("squared error and its parts ÷ ‖BP's gradient‖²")
     handles = [style.mark(name, marker, color, line) for name, color, marker, line in looks.values()]
     if (~frame["detected"]).any():
         handles.append(style.mark("no bias detected: upper bound", "v", looks["bias2"][1], hollow=True))

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis import logs, phases
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("batch",)
 BATCH_SIZES = 2 ** np.arange(0, 20.1, 0.5)
@@ -15,6 +15,7 @@ FEEDBACK_LRS = np.logspace(-3, 0, 25)
 NAMES = {"variance": "variance", "mse": "mean squared error"}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return FDFA ÷ FG-A by closed form on a grid and as measured, over seeds, all hidden blocks together."""
     (log,) = logs_of.values()

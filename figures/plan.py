@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
+
 import figures
-from analysis import benches
+from analysis import benches, options
 from analysis import logs as log_frames
 from fdfa_core.errors import RunError, UnknownName
 from figures import style
 
-NOT_FIGURES = {"plan", "render", "report", "style"}
+NOT_FIGURES = {"layout", "plan", "render", "report", "style"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Job:
     @property
     def endings(self) -> tuple[str, ...]:
         """What the names of its files end in."""
-        return ("csv", "md", "tex") if self.is_table else ("png", "pdf", "csv")
+        return ("csv", "md", "tex", "html") if self.is_table else ("png", "pdf", "csv")
 
     @property
     def all_experiments(self) -> list:
@@ -140,8 +142,8 @@ def gaps(job: Job, root: str | Path) -> str:
         short = found[found["runs"] < found["planned"]]
         if len(short):
             line = f"Partial record of {experiment.name}: {found['runs'].sum()} of {found['planned'].sum()} runs"
-            groups = short.groupby(["runs", "planned"], sort=False)["trained_with"].agg(list)
-            parts = [f"{_names(group)} {runs} of {planned}" for (runs, planned), group in groups.items()]
+            groups = short.groupby(["runs", "planned"], sort=False)
+            parts = [f"{_names(group)} {runs} of {planned}" for (runs, planned), group in groups]
             lines.append(line + (f" ({'; '.join(parts)})" if len(found) > 1 else ""))
     if job.absent:
         lines.append("No run yet of " + ", ".join(experiment.name for experiment in job.absent))
@@ -168,6 +170,9 @@ def _module(job: Job) -> str:
     return job.module.__name__.rpartition(".")[2]
 
 
-def _names(labels: list[str]) -> str:
-    """Name estimators, or count them where they are many."""
-    return ", ".join(style.look(label).name for label in labels) if len(labels) <= 5 else f"{len(labels)} estimators"
+def _names(trained: pd.DataFrame) -> str:
+    """Name the estimators of `logs.coverage`, or count them where they are many."""
+    if len(trained) > 5:
+        return f"{len(trained)} estimators"
+    rows = trained[["trained_with", "method", "options"]].itertuples(index=False)
+    return ", ".join(style.look(label, method, options.given(text)).name for label, method, text in rows)

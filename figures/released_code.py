@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import logs, released
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("released",)
 PROFILES = ("paper",)  # the others have no run at these settings
@@ -15,12 +15,14 @@ CAPTION = (
 NAMES = {"test_accuracy": ("test accuracy (%)", 100, ".2f"), "test_loss": ("test loss", 1, ".4f")}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return the comparison at the end of every epoch, by estimator and quantity."""
     (log,) = logs_of.values()
     return released.compare(log.metrics, released.read())
 
 
+@_labels.understood
 def show(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as texts."""
     return pd.DataFrame([_texts(row) for row in frame.itertuples()])

@@ -15,10 +15,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import html
 import io
 import json
 import os
-import textwrap
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from analysis import benches
 from analysis import logs as log_frames
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
-from figures import style
+from figures import layout, style
 from figures.plan import Job, discover, gaps, plan
 
 MARKER = ".fdfa-figures"
@@ -52,7 +52,7 @@ def render(
     report: Callable[[str, bool], None] | None = None,
     skip: Callable[[str, str], None] | None = None,
 ) -> list[Path]:
-    """Write ``<name>.{png,pdf,csv}`` for every figure and ``<name>.{csv,md,tex}`` for every table.
+    """Write ``<name>.{png,pdf,csv}`` for every figure and ``<name>.{csv,md,tex,html}`` for every table.
 
     A figure is drawn again only if its module, the modules of `analysis` and `figures` that it imports, the libraries'
     versions or the logs it needs changed, or a file of it is missing or altered. Equal logs give equal files, byte for byte.
@@ -149,12 +149,12 @@ def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
         text = shown.to_markdown(index=False, disable_numparse=True) + "\n"
         contents["md"] = (text + (f"\n{note}.\n" if note else "")).encode()
         contents["tex"] = _latex(shown, f"{caption} {note}.".strip() if note else caption, job.name).encode()
+        contents["html"] = _html(shown).encode()
         return contents
     figure = job.module.draw(frame)
     if note:
-        lines = textwrap.wrap(note, 125)
-        figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
-        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=7, color=style.ALARM)
+        with style.context():
+            layout.banner(figure, note, style.ALARM)
     return contents | _pictures(figure)
 
 
@@ -168,9 +168,7 @@ def write_figure(figure: Figure, out: str | Path, name: str) -> list[Path]:
 
 
 def _pictures(figure: Figure) -> dict[str, bytes]:
-    png = _png(figure)
-    figure.set_layout_engine("none")  # the layout just found serves both files
-    return {"png": png, "pdf": _save(figure, "pdf", {"Creator": None, "Producer": None, "CreationDate": None})}
+    return {"png": _png(figure), "pdf": _save(figure, "pdf", {"Creator": None, "Producer": None, "CreationDate": None})}
 
 
 def _png(figure: Figure, dpi: float | None = None) -> bytes:
@@ -181,21 +179,31 @@ def _save(figure: Figure, kind: str, metadata: dict, dpi: float | str = "figure"
     """Save a figure in memory, without time stamps and versions, so that equal figures are equal files."""
     buffer = io.BytesIO()
     with style.context():
+        layout.settle(figure)
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
 
 
 def _latex(shown: pd.DataFrame, caption: str, name: str) -> str:
     symbols = {"±": r"$\pm$", "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "²": "$^2$", "–": "--"}
-    text = shown.map(_escape).rename(columns=_escape).to_latex(index=False, caption=_escape(caption), label=f"tab:{name}")
-    for symbol, command in symbols.items():
-        text = text.replace(symbol, command)
-    return text
+    caption = caption.translate({ord(special): f"\\{special}" for special in "&%$#_{}"})  # pandas escapes no caption
+    table = shown.reset_index(drop=True).style.hide(axis="index")
+    table = table.format(escape="latex").format_index(escape="latex", axis="columns")
+    text = table.to_latex(caption=caption, label=f"tab:{name}", hrules=True, column_format="l" * len(shown.columns))
+    return text.translate({ord(symbol): command for symbol, command in symbols.items()})
 
 
-def _escape(text: object) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, "\\" + c if c in "&%$#_{}" else c) for c in str(text))
+def _html(shown: pd.DataFrame) -> str:
+    """Return the table as HTML; the class of a cell says whether it may be broken, and what a verdict is."""
+    table = shown.reset_index(drop=True).style.hide(axis="index").format_index(escape="html", axis="columns")
+    return table.format(_html_cell).to_html(exclude_styles=True)
+
+
+def _html_cell(text: str) -> str:
+    classes = ["short" if len(text) < 28 else "long"]
+    if text in ("supported", "not supported", "inconclusive"):
+        classes.append(text.replace(" ", "-"))
+    return f'<span class="{" ".join(classes)}">{html.escape(text)}</span>'
 
 
 # --- what is up to date ----------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ no palette is enough, so that marker and line style differ too and a print in gr
 from __future__ import annotations
 
 import functools
+import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log10
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,12 +24,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
+from figures import _labels, layout
+
 NOISE = " (data noise)"
 WIDTH = 7.2  # inches: a text column of two
 INK, GREY, PALE, ALARM = "#222222", "#767676", "#dddddd", "#c00000"
 
 SETTINGS = {
-    "figure.constrained_layout.use": True,
     "figure.dpi": 200,
     "savefig.dpi": 200,
     "font.size": 8.5,
@@ -98,14 +101,24 @@ class Look:
         } | more
 
 
-@functools.cache
-def look(label: str) -> Look:
-    """Return the look of an estimator by its label, e.g. ``fdfa(feedback_lr=0.1)``.
+def look(label: str, method: str | None = None, options: Mapping[str, Any] | None = None) -> Look:
+    """Return the look of an estimator.
 
     FDFA is shaded by α (dark: slow feedback); the site "post" and other options give hollow markers. A method unknown here
     has a colour that follows from its name, so a new estimator needs no entry.
+
+    Args:
+        label: of the estimator, in the frame that is being drawn.
+        method, options: what the label stands for, where no frame is being drawn; options are those that were given.
     """
-    method, options = parse(label)
+    if method is None:
+        method, options = _labels.meaning(label)
+    return _look(method, json.dumps(dict(options or {}), sort_keys=True))
+
+
+@functools.cache
+def _look(method: str, given: str) -> Look:
+    options = json.loads(given)
     digest = zlib.crc32(method.encode())
     fallback = (method, _SPARE[digest % len(_SPARE)], "hd8H"[digest % 4], (0, (3, 1.5)))
     name, color, marker, linestyle = _METHODS.get(method, fallback)
@@ -128,27 +141,19 @@ def look(label: str) -> Look:
     return Look(name, color, marker, linestyle, hollow=bool(rest) or site == "post")
 
 
-def _option_text(key: str, value: str) -> str:
+def _option_text(key: str, value: Any) -> str:
     """Say an option in a legend."""
     known = {
         "joint": "one block at a time",
         "per_sample": "a direction per sample",
-        "combine": value,
-        "perturbation": value,
+        "combine": f"{value}",
+        "perturbation": f"{value}",
         "tangents": f"{value} directions",
         "slope": f"slope of the {value}",
-        "feedback_rule": f"{value.capitalize()} rule",
+        "feedback_rule": f"{str(value).capitalize()} rule",
         "feedback_lr": f"rate {value}",
     }
     return known.get(key, f"{key.replace('_', ' ')} {value}")
-
-
-def parse(label: str) -> tuple[str, dict[str, str]]:
-    """Split a label into method and options (as text)."""
-    match = re.fullmatch(r"([^(]+)\((.*)\)", label)
-    if not match:
-        return label, {}
-    return match[1], dict(pair.split("=", 1) for pair in match[2].split(", ") if "=" in pair)
 
 
 def ordered(labels: Iterable[str]) -> list[str]:
@@ -156,7 +161,7 @@ def ordered(labels: Iterable[str]) -> list[str]:
     known = list(_METHODS)
 
     def rank(label: str):
-        method, options = parse(label)
+        method, options = _labels.meaning(label)
         rate = float(options.get("feedback_lr", 0) or 0)
         return (known.index(method) if method in known else len(known), method, len(options), -rate, label)
 
@@ -164,13 +169,17 @@ def ordered(labels: Iterable[str]) -> list[str]:
 
 
 def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
-    """Make a draw function use this style, whatever the user's matplotlibrc says, and leave global settings as they were."""
+    """Make a draw function use this style, whatever the user's matplotlibrc says, and know what the frame's labels stand for.
+
+    Global settings are afterwards as they were.
+    """
 
     @functools.wraps(draw)
     def wrapper(frame: pd.DataFrame) -> Figure:
         with context():
-            return draw(frame)
+            return understood(frame)
 
+    understood = _labels.understood(draw)
     return wrapper
 
 
@@ -184,7 +193,7 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
     """Return a figure with one titled panel each, in rows of at most `columns`, each row `height` inches high."""
     columns = min(columns, len(titles))
     rows = ceil(len(titles) / columns)
-    fig = Figure(figsize=(WIDTH, rows * height))
+    fig = layout.new_figure(WIDTH, rows * height)
     axes = list(fig.subplots(rows, columns, squeeze=False, **subplots).flat)
     for ax in axes[len(titles) :]:
         ax.remove()
@@ -195,20 +204,7 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
 
 def legend(fig: Figure, handles: Sequence, note: str) -> None:
     """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval)."""
-    lengths = [len(handle.get_label()) for handle in handles]
-    columns = len(handles)
-    while columns > 1 and sum(4.5 * max(part) + 50 for part in np.array_split(lengths, columns)) > WIDTH * 72:
-        columns -= 1
-    rows = ceil(len(handles) / columns)
-    fig.set_figheight(fig.get_figheight() + 0.35 + 0.18 * rows)
-    fig.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=ceil(len(handles) / rows),
-        handlelength=2.8,
-        title=note,
-        title_fontproperties={"size": 7.5},
-    ).get_title().set_color(GREY)
+    layout.legend(fig, handles, note, GREY)
 
 
 def handle(label: str, /, **more) -> Line2D:
@@ -222,6 +218,11 @@ def band(ax: Axes, rows: pd.DataFrame, x: str, label: str, shade: float = 0.16, 
     ax.plot(rows[x], rows["estimate"], **how.line(**line))
     if (rows["interval"] != "none").any():
         ax.fill_between(rows[x], rows["low"], rows["high"], color=how.color, alpha=shade, linewidth=0)
+
+
+def marks(curve: pd.DataFrame) -> int | float:
+    """Return which points of a curve to mark: all, or, where these would hide the line, one at every 12 % of the picture."""
+    return 1 if len(curve) <= 12 else 0.12
 
 
 def bars(ax: Axes, rows: pd.DataFrame, x: str, label: str, **line) -> None:
@@ -275,13 +276,7 @@ def end_labels(ax: Axes, items: Sequence[tuple[float, str, str]], head: str = ""
     items = sorted(items, key=lambda item: item[0])
     heights = np.array([(log10(y) - low) / (high - low) for y, _, _ in items])
     gap = size * 1.25 / 72 / (ax.get_position().height * ax.figure.get_figheight())
-    for _ in range(200):  # push neighbours apart until all fit
-        overlap = gap - np.diff(heights)
-        if (overlap < 1e-4).all():
-            break
-        push = np.where(overlap > 0, overlap / 2, 0)
-        heights[:-1] -= push
-        heights[1:] += push
+    heights = layout.spread(heights, gap, high=1 - gap / 2)
     ax.text(1.02, 1.0, head, transform=ax.transAxes, color=GREY, fontsize=size, va="bottom")
     for height, (_, text, color) in zip(heights, items, strict=True):
         ax.text(1.02, height, text, transform=ax.transAxes, color=color, fontsize=size, va="center", clip_on=False)
@@ -306,8 +301,10 @@ def plain_log(axis) -> None:
 def accuracy_axis(ax: Axes, accuracies: pd.Series) -> None:
     """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
     ax.set_yscale("logit", nonpositive="clip")
-    ax.set_ylim(max(accuracies.min() * 0.7, 0.01), 1 - (1 - min(accuracies.max(), 0.998)) / 2)
-    ax.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
+    odds = (accuracies / (1 - accuracies)).clip(0.02, 500)
+    low, high = odds.min() / 2, odds.max() * 2
+    ax.set_ylim(low / (1 + low), high / (1 + high))
+    ax.yaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
 

@@ -6,16 +6,17 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis import logs
 from analysis.rebuilt import closed_forms
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("width", "batch", "layers")
 OPTIONAL = ("batch", "layers")
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return measured / closed form per setting and hidden block over seeds, and how many intervals hold the closed form."""
     found = closed_forms.agreement(list(logs_of.values()))
-    method = found["estimator"].map(lambda label: style.parse(label)[0])
+    method = found["estimator"].map(lambda label: _labels.meaning(label)[0])
     counts = found.drop_duplicates("estimator").assign(method=method).groupby("method")[["held", "of"]].sum()
     return found.drop(columns=["held", "of"]).assign(method=method).merge(counts.reset_index(), on="method")
 

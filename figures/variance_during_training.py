@@ -4,11 +4,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import logs, select, statistics, variance
-from figures import style
+from figures import _labels, style
 
 EXPERIMENTS = ("trajectory",)
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR per hidden block, estimator and step over seeds, for each trajectory of the weights.
 

@@ -3,17 +3,19 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import logs
-from figures import _scaling, style
+from analysis import logs, options
+from figures import _labels, _scaling, style
 
 EXPERIMENTS = ("batch",)
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR = total variance / ‖∇‖² per hidden block, estimator and batch size, over seeds, with closed form and slope."""
     (log,) = logs_of.values()
     found = _scaling.curves(log, "batch_size")
-    return found[~found["estimator"].str.contains("tangents|site")]
+    usual = log.probes.loc[options.at_default(log.probes, "tangents", "site"), "estimator"]
+    return found[found["estimator"].isin(usual)]
 
 
 @style.styled

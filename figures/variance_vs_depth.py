@@ -4,12 +4,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import logs
-from figures import _scaling, style
+from figures import _labels, _scaling, style
 
 EXPERIMENTS = ("layers",)
 PLACES = {"first": "first hidden block (at the input)", "last": "last hidden block"}
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR = total variance / ‖∇‖² of the first and the last hidden block, per estimator and depth, over seeds."""
     (log,) = logs_of.values()

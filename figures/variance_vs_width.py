@@ -5,11 +5,12 @@ from matplotlib.figure import Figure
 
 from analysis import logs, select, statistics, variance
 from analysis.rebuilt import closed_forms
-from figures import _scaling, style
+from figures import _labels, _scaling, style
 
 EXPERIMENTS = ("width",)
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR = total variance / ‖∇‖² per hidden block, estimator and width, over seeds, with its log–log slope.
 

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 import fdfa_core
-from analysis import logs, select, statistics, variance
+from analysis import logs, options, select, statistics, variance
 from analysis import theory as theory_package
 from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
@@ -200,12 +200,12 @@ def contests(logs: logs.Logs) -> pd.DataFrame:
     Returns:
         A row per seed and way of perturbing: `seed`, `joint`, `tangents`, the fields of `Contest`, and `batch_limit`.
     """
-    rows = {}
-    for run in logs.runs.itertuples():
-        for estimator in json.loads(run.config)["probe"]["estimators"]:
-            if estimator["name"] == "fdfa" and estimator.get("joint") != "cyclic":  # whose blocks are not perturbed every step
-                way = (run.seed, estimator.get("joint", True), estimator.get("tangents", 1))
-                rows.setdefault(way, run.config)
+    rows, configs = {}, logs.runs.set_index("run")["config"]
+    probes = logs.probes[(logs.probes["method"] == "fdfa") & (logs.probes["source"] == "shadow")]
+    ways = {"joint": options.column(probes, "joint"), "tangents": options.numbers(probes, "tangents")}
+    for seed, run, joint, tangents in probes.assign(**ways)[["seed", "run", *ways]].drop_duplicates().itertuples(index=False):
+        if joint != "cyclic":  # whose blocks are not perturbed every step
+            rows.setdefault((int(seed), bool(joint), int(tangents)), configs[run])
     return pd.concat(
         [
             kept(_contest_row, config, joint, tangents).assign(seed=seed, joint=joint, tangents=tangents)
@@ -242,7 +242,8 @@ def kept(compute: Callable[..., pd.DataFrame], config: str, *arguments: Any, rec
 
 def _file(compute: Callable[..., pd.DataFrame], config: str, arguments: Sequence[Any]) -> str:
     """Name the file of an answer by the question."""
-    question = json.dumps([compute.__module__, compute.__qualname__, config, arguments])
+    module = "analysis.closed_forms" if compute.__module__ == __name__ else compute.__module__  # its name in the records
+    question = json.dumps([module, compute.__qualname__, config, arguments])
     return f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.parquet"
 
 
@@ -277,12 +278,12 @@ def _rows(problem: Problem, requests: Sequence[tuple[str, str, str, int]]) -> pd
     """Return closed forms for (label, name, options as JSON, step); those that there are none for are left out."""
     frames = []
     forward_feedback = _FeedbackForms(problem)
-    for label, name, options, step in requests:
+    for label, name, text, step in requests:
         try:
             if name == "fdfa":
-                found = forward_feedback(step, json.loads(options))
+                found = forward_feedback(step, options.filled(name, text))
             else:
-                found = _predict(problem, name, **json.loads(options)).frame()
+                found = _predict(problem, name, **options.given(text)).frame()
         except Unsupported:
             continue
         found = found[(found["level"] == "block") & (found["block"] < len(problem.net) - 1)]
@@ -298,13 +299,13 @@ class _FeedbackForms:
     def __init__(self, problem: Problem):
         self.problem, self.laws, self.whole = problem, {}, {}
 
-    def __call__(self, step: int, options: Mapping[str, Any]) -> pd.DataFrame:
+    def __call__(self, step: int, settings: Mapping[str, Any]) -> pd.DataFrame:
         from analysis.theory import feedback_law
 
-        given = {name: options[name] for name in LAW if name in options}
-        rate, warmup = options.get("feedback_lr", 1e-2), options.get("warmup", False)
-        if options.keys() - {*LAW, "feedback_lr", "warmup"}:
-            raise Unsupported(f"no closed form here for these options: {dict(options)}")
+        given = {name: settings[name] for name in LAW}
+        rate, warmup = settings["feedback_lr"], settings["warmup"]
+        if settings["feedback_rule"] != "momentum":
+            raise Unsupported(f"no closed form here for these options: {dict(settings)}")
         key = json.dumps(given, sort_keys=True)
         if key not in self.laws:
             batch_size = self.problem.config.training.batch_size
@@ -332,11 +333,11 @@ def _feedback_rows(problem: Problem, steps: Sequence[int]) -> pd.DataFrame:
     rows, laws = [], {}
     for label, estimator in problem.estimators.items():
         if estimator.name == "fdfa":
-            given = {name: estimator.options[name] for name in LAW if name in estimator.options}
+            settings = options.filled("fdfa", estimator.options)
+            given = {name: settings[name] for name in LAW}
             key, batch_size = json.dumps(given, sort_keys=True), problem.config.training.batch_size
             laws[key] = laws.get(key) or feedback_law(problem.net, problem.train[0], batch_size, feedback_lr=1.0, **given)
-            options = {"feedback_lr": 1e-2, "warmup": False} | estimator.options
-            law = replace(laws[key], feedback_lr=options["feedback_lr"], warmup=options["warmup"])
+            law = replace(laws[key], feedback_lr=settings["feedback_lr"], warmup=settings["warmup"])
             norms = [float(jacobian.square().sum()) for jacobian in law.jacobian]
             for step in steps:
                 errors = law.squared_error(step)
@@ -354,13 +355,13 @@ def _contest_row(problem: Problem, joint: bool, tangents: int) -> pd.DataFrame:
     return pd.DataFrame([vars(found) | {"batch_limit": found.batch_limit}])
 
 
-def _predict(problem: Problem, name: str, **options):
+def _predict(problem: Problem, name: str, **given):
     from analysis.theory import FORMULAS, predict
 
-    if name not in FORMULAS or options.keys() - FORMULAS[name][1].keys():
-        raise Unsupported(f"no closed form for {name} with these options: {options}")
+    if name not in FORMULAS or given.keys() - FORMULAS[name][1].keys():
+        raise Unsupported(f"no closed form for {name} with these options: {given}")
     training = problem.config.training
-    return predict(name, problem.net, *problem.reference, training.batch_size, training.loss, **options)
+    return predict(name, problem.net, *problem.reference, training.batch_size, training.loss, **given)
 
 
 def _check(run: str, rows: pd.DataFrame) -> None:

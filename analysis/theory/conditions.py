@@ -103,16 +103,16 @@ def _feedback_against_activities() -> Iterator[dict]:
         ("6-5-4-3 tanh", deep, 1, 0.5, "averaging the feedback pays for that spread"),
         ("6-5-4-3 tanh", deep, 8, 1.0, "averaging over the batch pays for it too"),
     ):
-        found = contest(*problem)
-        yield _row(claim, setting, n, float(found.fdfa(n, rate, "variance")), float(found.fg_a(n)), why, rate)
+        totals = contest(*problem)
+        yield _row(claim, setting, n, float(totals.fdfa(n, rate, "variance")), float(totals.fg_a(n)), why, rate)
 
 
 def _bias_decides() -> Iterator[dict]:
     claim, setting = "MSE FDFA < MSE FG-A", "6-5-4-3 tanh"
-    found = contest(*example([6, 5, 4, 3], gain=2.0, seed=51))
-    limit = f"N* = {found.batch_limit:.0f}: beyond it the bias, which does not shrink with N, outweighs FG-A's whole variance"
+    totals = contest(*example([6, 5, 4, 3], gain=2.0, seed=51))
+    limit = f"N* = {totals.batch_limit:.0f}: beyond it the bias, which does not shrink with N, outweighs FG-A's whole variance"
     for n, rate in ((64, 0.01), (1000, VANISHING_LR)):
-        yield _row(claim, setting, n, float(found.fdfa(n, rate)), float(found.fg_a(n)), limit, rate)
+        yield _row(claim, setting, n, float(totals.fdfa(n, rate)), float(totals.fg_a(n)), limit, rate)
     for name, problem, why in (
         ("6-8-3 tanh", example([6, 8, 3], gain=2.0), "last hidden layer: J is the readout's weights, whatever the sample"),
         ("6-5-4-3 linear", example([6, 5, 4, 3], "identity"), "J is the same for all samples"),
@@ -129,9 +129,9 @@ def _small_rates() -> Iterator[dict]:
         (20, "the mean J passes on variance of e that each sample's own J cancels"),
     ):
         net, x, y = example([6, 5, 4, 3], gain=2.0, seed=seed)
-        found = contest(net, x, y, block=0)
-        a = float(found.fdfa(8, VANISHING_LR, "variance"))
-        yield _row("Var FDFA (α → 0) < Var BP", "6-5-4-3 tanh, block 0", 8, a, found.bp / 8, why, VANISHING_LR)
+        totals = contest(net, x, y, block=0)
+        a = float(totals.fdfa(8, VANISHING_LR, "variance"))
+        yield _row("Var FDFA (α → 0) < Var BP", "6-5-4-3 tanh, block 0", 8, a, totals.bp / 8, why, VANISHING_LR)
     net, x, y = example([6, 5, 4, 3], gain=2.0, seed=27)
     whole, slow = (predict("fdfa", net, x, y, 8, feedback_lr=rate).total("feedback") for rate in (1.0, 0.01))
     yield _row(

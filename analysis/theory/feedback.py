@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from analysis.theory.fourth_moment import PairMoment, step_pairs
 from analysis.theory.population import Population, gather
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators.options import one_of
+from fdfa_core.estimators import averages
+from fdfa_core.estimators.options import Joint
 from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.signatures import checked
 
-FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (needed by general blocks alone)
+FACTOR_MEMORY = 2**29  # bytes that the Jacobians of a whole population may take (only general blocks need them)
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,11 @@ class FeedbackLaw:
     @property
     def perturbation(self) -> list[Tensor]:
         """The part of N Cov(D_ok, D_o'k) that perturbations cause, (units, O, O) per block."""
-        found = []
+        covariances = []
         for second, mean, heard, pairs in zip(self.moments.second, self.moments.mean, self.heard, self.pairs, strict=True):
             own = {True: second, False: _outer(mean)}
-            found.append(sum(p.weight * (p.cross * heard[p.same_sample] + p.aligned * own[p.same_sample]) for p in pairs))
-        return found
+            covariances.append(sum(p.weight * (p.cross * heard[p.same_sample] + p.aligned * own[p.same_sample]) for p in pairs))
+        return covariances
 
     @cached_property
     def step_covariance(self) -> list[Tensor]:
@@ -123,7 +125,7 @@ class FeedbackLaw:
     def memory(self, steps=None):
         r"""Return what is left of B_0 after t updates (a number, an array, or None for t → ∞): (1−α)^t.
 
-        With warm-up (α_t = max(α, 1/t)) the first step forgets B_0.
+        With warm-up (see `fdfa_core.estimators.averages.weight`) the first step forgets B_0.
         """
         if steps is None:
             return 0.0
@@ -139,7 +141,7 @@ class FeedbackLaw:
         if steps is None:
             return limit
         t = np.asarray(steps)
-        start = int(1 / alpha + 1e-9) if self.warmup else 0
+        start = averages.plain_items(alpha, self.warmup)
         late = limit + (1 - alpha) ** (2 * np.maximum(t - start, 0)) * ((1 / start if start else 0.0) - limit)
         return np.where(t < start, np.where(t > 0, 1 / np.maximum(t, 1), 0.0), late)
 
@@ -157,12 +159,12 @@ class FeedbackLaw:
 
     def squared_error(self, steps: int | Sequence[int] | None = None) -> np.ndarray:
         """Return E‖B_t − J̄‖² per hidden block, or (blocks, times) for a sequence of times."""
-        found = []
+        errors = []
         for i, (jacobian, covariance) in enumerate(zip(self.jacobian, self.step_covariance, strict=True)):
             updates = self.updates(steps, i)
             noise = self.factor(updates) * float(covariance.diagonal(dim1=1, dim2=2).sum())
-            found.append(self.memory(updates) ** 2 * float(jacobian.square().sum()) + noise)
-        return np.array(found)
+            errors.append(self.memory(updates) ** 2 * float(jacobian.square().sum()) + noise)
+        return np.array(errors)
 
 
 def feedback_law(
@@ -186,7 +188,7 @@ def feedback_law(
         feedback_lr: α in (0, 1].
         site: where perturbations enter, "pre" or "post".
         joint: all hidden blocks are perturbed in one tangent pass, so that each block's step hears the others' (cross-talk);
-            False: one pass per block; "cyclic": one block a step.
+            False: one pass per block; "cyclic": one block per step.
         perturbation: law of u, a name or an object.
         tangents: directions per sample averaged in one step.
         directions: "independent", "antithetic" or "orthogonal" over the samples of a step.
@@ -194,6 +196,16 @@ def feedback_law(
 
     Raises:
         Unsupported, InvalidInput: as `Population`; or a value out of range.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from analysis.theory import feedback_law
+        >>> law = feedback_law(net, x, batch_size=8, feedback_lr=0.1)
+        >>> law.squared_error().round(4), law.squared_error(steps=1).round(4)
+        (array([0.0545]), array([0.9696]))
     """
     population = Population(net, x, None, site=site)
     return law_of(population, batch_size, feedback_lr, joint, perturbation, tangents, directions, warmup)
@@ -205,7 +217,7 @@ def law_of(
     """Return the law of the feedback over a population (see `feedback_law`)."""
     if not 0 < feedback_lr <= 1:
         raise InvalidInput("feedback_lr", feedback_lr, "a number in (0, 1]")
-    together = one_of("joint", joint, (True, False, "cyclic")) is True
+    together = checked("joint", Joint, joint) is True
     moments, units = JacobianMoments.of(population), population.units
     sizes = [sum(units)] * len(units) if together else units
     pairs = [step_pairs(perturbation, n, batch_size, tangents, directions) for n in sizes]
@@ -227,6 +239,16 @@ def lag_bias(
     Args:
         drift: V per hidden block, (O, *site shape); see `feedback_drift`.
         feedback_lr: α in (0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from analysis.theory import lag_bias
+        >>> drift = [torch.full((3, 6), 1e-3)]
+        >>> lag_bias(net, x, y, drift, feedback_lr=0.1)["0.affine.bias"].shape
+        torch.Size([6])
     """
     population = Population(net, x, y, loss, site)
     lag = [-v.to(population.device).double().flatten(1) / feedback_lr for v in drift]
@@ -235,7 +257,18 @@ def lag_bias(
 
 
 def feedback_drift(before: nn.Module, after: nn.Module, x: Tensor, steps: int, *, site: str = "post") -> list[Tensor]:
-    """Return the mean drift of E[J] per step between two states of a network `steps` apart, per hidden block (O, *site)."""
+    """Return the mean drift of E[J] per step between two states of a network `steps` apart, per hidden block (O, *site).
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from analysis.theory import feedback_drift
+        >>> later = fully_connected([4, 6, 3], activation="tanh", seed=1)
+        >>> [drift.shape for drift in feedback_drift(net, later, x, steps=10)]
+        [torch.Size([3, 6])]
+    """
     populations = [Population(net, x, None, site=site) for net in (before, after)]
     first, last = (JacobianMoments.of(p).mean for p in populations)
     shapes = populations[0].site_shapes

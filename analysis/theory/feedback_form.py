@@ -9,7 +9,7 @@ of dependent directions (weight w; square s, cross c, diagonal k; see `PairMomen
     V(X) = f { Σ_pairs w [c Σ_k x_kᵀ S x_k + k Σ_k x_kᵀ R_k x_k + c E tr (J Xᵀ)² + s E⟨J, X⟩²] + E⟨J, X⟩² − ⟨J̄, X⟩² },
 
 x_k the columns of X, S = E 𝒥𝒥ᵀ over all units perturbed together and R_k = E J_·k J_·kᵀ; pairs of two samples have J̄ for J.
-Where a component touches one unit k alone (a dense block) this is x_kᵀ Γ_k x_k with Γ_k the feedback's covariance between
+Where a component touches only one unit k (a dense block) this is x_kᵀ Γ_k x_k with Γ_k the feedback's covariance between
 output rows.
 """
 
@@ -70,7 +70,7 @@ class UnitForm(FeedbackForm):
         """Return μ_kᵀ Γ_k μ_k, some units at a time."""
         local: UnitMap = population.probe().maps[self.block]
         width = sum(1 if feature is None else feature.shape[1] for _, feature in local.factors.values())
-        found: dict[str, list[Tensor]] = {name: [] for name in local.factors}
+        forms: dict[str, list[Tensor]] = {name: [] for name in local.factors}
         for units in self._groups(population, len(self.covariance), width):
             mu = accumulate(
                 chunk.maps[self.block].coupling(chunk.error / len(population), units) for chunk in population.chunks()
@@ -79,8 +79,8 @@ class UnitForm(FeedbackForm):
                 columns = value.flatten(2) if value.dim() > 2 else value[:, :, None]
                 columns = columns.transpose(0, 1)  # (units, O, parameters of the unit)
                 form = (columns * (self.covariance[units] @ columns)).sum(1)
-                found[name].append(form.view(form.shape[:1] + value.shape[2:]))
-        return {name: torch.cat(parts) for name, parts in found.items()}
+                forms[name].append(form.view(form.shape[:1] + value.shape[2:]))
+        return {name: torch.cat(parts) for name, parts in forms.items()}
 
 
 class GeneralForm(FeedbackForm):

@@ -98,7 +98,7 @@ class PairMoment:
 
     @property
     def aligned(self) -> float:
-        """What is left where Q touches one unit alone: all but the ‖Q‖² of `cross` is then the same number."""
+        """What is left where Q touches only one unit: all but the ‖Q‖² of `cross` is then the same number."""
         return self.square + self.cross + self.diagonal
 
 

@@ -88,7 +88,7 @@ class UnitMap(LocalMap):
         return {name: _product(w * gate.square(), _squared(feature)) for name, (gate, feature) in self.factors.items()}
 
     def coupling(self, error: Tensor, units: slice) -> Sums:
-        """Return Σ_p e_po A_{p,k,θ} for the parameters of some units, (O, units, …): each couples to its own unit k alone."""
+        """Return Σ_p e_po A_{p,k,θ} for the parameters of some units, (O, units, …): each couples only to its own unit k."""
         return {
             name: torch.stack([_product(e[:, None] * gate[:, units], feature) for e in error.T])
             for name, (gate, feature) in self.factors.items()
@@ -127,11 +127,11 @@ class GeneralMap(LocalMap):
         for start in range(0, self.units, step):
             basis = self._basis(start, start + step)
             weights = w[:, start : start + step]
-            found = self._sum(
+            sums = self._sum(
                 lambda rows, part, weights=weights: torch.tensordot(weights[part], rows.square(), 2),
                 basis.expand(len(w), -1, -1),
             )
-            total = found if total is None else {name: total[name] + value for name, value in found.items()}
+            total = sums if total is None else {name: total[name] + value for name, value in sums.items()}
         return total
 
     def coupling(self, error: Tensor, directions: Tensor) -> Sums:
@@ -156,8 +156,8 @@ class GeneralMap(LocalMap):
             rows = vmap(self._row)(self.x[part].repeat_interleave(here.shape[1], 0), here.flatten(0, 1))
             for inner, value in rows.items():
                 name = self.names[inner]
-                found = reduce(value.unflatten(0, here.shape[:2]), part)
-                totals[name] = totals[name] + found if name in totals else found
+                sums = reduce(value.unflatten(0, here.shape[:2]), part)
+                totals[name] = totals[name] + sums if name in totals else sums
         return totals
 
     def _row(self, x: Tensor, cotangent: Tensor) -> dict[str, Tensor]:

@@ -69,8 +69,8 @@ class Chunk:
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:
         """Return what a cotangent (n, O) at the output becomes at the site of every hidden block, (n, units) each."""
-        found = torch.autograd.grad(self._output, self._sites, cotangent, retain_graph=True)
-        return [g.flatten(1) for g in found]
+        gradients = torch.autograd.grad(self._output, self._sites, cotangent, retain_graph=True)
+        return [g.flatten(1) for g in gradients]
 
     def signals(self) -> list[Tensor]:
         """Return the gradient of each sample's loss at every hidden site, (n, units), and at the output, (n, O)."""
@@ -92,7 +92,7 @@ class Chunk:
 class Population:
     """A network and the samples that batches are drawn from, with replacement.
 
-    The network is copied to float64 and left alone.
+    The network is copied to float64 and not changed.
 
     Args:
         net: the network, in evaluation mode if it holds batch normalisation or dropout.
@@ -169,9 +169,9 @@ class Population:
         """
         totals: list[dict[str, Tensor]] = []
         for chunk in self.chunks(jacobians):
-            found = terms(chunk)
-            totals = totals or [self.zeros() for _ in found]
-            for total, term in zip(totals, found, strict=True):
+            sums = terms(chunk)
+            totals = totals or [self.zeros() for _ in sums]
+            for total, term in zip(totals, sums, strict=True):
                 for name, value in term.items():
                     total[name] += value / len(self)
         return totals
@@ -202,7 +202,7 @@ def _refuse_shared(net: BlockNetwork) -> None:
 
 
 def _refuse_coupled(net: BlockNetwork, x: Tensor) -> None:
-    """Raise unless each sample's output is a fixed function of that sample alone."""
+    """Raise unless each sample's output is a fixed function of only that sample."""
     advice = "predict with net.eval(), where every sample stands alone, or measure the training-mode network instead"
     for name, module in net.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):

@@ -29,9 +29,10 @@ from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import PARTS, Prediction, Values
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
-from fdfa_core.estimators.options import one_of, positive_integer
+from fdfa_core.estimators.options import Count, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import make_law
+from fdfa_core.signatures import checked
 
 EXACT = Noise(1.0, 0.0, 0.0, 0.0)
 SAMPLINGS = ("fresh_batches", "given_batch")
@@ -48,7 +49,7 @@ def predict(
     sampling: str = "fresh_batches",
     **options,
 ) -> Prediction:
-    """Return exact mean and variance of an estimator's gradient, per component.
+    """Return the exact mean and variance of an estimator's gradient, per component.
 
     Args:
         name: "bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp" or "fdfa".
@@ -68,6 +69,16 @@ def predict(
     Raises:
         Unsupported: no exact form exists for this network, law or option; the message says what to do.
         UnknownName, InvalidInput: unknown estimator or option, or an impossible value.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from analysis.theory import predict
+        >>> prediction = predict("fg-a", net, x, y, batch_size=8)
+        >>> f"{prediction.total('variance'):.4f}", f"{prediction.total('bias'):.4f}"
+        ('0.6872', '0.0000')
     """
     if name not in FORMULAS:
         raise UnknownName("estimator", name, FORMULAS, "Others have no closed form here: measure them.")
@@ -82,7 +93,7 @@ def predict(
         accepted = f"{len(x)}, the size of the given batch" if given else "a positive integer"
         raise InvalidInput("batch_size", batch_size, accepted)
     settings = {**defaults, **options}
-    positive_integer("tangents", settings.get("tangents", 1))
+    checked("tangents", Count, settings.get("tangents", 1))
     steps = settings.get("steps")
     if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
         raise InvalidInput("steps", steps, "a whole number of updates, or None for the long run")
@@ -144,8 +155,8 @@ def fg_a(
     With `slope="sample"` directions meet the sample's own signal z_p, and N estimates are averaged. With `slope="batch"` they
     meet the signals of the whole batch, one vector over all its units.
     """
-    one_of("readout", readout, ("exact", "perturbed"))
-    shared = one_of("slope", slope, ("sample", "batch")) == "batch"
+    checked("readout", Readout, readout)
+    shared = checked("slope", Slope, slope) == "batch"
     last = population.hidden + (readout == "perturbed")
     units = [*population.units, population.outputs][:last]
     pool = batch_size if shared else 1
@@ -159,12 +170,12 @@ def fg_a(
         norms = [z.square().sum(1, keepdim=True) for z in signals[:last]]
         heard = [sum(norms)] * last if joint else norms
         heard += [torch.zeros_like(chunk.error[:, :1])] * (len(signals) - last)
-        found = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
-        found.append(found[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, found[1]))
+        sums = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
+        sums.append(sums[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, sums[1]))
         if shared:
-            found.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
-            found.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
-        return found
+            sums.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
+            sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
+        return sums
 
     mean, second, energy, fourth, *apart = population.mean(terms)
     law = {n: laws[int(n.split(".", 1)[0])] for n in mean}

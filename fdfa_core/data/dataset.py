@@ -59,7 +59,7 @@ class Split:
             indices: (b,) integers; a sample may occur more than once.
             dtype: floating type of x.
             flatten: return x as (b, C·H·W), for fully connected networks.
-            generator: random stream of a random transform; needed by such a transform alone.
+            generator: random stream of a random transform; needed only by such a transform.
 
         Returns:
             x of shape (b, C, H, W) or (b, C·H·W) with values in [-1, 1] (or [0, 1]), and labels (b,) int64.
@@ -70,8 +70,8 @@ class Split:
         try:
             pixels, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         except IndexError:
-            found = f"{indices.min()} … {indices.max()}"
-            raise InvalidInput("indices", found, f"0 … {len(self) - 1}, the samples of this split") from None
+            given = f"{indices.min()} … {indices.max()}"
+            raise InvalidInput("indices", given, f"0 … {len(self) - 1}, the samples of this split") from None
         x = pixels.to(dtype)
         x = x.div_(self.maximum) if self.unit else x.mul_(2 / self.maximum).sub_(1)
         if self.transform is not None:
@@ -86,7 +86,7 @@ class Split:
         """Indices of the batches of one pass: shuffled by `generator`, or in order without one.
 
         Args:
-            batch_size: samples a batch.
+            batch_size: samples per batch.
             generator: random stream of the shuffle.
             drop_last: leave out a last batch that is smaller than the others.
 
@@ -202,6 +202,14 @@ class Dataset:
 
         Raises:
             InvalidInput: a fraction outside [0, 1), or one that leaves a part without a sample of each class.
+
+        Examples:
+            >>> import torch
+            >>> from fdfa_core.data import load
+            >>> train, held_out = load("digits").split(validation_fraction=0.1, seed=0)
+            >>> x, y = train.batch(torch.arange(4), flatten=True)
+            >>> x.shape, x.min().item(), y.dtype
+            (torch.Size([4, 64]), -1.0, torch.int64)
         """
         train, evaluation = self.train, self.test
         if not 0 <= validation_fraction < 1:

@@ -100,7 +100,13 @@ DATASETS: dict[str, Source] = {
 
 
 def available_datasets() -> list[str]:
-    """Names that `load` knows."""
+    """Names that `load` knows.
+
+    Examples:
+        >>> from fdfa_core.data import available_datasets
+        >>> available_datasets()
+        ['digits', 'mnist', 'fashion-mnist', 'cifar-10', 'cifar-100', 'tiny-imagenet']
+    """
     return list(DATASETS)
 
 
@@ -121,6 +127,12 @@ def load(name: str, directory: str | os.PathLike | None = None, download: bool =
         UnknownName: no such data set.
         DataError: files are missing and cannot be downloaded (the message says how to get them), truncated, altered or
             malformed.
+
+    Examples:
+        >>> from fdfa_core.data import load
+        >>> digits = load("digits")
+        >>> digits.shape, len(digits.train), len(digits.test)
+        ((1, 8, 8), 1437, 360)
     """
     if name not in DATASETS:
         raise UnknownName("data set", name, DATASETS)

@@ -117,9 +117,9 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     header, magic = 4 + 4 * dimensions, 2048 + dimensions  # 2048 stands for unsigned bytes
     if len(data) < header:
         raise DataError(f"{path}: truncated, {len(data)} bytes hold no IDX header of {header} bytes.")
-    found, *shape = np.frombuffer(data, ">u4", 1 + dimensions).tolist()
-    if found != magic:
-        raise DataError(f"{path}: magic number is {found}, expected {magic} (IDX, {dimensions} dimensions, bytes).")
+    number, *shape = np.frombuffer(data, ">u4", 1 + dimensions).tolist()
+    if number != magic:
+        raise DataError(f"{path}: magic number is {number}, expected {magic} (IDX, {dimensions} dimensions, bytes).")
     if (size := len(data) - header) != math.prod(shape):
         raise DataError(f"{path}: {size} bytes of data, but the header announces {math.prod(shape)}: truncated?")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
@@ -129,7 +129,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 class Cifar:
     """CIFAR's binary format: records of one or two label bytes, then a red, a green and a blue plane of 32 × 32 bytes.
 
-    An archive that is there already under the published or a similar name, or its extracted folder, may differ from the
+    An archive that exists already under the published or a similar name, or its extracted folder, may differ from the
     published one: if its structure is right it is used, and the data set's notes say so.
 
     Attributes:
@@ -137,7 +137,7 @@ class Cifar:
         archive: the published archive.
         folder: its folder.
         train, test: names of the binary files.
-        names: name of the text file with the class names, one a line.
+        names: name of the text file with the class names, one per line.
         label_bytes: label bytes a record; the last one counts (CIFAR-100: coarse, then fine).
         classes: number of classes.
         samples: training and test images as published.
@@ -171,20 +171,20 @@ class Cifar:
             raise DataError(f"{path}: {self.names} names {len(classes)} classes, expected {self.classes}.")
 
         if path.is_dir():
-            found = listing_sha256({name: hashlib.sha256(data).hexdigest() for name, data in content.items()})
-            notes = [f"read from the extracted folder {path.name}, SHA-256 {found}, which no published checksum covers"]
+            sha256 = listing_sha256({name: hashlib.sha256(data).hexdigest() for name, data in content.items()})
+            notes = [f"read from the extracted folder {path.name}, SHA-256 {sha256}, which no published checksum covers"]
         else:
-            found = file_sha256(path)
-            differs = found != self.archive.sha256
-            notes = [f"{path.name} is not the published archive: its SHA-256 is {found}"] if differs else []
+            sha256 = file_sha256(path)
+            differs = sha256 != self.archive.sha256
+            notes = [f"{path.name} is not the published archive: its SHA-256 is {sha256}"] if differs else []
         notes += _fewer(self.samples, train, test)
-        return _dataset(self.name, train, test, classes=classes, sha256=found, notes=tuple(notes))
+        return _dataset(self.name, train, test, classes=classes, sha256=sha256, notes=tuple(notes))
 
     def _read(self, content: dict[str, bytes], names: Iterable[str], path: Path) -> Arrays:
         size = self.label_bytes + 3 * 32 * 32
         for name in names:
-            if not (found := len(content[name])) or found % size:
-                raise DataError(f"{path}: {name} has {found} bytes, no multiple of a record's {size}: truncated?")
+            if not (count := len(content[name])) or count % size:
+                raise DataError(f"{path}: {name} has {count} bytes, no multiple of a record's {size}: truncated?")
         records = np.concatenate([np.frombuffer(content[name], np.uint8).reshape(-1, size) for name in names])
         return records[:, self.label_bytes :].reshape(-1, 3, 32, 32), records[:, self.label_bytes - 1]
 
@@ -234,10 +234,10 @@ class TinyImagenet:
             return self._read(root, names, lambda name: (root / name).read_bytes())
 
         (path,) = obtain([self.archive], self.name, places, download)
-        found = _checked_sha256(path, self.archive)
+        sha256 = _checked_sha256(path, self.archive)
         with zipfile.ZipFile(path) as archive:
             names = [name.removeprefix(f"{stem}/") for name in archive.namelist()]
-            return self._read(path, names, lambda name: archive.read(f"{stem}/{name}"), found)
+            return self._read(path, names, lambda name: archive.read(f"{stem}/{name}"), sha256)
 
     def _read(self, root: Path, names: list[str], read: Callable[[str], bytes], sha256: str | None = None) -> Dataset:
         train = sorted(name for name in names if fnmatch(name, "train/*/images/*.JPEG"))
@@ -293,9 +293,9 @@ class TinyImagenet:
 
 def _checked_sha256(path: Path, file: PublishedFile) -> str:
     """The hash of the file at `path`, which must be the published one."""
-    if (found := file_sha256(path)) != file.sha256:
-        raise DataError(f"{path}: SHA-256 is {found}, published is {file.sha256}. Remove it to download it anew.")
-    return found
+    if (sha256 := file_sha256(path)) != file.sha256:
+        raise DataError(f"{path}: SHA-256 is {sha256}, published is {file.sha256}. Remove it to download it anew.")
+    return sha256
 
 
 def _fewer(published: tuple[int, int], train: Arrays, test: Arrays) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fdfa_core.estimators.base import Estimator, repeat
-from fdfa_core.estimators.options import one_of
+from fdfa_core.estimators.options import Combination, Count, Perturbation, Readout, Site, Slope
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
@@ -18,12 +18,12 @@ class ActivityPerturbation(Estimator):
 
     Every sample has its own direction u_l at a site of every hidden block; one tangent pass gives all slopes. A local
     vector–Jacobian product turns the error into the block's parameter gradients. Unbiased where a sample's perturbation moves
-    its own loss alone. Its variance grows with the number of perturbed units, not of parameters. Cost: one forward pass,
+    only its own loss. Its variance grows with the number of perturbed units, not of parameters. Cost: one forward pass,
     K tangent passes, local gradients.
 
     Batch normalisation in training mode lets a sample's perturbation move the losses of the others, which a sample's own slope
     does not see: `slope="sample"` is then biased. `slope="batch"` gives every sample the slope of the whole batch's loss along
-    all perturbations together: unbiased on any network, with a variance N times larger or so.
+    all perturbations together: unbiased on any network, and its variance is about N times larger.
 
     Args:
         perturbation: law of u, a name or an object.
@@ -40,29 +40,27 @@ class ActivityPerturbation(Estimator):
         self,
         net,
         *,
-        perturbation="gaussian",
-        site="pre",
-        readout="exact",
-        joint=True,
-        tangents=1,
-        combine="mean",
-        slope="sample",
+        perturbation: Perturbation = "gaussian",
+        site: Site = "pre",
+        readout: Readout = "exact",
+        joint: bool = True,
+        tangents: Count = 1,
+        combine: Combination = "mean",
+        slope: Slope = "sample",
         **common,
     ):
         super().__init__(net, **common)
-        self.readout = one_of("readout", readout, ("exact", "perturbed"))
-        self.slope = one_of("slope", slope, ("sample", "batch"))
+        self.readout, self.slope, self.joint = readout, slope, joint
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.tangents, self.site = Tangents(perturbation, tangents, combine), site
-        self.joint = one_of("joint", joint, (True, False))
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""
         sites = [block.site(self.site) for block in trace.hidden]
         if self.readout == "perturbed":
             sites.append(trace.output)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for group in [range(len(sites))] if self.joint else [range(i, i + 1) for i in range(len(sites))]:
             sizes = [sites[i][0].numel() for i in group]
             self.tangents.check(sum(sizes) * (len(error) if self.slope == "batch" else 1))
@@ -74,10 +72,10 @@ class ActivityPerturbation(Estimator):
             slopes = trace.slopes(hidden, self.site, error, outputs).view(*lead, self.tangents.count, -1)  # of the mean loss
             signals = self.errors(slopes, u).split(sizes, dim=-1)
             for i, signal in zip(group, signals, strict=True):
-                merge(found, trace.blocks[i].pull(signal.reshape(*lead, *sites[i].shape), self.site))
+                merge(gradients, trace.blocks[i].pull(signal.reshape(*lead, *sites[i].shape), self.site))
         if self.readout == "exact":
-            merge(found, exact_readout(trace, error, lead))
-        return found
+            merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     def errors(self, slopes: Tensor, u: Tensor) -> Tensor:
         """Return estimated errors (*lead, N, n) from slopes (*lead, K, N) along directions (*lead, K, N, n)."""

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.activity_perturbation import ActivityPerturbation
+from fdfa_core.estimators.averages import weight
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.forward_feedback import ForwardDirectFeedbackAlignment
+from fdfa_core.estimators.options import Weight
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.linearisation.trace import Gradients, Trace
@@ -28,45 +29,33 @@ class GradientAverage(Estimator):
     """
 
     stateful = True
+    needs_gradients = True
 
-    def __init__(self, net, *, gradient_lr=0.1, **common):
+    def __init__(self, net, *, gradient_lr: Weight = 0.1, **common):
         super().__init__(net, **common)
-        if not isinstance(gradient_lr, int | float) or isinstance(gradient_lr, bool) or not 0 < gradient_lr <= 1:
-            raise InvalidInput("gradient_lr", gradient_lr, "a number in (0, 1], the weight of the newest gradient")
         self.gradient_lr = float(gradient_lr)
         self.averaged = 0  # gradients in the average
         self.average: dict[str, Tensor] = {}
-        self._trains = False
-        self._newest: Gradients = {}  # the average that the step at hand wrote as its gradient
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the average with a new gradient in it; the state stays as it was."""
-        found = super().gradients(trace, error, targets, lead)
+        gradients = super().gradients(trace, error, targets, lead)
         if self.averaged:
-            found = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in found.items()}
-        if self._trains:
-            self._newest = found
-        return found
+            gradients = {name: torch.lerp(self.held(self.average[name]), dense(g), self.rate) for name, g in gradients.items()}
+        return gradients
 
     @property
     def rate(self) -> float:
         """Weight of the next gradient."""
-        return max(self.gradient_lr, 1 / (self.averaged + 1))
+        return weight(self.gradient_lr, self.averaged + 1)
 
-    def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Write the average of this step's gradient and those before, and keep it."""
-        self._trains = True
-        try:
-            return super().backward(x, y)
-        finally:
-            self._trains, self._newest = False, {}
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients) -> None:
+        """Keep the average that the step wrote as its gradient, and then move what the method itself learns."""
+        self.average, self.averaged = {name: dense(g).clone() for name, g in gradients.items()}, self.averaged + 1
+        super().update(trace, error, targets, gradients)
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
-        """Move the average on, and then what the method itself learns."""
-        lead = () if self.replicas is None else (self.replicas,)
-        found = self._newest or self.gradients(trace, error, targets, lead)
-        self.average, self.averaged = {name: dense(g).clone() for name, g in found.items()}, self.averaged + 1
-        super().update(trace, error, targets)
+    def jacobian_average(self) -> None:
+        """Return None: the gradient is an average of products with feedback of many steps, whatever the feedback is."""
 
     def stationary_steps(self) -> int:
         """Return the steps until the average's variance is within 1 % of its long-run value."""

@@ -23,8 +23,8 @@ class Backpropagation(Estimator):
         trained = [p for p in self.net.parameters() if p.requires_grad]
         with torch.enable_grad():
             loss = self.loss(self.net(x), y)
-            found = torch.autograd.grad(loss, trained, materialize_grads=True, allow_unused=True) if trained else ()
-        gradients = dict(zip(trained, found, strict=True))
+            values = torch.autograd.grad(loss, trained, materialize_grads=True, allow_unused=True) if trained else ()
+        gradients = dict(zip(trained, values, strict=True))
         for parameter in self.net.parameters():
             parameter.grad = gradients.get(parameter)
         return loss.detach()

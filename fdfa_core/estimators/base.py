@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.averages import JacobianAverage
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.random_state import preserve_random_stream
+from fdfa_core.signatures import Option, check_options, options_of
+
+COMMON = ("loss", "seed", "replicas")  # what every constructor takes beside its own options
 
 
 class Estimator(ABC):
     """Turns a batch into one gradient estimate per parameter.
 
     A subclass implements `gradients` and, if it has state that learns, `update`, `own_state` and `load_own_state`, and sets
-    `stateful`. Options are keyword-only arguments of its `__init__`, which calls `super().__init__(net, **common)`.
+    `stateful`. Options are keyword-only arguments of its `__init__`, which calls `super().__init__(net, **common)`. The values
+    of annotated options are checked by their annotations before `__init__` begins.
 
     Args:
         net: the network.
@@ -34,6 +41,7 @@ class Estimator(ABC):
     Attributes:
         name: the registered name.
         stateful: whether training moves a state of its own.
+        needs_gradients: whether `update` uses the gradients, so that `advance` makes some for it.
         site: where the method perturbs or injects, "pre" or "post".
         shortcuts: let draws (and replicas that advance) share backward passes through the blocks where that gives the same
             numbers for less. One draw, and training, never do.
@@ -41,9 +49,23 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     stateful: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
     need_pull: ClassVar[bool] = True
     site: str = "post"
     shortcuts: bool = True
+
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if "update" in vars(cls) and not _takes_gradients(cls.update):
+            if cls.needs_gradients:
+                remedy = "def update(self, trace, error, targets, gradients), which hands all four to super().update"
+                raise InvalidInput(f"{cls.__qualname__}.update", "a method without gradients", remedy)
+            cls.update = _without_gradients(cls.update)
+
+    def __new__(cls, *arguments: Any, **options: Any):
+        """Check the options by the annotations of the class's constructors; raises `InvalidInput`."""
+        check_options(cls.options(), options)
+        return super().__new__(cls)
 
     def __init__(self, net: BlockNetwork, *, loss="cross_entropy", seed: int = 0, replicas: int | None = None):
         if not isinstance(net, BlockNetwork):
@@ -58,6 +80,17 @@ class Estimator(ABC):
         self.device, self.dtype = parameter.device, parameter.dtype
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """Return the method's own options: the keyword-only arguments of its class's and its bases' `__init__`."""
+        constructors = [vars(owner)["__init__"] for owner in reversed(cls.__mro__) if "__init__" in vars(owner)]
+        return {name: option for name, option in options_of(*constructors).items() if name not in COMMON}
+
+    @classmethod
+    def filled_options(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """Return the given options and the defaults of the others; a class whose defaults depend on options says how."""
+        return {name: option.default for name, option in cls.options().items()} | dict(given)
+
     # What a method defines -------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -71,13 +104,34 @@ class Estimator(ABC):
             lead: () for one draw of the parameters' shapes; (R,) for R draws with that leading dimension.
         """
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:  # noqa: B027 (stateless methods have none)
-        """Advance the method's own state, after its use."""
+    def update(  # noqa: B027 (stateless methods have none)
+        self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None
+    ) -> None:
+        """Advance the method's own state, after its use.
+
+        Args:
+            trace, error, targets: as in `gradients`.
+            gradients: what `gradients` returned for this step, one draw, or with replicas one in each. From `advance`, which
+                makes no gradients otherwise, a method gets them only with `needs_gradients`, and None without it.
+
+        A subclass without `needs_gradients` may leave the last argument out.
+        """
+
+    def jacobian_average(self) -> JacobianAverage | None:
+        """Say of which moving average of output Jacobians the feedback is made whose product with the error is the gradient.
+
+        Returns:
+            None for a method whose gradient is nothing of the kind.
+
+        Raises:
+            Unsupported: the method's feedback can be such an average, and with the options given it is not.
+        """
+        return None
 
     def step(self, trace: Trace, error: Tensor, targets: Tensor) -> Gradients:
         """Return the gradients of one training step and advance the state: first its use, then its update."""
         gradients = self.gradients(trace, error, targets, ())
-        self.update(trace, error, targets)
+        self.update(trace, error, targets, gradients)
         return gradients
 
     def stationary_steps(self) -> int:
@@ -96,8 +150,8 @@ class Estimator(ABC):
     def estimate(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Return one draw: a gradient of the mean loss per parameter, keys and shapes of `net.named_parameters()`.
 
-        The state does not move (the random stream apart), nor do the network's parameters, gradients and buffers.
-        With replicas, the draw is that of replica 0.
+        The state does not change, except for its random stream. The network's parameters, gradients and buffers do not
+        change either. With replicas, the draw is that of replica 0.
 
         Raises:
             InvalidInput: x and y do not fit each other or the network, or x is not finite.
@@ -111,7 +165,7 @@ class Estimator(ABC):
             return self._ordered(self.gradients(trace, error, y, ()))
 
     def draws(self, x: Tensor, y: Tensor, replicates: int, *, replica: int | None = None) -> Gradients:
-        """Return R independent draws on one batch in factored form (see `fdfa_core.draws`).
+        """Return R independent draws on one batch in factored form (see `fdfa_core.linearisation.factored`).
 
         Args:
             x, y: the batch.
@@ -156,13 +210,14 @@ class Estimator(ABC):
         return loss
 
     def advance(self, x: Tensor, y: Tensor) -> None:
-        """Advance the state on a batch and touch nothing else: what an observer of someone else's training does."""
+        """Advance the state on a batch and change nothing else. An observer of another estimator's training does this."""
         if not self.stateful:
             return
         x, y = check_batch(self.net, x, y)
         with torch.no_grad(), preserve_random_stream(self.device):
             trace = self.trace(x, shortcuts=self.shortcuts and self.replicas is not None)
-            self.update(trace, self.loss.error(trace.output, y)[1], y)
+            error, lead = self.loss.error(trace.output, y)[1], () if self.replicas is None else (self.replicas,)
+            self.update(trace, error, y, self.gradients(trace, error, y, lead) if self.needs_gradients else None)
 
     def state_dict(self) -> dict[str, object]:
         """Return random stream and state."""
@@ -191,7 +246,7 @@ class Estimator(ABC):
 
     @property
     def replicated(self) -> bool:
-        """Whether draws differ in the replica whose state they use (and not in their perturbation alone)."""
+        """Whether draws differ in the replica whose state they use (and not only in their perturbation)."""
         return self.replicas is not None and self._replica is None
 
     def held(self, state: Tensor) -> Tensor:
@@ -216,6 +271,25 @@ class Estimator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
+
+
+def _takes_gradients(update: Callable[..., None]) -> bool:
+    """Whether a method `update` takes four arguments beside self."""
+    try:
+        inspect.signature(update).bind(*range(5))
+    except TypeError:
+        return False
+    return True
+
+
+def _without_gradients(update: Callable[..., None]) -> Callable[..., None]:
+    """Let a method `update(self, trace, error, targets)`, which has no use for gradients, be called with them."""
+
+    @functools.wraps(update)
+    def called(self, trace, error, targets, gradients=None):
+        update(self, trace, error, targets)
+
+    return called
 
 
 def repeat(gradients: Gradients, lead: tuple[int, ...]) -> Gradients:

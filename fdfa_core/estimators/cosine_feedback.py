@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fdfa_core.estimators.forward_feedback import OutputResponses
 from fdfa_core.estimators.learned_feedback import LearnedFeedback
+from fdfa_core.estimators.options import Count, Joint, Optimizer, Perturbation, Positive
 from fdfa_core.estimators.registry import register
+from fdfa_core.perturbations import Design
 
 
 @register("cosine-dfa")
@@ -45,12 +47,12 @@ class CosineDirectFeedbackAlignment(LearnedFeedback):
         self,
         net,
         *,
-        perturbation="gaussian",
-        joint=True,
-        tangents=1,
-        directions="independent",
-        feedback_optimizer="sgd",
-        feedback_lr=0.1,
+        perturbation: Perturbation = "gaussian",
+        joint: Joint = True,
+        tangents: Count = 1,
+        directions: Design = "independent",
+        feedback_optimizer: Optimizer = "sgd",
+        feedback_lr: Positive = 0.1,
         **common,
     ):
         super().__init__(net, feedback_optimizer=feedback_optimizer, feedback_lr=feedback_lr, **common)
@@ -67,13 +69,13 @@ class CosineDirectFeedbackAlignment(LearnedFeedback):
         replicas = () if self.replicas is None else (self.replicas,)
         measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
         self.steps += 1
-        found: list[Tensor | None] = [None] * len(trace.hidden)
+        gradients: list[Tensor | None] = [None] * len(trace.hidden)
         for i, (d, u) in measured.items():
             feedback = self.feedback[i]
             jacobian = (d.mT @ u).view_as(feedback)  # times K N, which the cosine does not see
             entries = tuple(range(len(replicas), feedback.dim()))
-            found[i] = cosine_loss_gradient(feedback, jacobian, entries)
-        return found
+            gradients[i] = cosine_loss_gradient(feedback, jacobian, entries)
+        return gradients
 
     def own_state(self):
         """Return feedback, its optimiser's state and the step count."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.options import Site
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.losses import check_labels
@@ -20,7 +21,7 @@ from fdfa_core.networks.blocks import require_site
 
 
 class Feedback(list):
-    """Feedback tensors, one a block; an item can be replaced by a tensor of the same shape."""
+    """Feedback tensors, one per block. An item can be replaced by a tensor of the same shape."""
 
     def __setitem__(self, index, value):
         """Copy a tensor into the feedback of one block; raises `InvalidInput` unless shape, dtype and device fit."""
@@ -44,7 +45,7 @@ class DirectFeedback(Estimator):
         site: "post" injects at the block output (as published), "pre" at the affine output.
     """
 
-    def __init__(self, net, *, site="post", **common):
+    def __init__(self, net, *, site: Site = "post", **common):
         super().__init__(net, **common)
         for block in range(len(net) - 1):
             require_site(net, block, site)
@@ -75,7 +76,7 @@ class DirectFeedback(Estimator):
         self._feedback = Feedback(self.initial_feedback(lead, outputs, shape) for shape in shapes)
 
     def trace(self, x: Tensor, **options: bool) -> Trace:
-        """Run the network forward; the first batch tells the feedback's shapes if nothing else did."""
+        """Run the network forward; the first batch gives the feedback its shapes if they are unknown."""
         trace = super().trace(x, **options)
         if self._feedback is None:
             shapes = [tuple(block.site(self.site).shape[1:]) for block in trace.hidden]
@@ -104,15 +105,15 @@ class DirectFeedback(Estimator):
             trace, error, targets, lead: as for `gradients`.
         """
         teaching = self.teaching_signal(error, targets)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for block, matrix in zip(trace.hidden, feedback, strict=True):
             value = block.site(self.site)
             signal = teaching @ matrix.flatten(1 - value.dim())
-            merge(found, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
+            merge(gradients, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
         if not per_draw:
-            found = repeat(found, lead)
-        merge(found, exact_readout(trace, error, lead))
-        return found
+            gradients = repeat(gradients, lead)
+        merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     def teaching_signal(self, error: Tensor, targets: Tensor) -> Tensor:
         """Return what the feedback carries down, (N, O): the output error."""
@@ -138,9 +139,9 @@ def uniform_feedback(estimator: Estimator, shape: tuple[int, ...], fan_in: int) 
 class DirectFeedbackAlignment(DirectFeedback):
     r"""DFA: fixed random feedback, error e B_l at block l (Nøkland 2016).
 
-    Biased: a random B_l is not the Jacobian; alignment comes from training alone. Given the batch the estimate has no
+    Biased: a random B_l is not the Jacobian; alignment comes only from training. Given the batch the estimate has no
     variance. B_l is uniform on ±√(6/n_l) for n_l units, as in the released code of Bacho & Chu. Cost: one forward pass,
-    one feedback product a block, local gradients.
+    one feedback product per block, local gradients.
 
     Args:
         site: "post" or "pre".

@@ -64,7 +64,7 @@ class FeedbackAlignment(Estimator):
 
     def trace(self, x: Tensor, update_buffers: bool = False, shortcuts: bool = False) -> _Pass:
         """Run the network forward, block by block, each on a leaf of its own."""
-        found = _Pass()
+        forward = _Pass()
         for i, block in enumerate(self.net):
             leaf = x.detach().requires_grad_(i > 0 and self.layered[i])
             parameters = {name: p.detach().requires_grad_() for name, p in block.named_parameters()}
@@ -72,15 +72,15 @@ class FeedbackAlignment(Estimator):
             with torch.enable_grad(), self._random_weights(i, block):
                 graph = functional_call(block, {**parameters, **buffers}, (leaf.clone(),))  # a block may write into its input
             named = {self.names[p]: parameters[name] for name, p in block.named_parameters()}
-            found.links.append(_Link(leaf, named, graph))
+            forward.links.append(_Link(leaf, named, graph))
             if i > 0 and not self.layered[i]:
                 self._weight(f"{i}", (graph[0].numel(), leaf[0].numel()))
             x = graph
-        return found
+        return forward
 
     def gradients(self, trace: _Pass, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Sweep the error down through random weights, with local gradients on the way."""
-        found: Gradients = {}
+        gradients: Gradients = {}
         signal = error
         for i, link in reversed(list(enumerate(trace.links))):
             leaves = [leaf for leaf in (*link.parameters.values(), link.leaf) if leaf.requires_grad]
@@ -90,11 +90,11 @@ class FeedbackAlignment(Estimator):
                 )
             else:
                 local = [torch.zeros_like(leaf) for leaf in leaves]
-            merge(found, dict(zip(link.parameters, local, strict=False)))
+            merge(gradients, dict(zip(link.parameters, local, strict=False)))
             if i > 0:
                 below = trace.links[i - 1].graph.shape
                 signal = local[-1] if self.layered[i] else (signal.flatten(1) @ self.feedback[f"{i}"]).view(below)
-        return repeat(found, lead)
+        return repeat(gradients, lead)
 
     @contextmanager
     def _random_weights(self, i: int, block: nn.Module) -> Iterator[None]:

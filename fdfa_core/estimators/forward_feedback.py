@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fdfa_core.errors import InvalidInput
+from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.estimators import averages
 from fdfa_core.estimators.direct_feedback import DirectFeedback
-from fdfa_core.estimators.options import non_negative, one_of, positive_integer
+from fdfa_core.estimators.options import Count, Joint, Perturbation, Positive, Site
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearisation.trace import Trace
-from fdfa_core.perturbations import DESIGNS, design_sample, make_law
+from fdfa_core.linearisation.trace import Gradients, Trace
+from fdfa_core.perturbations import Design, design_sample, make_law
 
-RULES = ("momentum", "adam")
 DEFAULT_FEEDBACK_LR = {"momentum": 1e-2, "adam": 1e-4}
 
 
@@ -28,16 +30,14 @@ class OutputResponses:
     Args:
         perturbation: law of u, a name or an object.
         joint: True perturbs all blocks in one tangent pass; False one block at a time (a pass per block, no cross-talk in D_l);
-            "cyclic" one block a step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
+            "cyclic" one block per step, in turn (one pass, no cross-talk, each block learns every (L−1)th step).
         tangents: directions per sample and step.
         directions: how the directions of a step's samples are arranged, see `fdfa_core.perturbations.design_sample`.
     """
 
-    def __init__(self, perturbation, joint: bool | str, tangents: int, directions: str):
+    def __init__(self, perturbation: Perturbation, joint: Joint, tangents: Count, directions: Design):
         self.law = make_law(perturbation)
-        self.joint = one_of("joint", joint, (True, False, "cyclic"))
-        self.tangents = positive_integer("tangents", tangents)
-        self.directions = one_of("directions", directions, DESIGNS)
+        self.joint, self.tangents, self.directions = joint, tangents, directions
 
     def groups(self, blocks: int, step: int) -> list[list[int]]:
         """Return the blocks that are perturbed together, pass by pass, at a step counted from zero."""
@@ -53,7 +53,7 @@ class OutputResponses:
         samples = len(trace.output)
         many = math.prod(replicas) * self.tangents
         axes = (many,) if replicas or self.tangents > 1 else ()
-        found = {}
+        responses = {}
         for group in self.groups(len(values), step):
             sizes = [values[i][0].numel() for i in group]
             shape = (*replicas, self.tangents * samples, sum(sizes))
@@ -61,8 +61,8 @@ class OutputResponses:
             parts = dict(zip(group, u.split(sizes, dim=-1), strict=True))
             pushed = [parts[i].reshape(*axes, *v.shape) if i in parts else None for i, v in enumerate(values)]
             d = trace.push(pushed, site).reshape(*replicas, self.tangents * samples, -1)
-            found |= {i: (d, part) for i, part in parts.items()}
-        return found
+            responses |= {i: (d, part) for i, part in parts.items()}
+        return responses
 
 
 @register("fdfa")
@@ -95,7 +95,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             in the authors' released code.
         feedback_lr: α in (0, 1] for "momentum" (default 1e-2); Adam's learning rate for "adam" (default 1e-4).
         warmup: use α_t = max(α, 1/t) at update t: a plain mean until 1/t falls to α, which forgets B = 0 at once
-            ("momentum" alone).
+            (only with "momentum").
     """
 
     stateful = True
@@ -104,40 +104,64 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         self,
         net,
         *,
-        perturbation="gaussian",
-        site="post",
-        joint=True,
-        tangents=1,
-        directions="independent",
-        feedback_rule="momentum",
-        feedback_lr=None,
-        warmup=False,
+        perturbation: Perturbation = "gaussian",
+        site: Site = "post",
+        joint: Joint = True,
+        tangents: Count = 1,
+        directions: Design = "independent",
+        feedback_rule: Literal["momentum", "adam"] = "momentum",
+        feedback_lr: Positive | None = None,
+        warmup: bool = False,
         **common,
     ):
         super().__init__(net, site=site, **common)
-        self.feedback_rule = one_of("feedback_rule", feedback_rule, RULES)
         rate = DEFAULT_FEEDBACK_LR[feedback_rule] if feedback_lr is None else feedback_lr
-        self.feedback_lr = non_negative("feedback_lr", rate, positive=True)
+        self.feedback_rule, self.feedback_lr, self.warmup = feedback_rule, float(rate), warmup
         if feedback_rule == "momentum" and rate > 1:
             raise InvalidInput("feedback_lr", rate, "a number in (0, 1], the weight of the newest estimate")
-        self.warmup = one_of("warmup", warmup, (True, False))
         if warmup and feedback_rule != "momentum":
             raise InvalidInput("warmup", warmup, 'False with feedback_rule="adam"')
         self.responses = OutputResponses(perturbation, joint, tangents, directions)
         self.steps = 0
         self._adam: torch.optim.Adam | None = None
 
+    @classmethod
+    def filled_options(cls, given: Mapping[str, object]) -> dict[str, object]:
+        """Return the given options and the defaults of the others; that of `feedback_lr` is its rule's."""
+        options = super().filled_options(given)
+        if options["feedback_lr"] is None:
+            options["feedback_lr"] = DEFAULT_FEEDBACK_LR.get(options["feedback_rule"])
+        return options
+
     def initial_feedback(self, lead, outputs, shape):
         """Return zeros: nothing is known of the Jacobian yet."""
         return torch.zeros((*lead, outputs, *shape), dtype=self.dtype, device=self.device)
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+    def weight(self, step: int) -> float:
+        """Return α_t, the weight of the newest D_l at the t-th step, counted from one: α, or max(α, 1/t) with `warmup`.
+
+        With ``joint="cyclic"`` t counts a block's own updates, as blocks take turns.
+        """
+        blocks = len(self.net) - 1
+        updates = math.ceil(step / blocks) if self.responses.joint == "cyclic" else step
+        return averages.weight(self.feedback_lr, updates, self.warmup)
+
+    def jacobian_average(self) -> averages.JacobianAverage:
+        """Return site and weights of the average that B_l is; Adam and blocks that take turns make another of it."""
+        if self.feedback_rule != "momentum" or self.responses.joint == "cyclic":
+            given = f"feedback_rule = {self.feedback_rule!r} and joint = {self.responses.joint!r}"
+            raise Unsupported(
+                f"the feedback of {self.name} with {given} is no moving average over all steps; "
+                'feedback_rule = "momentum" and joint = true or false make it one'
+            )
+        return averages.JacobianAverage(self.site, self.weight)
+
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Move the feedback towards this batch's Jacobian estimate D."""
         replicas = () if self.replicas is None else (self.replicas,)
         measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
         self.steps += 1
-        updates = math.ceil(self.steps * len(measured) / len(trace.hidden))  # of each block: "cyclic" takes turns
-        alpha = max(self.feedback_lr, 1 / updates) if self.warmup else self.feedback_lr
+        alpha = self.weight(self.steps)
         if self.feedback_rule == "adam":
             self._adam = self._adam or torch.optim.Adam(self.feedback, lr=self.feedback_lr)
         product = torch.baddbmm if replicas else torch.addmm  # D is never formed: B is updated by one matrix product
@@ -156,7 +180,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         """Return the steps after which less than 1e-3 of the start's bias is left.
 
         From zero (1−α)^t of it is left after t updates. A plain mean has none, but twice the stationary variance; that excess
-        falls as (1−α)^2t. Adam moves an entry by about its rate a step, so that the time depends on the Jacobian's scale: here
+        falls as (1−α)^2t. Adam moves an entry by about its rate per step, so the time depends on the Jacobian's scale: here
         enough steps for entries up to 0.1.
         """
         turns = len(self.net) - 1 if self.responses.joint == "cyclic" else 1  # steps from one update of a block to the next

@@ -1,4 +1,4 @@
-"""The baseline that tells what training the hidden blocks is worth."""
+"""The baseline that shows what training the hidden blocks is worth."""
 
 from __future__ import annotations
 

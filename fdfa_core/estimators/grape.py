@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput, Unsupported
@@ -10,13 +13,12 @@ from fdfa_core.estimators.base import repeat
 from fdfa_core.estimators.cosine_feedback import cosine_loss_gradient, unit
 from fdfa_core.estimators.direct_feedback import DirectFeedback
 from fdfa_core.estimators.forward_feedback import OutputResponses
-from fdfa_core.estimators.options import non_negative, one_of, positive_integer
+from fdfa_core.estimators.options import Count, Joint, Perturbation, Positive, Site
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace
+from fdfa_core.perturbations import Design
 
-ORDERS = ("before", "after")
-COSINES = ("columns", "frobenius")
-SPACES = ("activations", "smaller")
+Space = Annotated[Literal["activations", "smaller", "weights"], Field(description="'activations' or 'smaller'")]
 
 
 @register("grape")
@@ -61,7 +63,7 @@ class GradientAlignedProjectedError(DirectFeedback):
         joint: perturb all blocks in one tangent pass (True), one at a time (False), or one block a step in turn ("cyclic").
         tangents: directions per sample and step, whose pieces are averaged (published: one).
         directions: "independent", "orthogonal" or "antithetic", as for FDFA.
-        space: "activations", or "smaller": see above.
+        space: "activations", or "smaller": see above; "weights" is refused.
         order: "before" refines B_l and uses it (as published); "after" uses B_l and refines it for the next step.
         cosine: "columns", the mean of the columns' cosines (as published), or "frobenius", one cosine over all entries.
         normalise: scale the columns of B_l to length one after every step.
@@ -75,32 +77,30 @@ class GradientAlignedProjectedError(DirectFeedback):
         self,
         net,
         *,
-        perturbation="gaussian",
-        site="post",
-        joint=True,
-        tangents=1,
-        directions="independent",
-        space="activations",
-        order="before",
-        cosine="columns",
-        normalise=True,
-        feedback_lr=10.0,
-        calibrate_every=None,
+        perturbation: Perturbation = "gaussian",
+        site: Site = "post",
+        joint: Joint = True,
+        tangents: Count = 1,
+        directions: Design = "independent",
+        space: Space = "activations",
+        order: Literal["before", "after"] = "before",
+        cosine: Literal["columns", "frobenius"] = "columns",
+        normalise: bool = True,
+        feedback_lr: Positive = 10.0,
+        calibrate_every: Count | None = None,
         **common,
     ):
         super().__init__(net, site=site, **common)
         self.responses = OutputResponses(perturbation, joint, tangents, directions)
-        self.order, self.cosine = one_of("order", order, ORDERS), one_of("cosine", cosine, COSINES)
-        self.normalise = one_of("normalise", normalise, (True, False))
-        self.feedback_lr = non_negative("feedback_lr", feedback_lr, positive=True)
-        self.calibrate_every = None if calibrate_every is None else positive_integer("calibrate_every", calibrate_every)
+        self.order, self.cosine, self.normalise = order, cosine, normalise
+        self.feedback_lr, self.calibrate_every = float(feedback_lr), calibrate_every
         if space == "weights":
             raise Unsupported(
                 'space = "weights" cannot be made exact: a direction of the weights moves the activations with the covariance '
                 "of the layer's inputs, so that its response is no unbiased estimate of the Jacobian that the feedback stands "
                 'for; use space = "activations"'
             )
-        self.space = one_of("space", space, SPACES)
+        self.space = space
         if self.space == "smaller":
             self._require_fewer_activations()
         self.steps = 0
@@ -161,7 +161,7 @@ class GradientAlignedProjectedError(DirectFeedback):
         self.update(trace, error, targets)
         return super().gradients(trace, error, targets, ())
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Refine the feedback for good; in a step that calibrates it rests."""
         if not self.calibrates:
             lead = () if self.replicas is None else (self.replicas,)

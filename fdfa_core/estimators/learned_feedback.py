@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fdfa_core.estimators.direct_feedback import DirectFeedback, uniform_feedback
-from fdfa_core.estimators.options import OPTIMIZERS, make_optimizer, non_negative, one_of
+from fdfa_core.estimators.options import NonNegative, Optimizer, Positive, make_optimizer
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearisation.trace import Trace
+from fdfa_core.linearisation.trace import Gradients, Trace
 
 
 class LearnedFeedback(DirectFeedback):
@@ -29,18 +29,25 @@ class LearnedFeedback(DirectFeedback):
 
     stateful = True
 
-    def __init__(self, net, *, feedback_optimizer="adam", feedback_lr=1e-4, feedback_decay=0.0, **common):
+    def __init__(
+        self,
+        net,
+        *,
+        feedback_optimizer: Optimizer = "adam",
+        feedback_lr: Positive = 1e-4,
+        feedback_decay: NonNegative = 0.0,
+        **common,
+    ):
         super().__init__(net, **common)
-        self.feedback_optimizer = one_of("feedback_optimizer", feedback_optimizer, OPTIMIZERS)
-        self.feedback_lr = non_negative("feedback_lr", feedback_lr, positive=True)
-        self.feedback_decay = non_negative("feedback_decay", feedback_decay)
+        self.feedback_optimizer = feedback_optimizer
+        self.feedback_lr, self.feedback_decay = float(feedback_lr), float(feedback_decay)
         self._optimizer: torch.optim.Optimizer | None = None
 
     @abstractmethod
     def feedback_gradients(self, trace: Trace, error: Tensor) -> list[Tensor | None]:
-        """Return the gradient of each B_l, without replicas' dimension where all have the same; None leaves B_l alone."""
+        """Return the gradient of each B_l, without replicas' dimension where all have the same; None leaves B_l as it is."""
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let the feedback's optimiser take a step."""
         self._optimizer = self._optimizer or self._make_optimizer()
         for feedback, gradient in zip(self.feedback, self.feedback_gradients(trace, error), strict=True):
@@ -71,11 +78,11 @@ class DirectKolenPollack(LearnedFeedback):
 
     h_l (N × n_l) is the value at the site. In the last hidden block eᵀ h is the very gradient of a linear readout's weight W,
     so with plain SGD at *equal* rate η and decay λ on B and on W, B_t − W_t = (1 − ηλ)^t (B_0 − W_0): B becomes the Jacobian
-    (Kolen & Pollack 1994). It does not with decay on B alone; with Adam and no decay the difference B − W never shrinks; and in
+    (Kolen & Pollack 1994). It does not with decay only on B; with Adam and no decay the difference B − W never shrinks; and in
     earlier blocks, which have no such W, B_l settles at −E[eᵀ h_l]/λ, which is not the Jacobian.
 
     Expectation: biased, by the distance of B_l to the Jacobian. No variance given the batch and the state. B_l starts uniform
-    on ±√(6/n_l); rate and decay default to those of the released code. Cost: as DFA, and one more product a block.
+    on ±√(6/n_l); rate and decay default to those of the released code. Cost: as DFA, and one more product per block.
 
     Args:
         site: "post" or "pre".
@@ -84,7 +91,7 @@ class DirectKolenPollack(LearnedFeedback):
         feedback_decay: λ.
     """
 
-    def __init__(self, net, *, feedback_decay=1e-6, **common):
+    def __init__(self, net, *, feedback_decay: NonNegative = 1e-6, **common):
         super().__init__(net, feedback_decay=feedback_decay, **common)
 
     def initial_feedback(self, lead, outputs, shape):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator
-from fdfa_core.estimators.options import OPTIMIZERS, make_optimizer, non_negative, one_of
+from fdfa_core.estimators.options import Combination, Count, Optimizer, Perturbation, Positive, Site, make_optimizer
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import BlockMap, Gradients, Trace, merge
@@ -23,7 +23,7 @@ class LocalGreedy(Estimator):
     """Base of the methods in which block l follows the loss of a linear readout of its own output (Ren et al. 2022).
 
     Hidden block l minimises L_l = loss(r_l(h_l)), with r_l a linear layer on the flattened output; no signal passes between
-    blocks, and a tangent sees its block and that block's readout alone. The readout of the last hidden block is the network's
+    blocks, and a tangent sees only its block and that block's readout. The readout of the last hidden block is the network's
     own. The others are a state of the estimator: each follows the true gradient of its own local loss, eᵀ h_l (which needs no
     tangent and crosses no block), by an optimiser of its own, after use. They start as `nn.Linear` does. The source's readouts
     pool or group channels first; these do not.
@@ -45,17 +45,16 @@ class LocalGreedy(Estimator):
         self,
         net,
         *,
-        perturbation="gaussian",
-        tangents=1,
-        combine="mean",
-        readout_optimizer="adam",
-        readout_lr=1e-3,
+        perturbation: Perturbation = "gaussian",
+        tangents: Count = 1,
+        combine: Combination = "mean",
+        readout_optimizer: Optimizer = "adam",
+        readout_lr: Positive = 1e-3,
         **common,
     ):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
-        self.readout_optimizer = one_of("readout_optimizer", readout_optimizer, OPTIMIZERS)
-        self.readout_lr = non_negative("readout_lr", readout_lr, positive=True)
+        self.readout_optimizer, self.readout_lr = readout_optimizer, float(readout_lr)
         self._readouts: list[tuple[Tensor, Tensor]] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -76,7 +75,7 @@ class LocalGreedy(Estimator):
             self._readouts.append((both[..., :-1].clone(), both[..., -1].clone()))
 
     def trace(self, x: Tensor, **options: bool) -> Trace:
-        """Run the network forward; the first batch tells the readouts' shapes if nothing else did."""
+        """Run the network forward; the first batch gives the readouts their shapes if they are unknown."""
         trace = super().trace(x, **options)
         if self._readouts is None:
             shapes = [tuple(block.output.shape[1:]) for block in trace.hidden[:-1]]
@@ -85,11 +84,11 @@ class LocalGreedy(Estimator):
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return every hidden block's forward gradient of its own loss, and the readout's true gradient."""
-        found: Gradients = {}
+        gradients: Gradients = {}
         for i, block in enumerate(trace.hidden):
-            merge(found, self.block_gradients(trace, i, block, error, targets, lead))
-        merge(found, exact_readout(trace, error, lead))
-        return found
+            merge(gradients, self.block_gradients(trace, i, block, error, targets, lead))
+        merge(gradients, exact_readout(trace, error, lead))
+        return gradients
 
     @abstractmethod
     def block_gradients(
@@ -97,9 +96,7 @@ class LocalGreedy(Estimator):
     ) -> Gradients:
         """Return the gradients of hidden block i."""
 
-    def slopes(
-        self, trace: Trace, i: int, tangent: Tensor, error: Tensor, targets: Tensor, lead: tuple[int, ...]
-    ) -> Tensor:
+    def slopes(self, trace: Trace, i: int, tangent: Tensor, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Tensor:
         """Return each sample's slope of block i's loss (*lead, K, N) along tangents of its output (folded, N, …)."""
         if i == len(trace.hidden) - 1:
             return (trace.readout.push(tangent) * error).sum(-1).view(*lead, self.tangents.count, -1)
@@ -120,7 +117,7 @@ class LocalGreedy(Estimator):
         error = self.loss.error(outputs.flatten(0, 1), targets.repeat(replicas, *[1] * (targets.dim() - 1)))[1]
         return error.view_as(outputs) * replicas  # a mean over the batch of each replica, not of all
 
-    def update(self, trace: Trace, error: Tensor, targets: Tensor) -> None:
+    def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let every local readout take a step down its own loss."""
         if not self.readouts:
             return
@@ -153,10 +150,10 @@ class LocalGreedy(Estimator):
 class LocalGreedyActivityPerturbation(LocalGreedy):
     r"""LG-FG-A: in each hidden block the error s u, s = the slope of a sample's local loss along u (Ren et al. 2022).
 
-    Each block is perturbed alone, per sample, and a tangent goes no further than its local readout: no cross-talk from other
-    blocks and no depth in the variance, which grows with the block's units. For what the local losses are, see `LocalGreedy`.
+    Each block is perturbed by itself, per sample, and a tangent goes no further than its local readout: no cross-talk from
+    other blocks and no depth in the variance, which grows with the block's units. `LocalGreedy` describes the local losses.
     Unbiased for the local losses (not so under batch normalisation in training mode at `site="pre"`, as FG-A). Cost: one
-    forward pass, K short tangents a block, local gradients, readouts of O n_l weights.
+    forward pass, K short tangents per block, local gradients, readouts of O n_l weights.
 
     Args:
         perturbation: law of u, a name or an object.
@@ -167,7 +164,7 @@ class LocalGreedyActivityPerturbation(LocalGreedy):
         readout_lr: its learning rate.
     """
 
-    def __init__(self, net, *, site="pre", **common):
+    def __init__(self, net, *, site: Site = "pre", **common):
         super().__init__(net, **common)
         for block in range(len(net) - 1):
             require_site(net, block, site)
@@ -190,8 +187,8 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
     r"""LG-FG-W: each hidden block gets (∇L_l · v_l) v_l, with a random direction v_l over its own parameters (Ren et al. 2022).
 
     Given the batch and the readouts, the total variance in block l is (P_l + κ − 2)‖∇L_l‖²/K for its P_l parameters. Unbiased
-    for the local losses, see `LocalGreedy`. Cost: one forward pass, K short tangents a block, Σ K P_l random numbers, readouts
-    of O n_l weights.
+    for the local losses, see `LocalGreedy`. Cost: one forward pass, K short tangents per block, Σ K P_l random numbers,
+    readouts of O n_l weights.
 
     Args:
         perturbation: law of v, a name or an object.

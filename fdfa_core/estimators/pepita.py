@@ -11,7 +11,7 @@ from torch import Tensor
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.direct_feedback import Feedback, uniform_feedback
-from fdfa_core.estimators.options import non_negative
+from fdfa_core.estimators.options import NonNegative
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 
@@ -34,9 +34,9 @@ class Pepita(Estimator):
         scale: of F.
     """
 
-    def __init__(self, net, *, scale=0.05, **common):
+    def __init__(self, net, *, scale: NonNegative = 0.05, **common):
         super().__init__(net, **common)
-        self.scale = non_negative("scale", scale)
+        self.scale = float(scale)
         self._feedback: Feedback | None = None
 
     @property
@@ -67,13 +67,13 @@ class Pepita(Estimator):
         moved = x + samples * (error @ projection.flatten(1)).view_as(x)
         _set_random_state(self._random_state, self.device)
         second = Trace(self.net, moved)
-        found: Gradients = {}
+        gradients: Gradients = {}
         for before, after in zip(trace.hidden, second.hidden, strict=True):
             learns = after.above is not None and after.above.parametric  # an activation with parameters needs its own gradient
             site = "pre" if after.shapes["pre"] == after.output.shape and not learns else "post"
-            merge(found, after.pull((before.output - after.output) / samples, site))
-        merge(found, second.readout.pull(self.loss.error(second.output, targets)[1]))
-        return repeat(found, lead)
+            merge(gradients, after.pull((before.output - after.output) / samples, site))
+        merge(gradients, second.readout.pull(self.loss.error(second.output, targets)[1]))
+        return repeat(gradients, lead)
 
     def own_state(self):
         """Return F."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,14 @@ def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
     """Register an estimator class under a name, as a decorator.
 
     Raises:
-        InvalidInput: the name is taken by another class.
+        InvalidInput: another class has this name.
+
+    Examples:
+        >>> from fdfa_core import register
+        >>> register("bp")(type("Mine", (), {}))
+        Traceback (most recent call last):
+            ...
+        fdfa_core.errors.InvalidInput: estimator name: got 'bp'; accepted: a name that is not taken (it is Backpropagation).
     """
 
     def decorate(cls: type[Estimator]) -> type[Estimator]:
@@ -48,7 +54,13 @@ def _discover() -> None:
 
 
 def available_estimators() -> list[str]:
-    """Return the names of all registered estimators, BP first, then by name."""
+    """Return the names of all registered estimators, BP first, then by name.
+
+    Examples:
+        >>> from fdfa_core import available_estimators
+        >>> available_estimators()[:4]
+        ['bp', 'dfa', 'dkp', 'drtp']
+    """
     _discover()
     return sorted(_CLASSES, key=lambda name: (name != "bp", name))
 
@@ -62,18 +74,33 @@ def estimator_class(name: str) -> type[Estimator]:
 
 
 def estimator_options(name: str) -> dict[str, object]:
-    """Return an estimator's own options and their defaults."""
-    found: dict[str, object] = {}
-    for cls in reversed(estimator_class(name).__mro__):
-        if "__init__" in vars(cls):
-            for parameter in inspect.signature(cls.__init__).parameters.values():
-                if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("loss", "seed", "replicas"):
-                    found[parameter.name] = parameter.default
-    return found
+    """Return an estimator's own options and their defaults.
+
+    Examples:
+        >>> from fdfa_core.estimators import estimator_options
+        >>> estimator_options("dkp")
+        {'site': 'post', 'feedback_optimizer': 'adam', 'feedback_lr': 0.0001, 'feedback_decay': 1e-06}
+    """
+    return {option.name: option.default for option in estimator_class(name).options().values()}
+
+
+def filled_options(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Return all of an estimator's own options: those that were given, and the others at the values they have without.
+
+    Raises:
+        UnknownName: no estimator of this name.
+    """
+    return estimator_class(name).filled_options(given)
 
 
 def label(name: str, options: dict[str, object] | None = None) -> str:
-    """Return a short unique label of an estimator with the options that were given, e.g. ``fdfa(feedback_lr=0.1)``."""
+    """Return a short unique label of an estimator with the options that were given, e.g. ``fdfa(feedback_lr=0.1)``.
+
+    Examples:
+        >>> from fdfa_core.estimators import label
+        >>> label("fdfa", {"feedback_lr": 0.1})
+        'fdfa(feedback_lr=0.1)'
+    """
     if not options:
         return name
     return f"{name}({', '.join(f'{key}={value}' for key, value in sorted(options.items()))})"
@@ -96,6 +123,19 @@ def make_estimator(
         UnknownName: unknown estimator, option or loss.
         InvalidInput: an impossible value.
         Unsupported: the estimator cannot serve this network.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> x, y = torch.linspace(-1, 1, 32).view(8, 4), torch.arange(8) % 3
+        >>> from fdfa_core import make_estimator
+        >>> estimator = make_estimator("fdfa", net, seed=0, feedback_lr=0.5)
+        >>> loss = estimator.backward(x, y)  # writes p.grad, then advances the feedback
+        >>> f"{loss:.3f}", estimator.feedback[0].shape
+        ('1.114', torch.Size([3, 6]))
+        >>> estimator.sample(x, y, replicates=5)["1.bias"].shape
+        torch.Size([5, 3])
     """
     cls = estimator_class(name)
     known = estimator_options(name)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators.options import one_of, positive_integer
+from fdfa_core.estimators.options import Combination, Count, Perturbation
 from fdfa_core.perturbations import make_law
 
-COMBINATIONS = ("mean", "projection")
 CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
 
 
@@ -28,10 +27,9 @@ class Tangents:
         combine: "mean" or "projection".
     """
 
-    def __init__(self, perturbation, tangents: int, combine: str):
+    def __init__(self, perturbation: Perturbation, tangents: Count, combine: Combination):
         self.law = make_law(perturbation)
-        self.count = positive_integer("tangents", tangents)
-        self.how = one_of("combine", combine, COMBINATIONS)
+        self.count, self.how = tangents, combine
 
     def axes(self, lead: tuple[int, ...]) -> tuple[int, ...]:
         """Fold draws and directions into the one leading axis that a linearisation knows; () for one direction."""
@@ -54,7 +52,7 @@ class Tangents:
             )
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
-        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d), in whose place they may come."""
+        """Return estimates (…, d) from slopes (…, K) along directions (…, K, d). The directions may be overwritten."""
         if self.how == "mean":
             scaled = directions.mul_(slopes.unsqueeze(-1))  # a million numbers: fresh memory costs more than the products
             return scaled.squeeze(-2) if self.count == 1 else scaled.mean(-2)
@@ -63,5 +61,5 @@ class Tangents:
         tolerance = self.count * torch.finfo(directions.dtype).eps
         finite = slopes.isfinite().all(-1, keepdim=True)  # a run that diverges must go on to say so: the solver would not
         slopes = torch.where(finite, slopes, 0).unsqueeze(-1)
-        found = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
-        return torch.where(finite, found, torch.nan)
+        shortest = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
+        return torch.where(finite, shortest, torch.nan)

@@ -11,7 +11,7 @@ from torch.func import jvp, vmap
 
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator
-from fdfa_core.estimators.options import one_of
+from fdfa_core.estimators.options import Combination, Count, Perturbation
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.factored import inner
@@ -42,10 +42,19 @@ class WeightPerturbation(Estimator):
 
     need_pull = False
 
-    def __init__(self, net, *, perturbation="gaussian", tangents=1, combine="mean", per_sample=False, **common):
+    def __init__(
+        self,
+        net,
+        *,
+        perturbation: Perturbation = "gaussian",
+        tangents: Count = 1,
+        combine: Combination = "mean",
+        per_sample: bool = False,
+        **common,
+    ):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
-        self.per_sample = one_of("per_sample", per_sample, (True, False))
+        self.per_sample = per_sample
         self.sizes = {name: p.numel() for name, p in net.named_parameters()}
         self.size = sum(self.sizes.values())
         self.tangents.check(self.size)

@@ -41,16 +41,16 @@ class Outer:
         """Return the squared norm of each draw (R,), in float64: Σ_pq (left_p · left_q) (right_p · right_q)."""
         _, m, n_out = self.left.shape
         n_in = self.right.shape[1]
-        found = []
+        norms = []
         if m > n_in:  # more summands than columns: the dense form is the smaller one
             for left in self.left.split(max(1, CHUNK_NUMBERS // (n_out * max(m, n_in)))):
-                found.append((left.mT @ self.right).square().sum((1, 2), dtype=torch.float64))
+                norms.append((left.mT @ self.right).square().sum((1, 2), dtype=torch.float64))
         else:
             right = self.right.double()  # some processors' float32 products err in the sixth digit over 5,000 columns
             gram = (right @ right.T).to(self.left.dtype)
             for left in self.left.split(max(1, CHUNK_NUMBERS // (m * max(m, n_out)))):
-                found.append(((left @ left.mT) * gram).sum((1, 2), dtype=torch.float64))
-        return torch.cat(found)
+                norms.append(((left @ left.mT) * gram).sum((1, 2), dtype=torch.float64))
+        return torch.cat(norms)
 
     def inner(self, others: Sequence[Tensor]) -> Tensor:
         """Return the inner products of each draw with some matrices (n_out, n_in), (R, matrices) in float64."""

@@ -137,9 +137,9 @@ class GeneralMap(Map):
         set_random_state(self.stream, self.primal[INPUT].device)
         with forward_ad.dual_level():
             duals = {name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}
-            found = self._call(duals | self._fresh_buffers(), self._pushed, _Functions(self.kept))
-            found = forward_ad.unpack_dual(found).tangent
-        return torch.zeros_like(self.graph) if found is None else found
+            tangent_out = self._call(duals | self._fresh_buffers(), self._pushed, _Functions(self.kept))
+            tangent_out = forward_ad.unpack_dual(tangent_out).tangent
+        return torch.zeros_like(self.graph) if tangent_out is None else tangent_out
 
     def _tangent(self, moved: dict[str, Tensor]) -> Tensor:
         """Return the tangent of one direction in a way that `vmap` can follow."""
@@ -166,11 +166,11 @@ class GeneralMap(Map):
             return {}, None
         if not self.graph.requires_grad:  # the module computes without gradients
             lead = lead_of(signal, self.graph.shape)
-            found = [leaf.new_zeros(lead + leaf.shape) for leaf in wanted.values()]
+            values = [leaf.new_zeros(lead + leaf.shape) for leaf in wanted.values()]
         else:
             with self._followed("reverse-mode AD inside the block"):
-                found = self._backward(signal, list(wanted.values()))
-        named = dict(zip(wanted, found, strict=True))
+                values = self._backward(signal, list(wanted.values()))
+        named = dict(zip(wanted, values, strict=True))
         below = named.pop(INPUT, None)
         gradients: Gradients = {}
         for name, gradient in named.items():
@@ -201,7 +201,7 @@ class GeneralMap(Map):
 class _Functions(TorchFunctionMode):
     """What a general block computes between its layers, by functions whose tangents are known by hand.
 
-    The first pass keeps their values. A tangent pass takes these and works out the tangents alone, where torch's forward mode
+    The first pass keeps their values. A tangent pass takes these and computes only the tangents, where torch's forward mode
     would compute both again, some of them in many steps.
 
     Args:
@@ -304,10 +304,10 @@ class _Layer(torch.autograd.Function):
 
 def _tangents(parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The tangents of dual numbers, zero for those without; None if none has one."""
-    found = {name: forward_ad.unpack_dual(p).tangent for name, p in parameters.items()}
-    if all(v is None for v in found.values()):
+    tangents = {name: forward_ad.unpack_dual(p).tangent for name, p in parameters.items()}
+    if all(v is None for v in tangents.values()):
         return None
-    return {name: torch.zeros_like(parameters[name]) if v is None else v for name, v in found.items()}
+    return {name: torch.zeros_like(parameters[name]) if v is None else v for name, v in tangents.items()}
 
 
 def _copies(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class Map(ABC):
         """Return parameter gradients and, if asked for, the signal at the input."""
 
     def back(self, signal: Tensor) -> Tensor:
-        """Return the signal at the input alone."""
+        """Return only the signal at the input."""
         return self.pull(signal, True)[1]
 
 
@@ -122,7 +122,7 @@ def lead_of(value: Tensor, primal: torch.Size) -> tuple[int, ...]:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a hook, or a forward of the instance's own, may change the module's value: only a real call tells it."""
+    """Whether a hook, or a forward of the instance's own, may change the module's value: only a real call can show it."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 

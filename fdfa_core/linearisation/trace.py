@@ -8,7 +8,7 @@ reverse-mode graph crosses a block boundary. What a method may do inside a block
 
 Tangents and signals have the shape (N, …) of the primal value, or (R, N, …) for R directions at once.
 
-Layer types are told apart in one place only: a rule (`fdfa_core/linearisation/rules/`) holds a layer's hand-derived products on
+Layer types are distinguished in one place: a rule (`fdfa_core/linearisation/rules/`) holds a layer's hand-derived products on
 the saved primal value. Any other module goes through torch's forward-mode and, inside the block, reverse-mode AD
 (`fdfa_core/linearisation/general.py`).
 """
@@ -86,8 +86,8 @@ class BlockMap:
         """Return the gradients of the block's parameters for a signal (N, …) or (R, N, …) at a site."""
         gradients: Gradients = {}
         if self.above is not None and site == "post":
-            found, signal = self.above.pull(signal, self.below.parametric)
-            merge(gradients, found)
+            own, signal = self.above.pull(signal, self.below.parametric)
+            merge(gradients, own)
         if self.below.parametric:
             merge(gradients, self.below.pull(signal, False)[0])
         return gradients
@@ -171,7 +171,7 @@ class Trace:
         these are then no larger than the directions, and together cheaper than a pass for each direction.
 
         Args:
-            perturbations: one per hidden block, (N, …) or (R, N, …), or None for a block left alone.
+            perturbations: one per hidden block, (N, …) or (R, N, …), or None for a block that is not perturbed.
             site: where they enter.
         """
         if self.output.dim() == 2 and self._directions(perturbations, site) > self.output.shape[1]:
@@ -204,27 +204,27 @@ class Trace:
     def gradient(self, error: Tensor) -> Gradients:
         """Return the gradient of the loss for every parameter that it reaches, by a backward pass through all blocks.
 
-        For shortcuts alone: slopes along many directions of the parameters are inner products with it.
+        Only for shortcuts: slopes along many directions of the parameters are inner products with it.
 
         Args:
             error: gradient of the loss with respect to the output (N, O).
         """
-        found: Gradients = {}
+        total: Gradients = {}
         parts = [part for block in self.blocks for part in block.parts]
         for i, part in reversed(list(enumerate(parts))):
             gradients, error = part.pull(error, i > 0)
-            merge(found, gradients)
-        return found
+            merge(total, gradients)
+        return total
 
     def back(self, signal: Tensor, site: str) -> list[Tensor]:
         """Carry R signals (R, N, O) from the output down to a site of every hidden block: (R, N, …) each."""
-        signal, found = self.readout.back(signal), []
+        signal, signals = self.readout.back(signal), []
         for block in reversed(self.hidden):
             signal = block.back(signal, to=site)
-            found.insert(0, signal)
-            if len(found) < len(self.hidden):
+            signals.insert(0, signal)
+            if len(signals) < len(self.hidden):
                 signal = block.back(signal, site)
-        return found
+        return signals
 
     def _directions(self, perturbations: Sequence[Tensor | None], site: str) -> int:
         """How many directions stand side by side in all perturbations and may take a shortcut, if any."""
@@ -237,11 +237,11 @@ class Trace:
 def _along(directions: Sequence[Tensor | None], signals: Sequence[Tensor]) -> Tensor:
     """Return the inner products (R, K, N) of R directions with K signals, sample by sample, over all blocks.
 
-    One product of matrices a sample, signals first: with the tall factor on the left it is ten times slower.
+    One product of matrices per sample, signals first: with the tall factor on the left it is ten times slower.
     """
-    found = sum(
+    products = sum(
         s.flatten(2).transpose(0, 1) @ u.flatten(2).permute(1, 2, 0)
         for u, s in zip(directions, signals, strict=True)
         if u is not None
     )
-    return found.permute(2, 1, 0).contiguous()
+    return products.permute(2, 1, 0).contiguous()

@@ -48,9 +48,15 @@ class _Allocations(TorchDispatchMode):
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Return the bytes of all tensors that a call made, and that were alive together, at their most.
+    """Return the peak memory of a call: the bytes of all tensors that it made and that were alive together.
 
-    Tensors that were there before are not counted, nor what a library needs inside one operation.
+    Tensors that existed before are not counted, and neither is what a library needs inside one operation.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.memory import peak_memory
+        >>> peak_memory(lambda: torch.zeros(1000) + 1)
+        8000
     """
     with _Allocations() as allocations:
         function()

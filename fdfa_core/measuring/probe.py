@@ -2,8 +2,8 @@
 
 Each draw g_r of a parameter's gradient is reduced to a few inner products; those of a block or of the network are sums over
 its parameters. Only moments of these scalars over the draws are kept (columns in docs/architecture.md). Gradients of linear
-layers are never formed for it (`fdfa_core.draws`), and draws that would not fit in memory are made twice from the same random
-numbers, first for their mean, then for the scalars.
+layers are never formed for it (`fdfa_core.linearisation.factored`), and draws that would not fit in memory are made twice
+from the same random numbers, first for their mean, then for the scalars.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def probe(
     options: Mapping[str, Mapping[str, object]] | None = None,
     raw: dict[str, Tensor] | None = None,
 ) -> list[dict[str, object]]:
-    """Measure estimators on the network as it is; nothing of it changes, estimators' random streams apart.
+    """Measure estimators on the network as it is; nothing of it changes, except for the estimators' random streams.
 
     Args:
         net: the network.
@@ -93,12 +93,12 @@ def probe(
     values, fixed = [], []
     for label, estimator in estimators.items():
         produce = draws_on_batch(estimator, x, y, replicates) if given else draws_on_fresh_batches(estimator, batches)
-        found = measure_draws(produce, replicates, target, reference.gradient)
+        scalars = measure_draws(produce, replicates, target, reference.gradient)
         if raw is not None:
             chunks = list(produce())
             raw |= {f"{label}/{name}": torch.cat([factored.dense(c[name]) for c in chunks]) for name in target}
-        of_each = torch.stack([found[name].values for name in place]).numpy(force=True)
-        fixed_of_each = torch.stack([found[name].fixed for name in place]).numpy(force=True)
+        of_each = torch.stack([scalars[name].values for name in place]).numpy(force=True)
+        fixed_of_each = torch.stack([scalars[name].fixed for name in place]).numpy(force=True)
         values += [of_each[some].sum(0) for some in members]
         fixed += [fixed_of_each[some].sum(0) for some in members]
         settings = json.dumps(dict((options or {}).get(label, {})), sort_keys=True, default=str)

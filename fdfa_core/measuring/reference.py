@@ -15,7 +15,7 @@ from fdfa_core.networks.blocks import BlockNetwork
 
 @dataclass(frozen=True)
 class Reference:
-    """The gradient that a large fixed set of samples gives, and how well a batch of the training size tells it.
+    """The gradient that a large fixed set of samples gives, and how well a batch of the training size estimates it.
 
     Attributes:
         x: inputs of the set, without those that fill no batch.

@@ -102,7 +102,7 @@ class JointComparison:
         return {name: Scalars(s.expand(-1, count), f) for name, s, f in zip(self.names, sums, self.fixed, strict=True)}
 
     def _sums(self, products: Tensor) -> list[Tensor]:
-        """Return the sums of (…, all components) over those of each parameter, which another's infinities leave alone."""
+        """Return the sums of (…, all components) per parameter, so that infinities of one do not reach another."""
         return [part.sum(-1) for part in products.split(self.sizes, -1)]
 
 
@@ -138,13 +138,13 @@ def measure_draws(
     small = [name for name, g in mean.items() if isinstance(g, Tensor) and target[name].numel() <= SMALL]
     joint = JointComparison(small, mean, target, reference) if len(small) > 1 else None
     single = {name: Comparison(g, target[name], reference[name]) for name, g in mean.items() if not joint or name not in small}
-    found: dict[str, list[Scalars]] = {name: [] for name in mean}
+    parts_of: dict[str, list[Scalars]] = {name: [] for name in mean}
     for chunk in produce() if kept is None else kept:
         measured = joint.scalars(chunk) if joint else {}
         measured |= {name: comparison.scalars(chunk[name]) for name, comparison in single.items()}
         for name, scalars in measured.items():
-            found[name].append(scalars)
-    return {name: Scalars(torch.cat([part.values for part in parts], 1), parts[0].fixed) for name, parts in found.items()}
+            parts_of[name].append(scalars)
+    return {name: Scalars(torch.cat([part.values for part in parts], 1), parts[0].fixed) for name, parts in parts_of.items()}
 
 
 def _norm2(value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 
 import pandas as pd
+from tabulate import tabulate
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import estimator_class
@@ -50,7 +51,7 @@ class Measurements(pd.DataFrame):
         if learn:
             notes.append(f"Variance, bias² and errors are those given one history of batches: {', '.join(learn)}.")
         notes += [f"Not measured: {name}: {why}" for name, why in self.attrs.get("unsupported", {}).items()]
-        return "\n".join([*_aligned(lines), *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
+        return "\n".join([_aligned(lines), *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
 
     def __repr__(self) -> str:
         return self.summary() if set(_PRINTED) <= set(self.columns) else super().__repr__()
@@ -100,9 +101,13 @@ def _number(value: float, error: float = 0.0) -> str:
     return f"{round(value, decimals) + 0.0:.{max(0, decimals)}f} ± {error:g}"
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
-    """Lines of text with the first column flush left and the others flush right, below their headers."""
-    rows = [[*row, *[""] * (len(_HEADERS[0]) - len(row))] for row in (*_HEADERS, *lines)]
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    texts = [name.ljust(first) + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True)) for name, *cells in rows]
-    return [text.rstrip() for text in texts]
+def _aligned(lines: list[list[str]]) -> str:
+    """Return the lines as text: the first column flush left and the others flush right, below their headers."""
+    text = tabulate(
+        [*_HEADERS, *lines],  # as rows: tabulate makes a column with a header of its own wider than it needs to be
+        tablefmt="plain",
+        colalign=("left", *["right"] * (len(_HEADERS[0]) - 1)),
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
+    return "\n".join(line.rstrip() for line in text.split("\n"))

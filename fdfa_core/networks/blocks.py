@@ -30,6 +30,14 @@ class Block(nn.Module):
     Args:
         affine: the parametrised part; its output is the *pre* site. It may hold a normalisation layer.
         activation: what follows; its output is the *post* site and the block's output. It may hold pooling.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fdfa_core import Block
+        >>> block = Block(nn.Linear(4, 6), nn.Tanh())
+        >>> block(torch.zeros(2, 4)).shape
+        torch.Size([2, 6])
     """
 
     def __init__(self, affine: nn.Module, activation: nn.Module):
@@ -45,19 +53,26 @@ class Block(nn.Module):
 class BlockNetwork(nn.Sequential):
     """A sequence of hidden blocks and a readout, called as any `nn.Sequential`.
 
-    A module, or a parameter, may serve in several blocks; its gradient is then the sum of theirs, and it goes by the name of
-    its first use.
+    A module or a parameter may occur in several blocks. Its gradient is then the sum over these blocks, under the name of its
+    first use.
 
     Args:
         *blocks: at least two modules; the last is the readout, whose output (N, O) is the network's. A hidden block may be
             any module that maps one tensor to one tensor and keeps the batch dimension first; only a `Block` has a *pre*
-            site. A block without parameters is served like any other, but costs a perturbation or a feedback tensor for
-            nothing: better make it the end of the block below.
-        input_shape: shape of one sample, e.g. ``(784,)``. Where it is not given it is that of the first layer in a network
-            whose layers all act on vectors, and otherwise unknown until the first batch.
+            site. A block without parameters works, but it costs a perturbation or a feedback tensor for nothing: make it
+            the end of the block below instead.
+        input_shape: shape of one sample, e.g. ``(784,)``. If it is not given and all layers act on vectors, it is that of the
+            first layer. Otherwise it is unknown until the first batch.
 
     Raises:
         InvalidInput: fewer than two blocks, something that is not a module, or a lazy layer that has not seen its input.
+
+    Examples:
+        >>> from torch import nn
+        >>> from fdfa_core import Block, BlockNetwork
+        >>> net = BlockNetwork(Block(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3))
+        >>> net.site_shapes("pre"), net.output_shape()
+        ([(6,)], (3,))
     """
 
     def __init__(self, *blocks: nn.Module, input_shape: Sequence[int] | None = None):
@@ -178,7 +193,7 @@ def require_samples(output: object, samples: int, index: int, block: nn.Module) 
 
 @contextlib.contextmanager
 def looking(module: nn.Module) -> Iterator[None]:
-    """Call a module inside a `with` and leave no trace: no gradients, no moved statistics, no random number drawn."""
+    """Call a module inside a `with` and change nothing: no gradients, no moved statistics, no random number drawn."""
     modes = {each: each.training for each in module.modules()}
     module.eval()
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -195,7 +210,7 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _vector_shape(net: BlockNetwork) -> tuple[int, ...] | None:
-    """The shape of one sample in a network of layers that act on vectors alone, None for any other.
+    """The shape of one sample in a network of layers that act only on vectors, None for any other.
 
     With other layers a first `nn.Linear` may well act on each token or position of a sample.
     """

@@ -11,6 +11,8 @@ from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.parts import (
     TORCH,
+    Share,
+    Sizes,
     convolutional_block,
     dropout_share,
     image_shape,
@@ -29,21 +31,21 @@ def convolutional(
     outputs: int,
     *,
     variant: str = "cnn",
-    channels: Sequence[int] = (15, 40),
-    hidden: Sequence[int] = (128,),
+    channels: Sizes = (15, 40),
+    hidden: Sizes = (128,),
     kernel_size: int = 5,
     padding: int = 0,
     activation: str = "relu",
     batch_norm: bool = True,
     bias: bool = True,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
     initialisation: str = TORCH,
     seed: int | None = None,
 ) -> BlockNetwork:
     """Return the convolutional network of Bacho & Chu: two convolutional blocks, one fully connected block, a readout.
 
-    Each hidden block is affine–BatchNorm–activation; 2 × 2 max pooling, where there is one, ends its block, so that a signal at
-    the "post" site enters after the pooling.
+    Each hidden block is affine–BatchNorm–activation. If a block has 2 × 2 max pooling, the pooling ends the block, and a signal
+    at the "post" site enters after it.
 
     Args:
         input_shape: channels, height, width of one image.
@@ -57,11 +59,17 @@ def convolutional(
         activation: "relu", "tanh" or "identity".
         batch_norm: normalise every hidden block.
         bias, dropout, initialisation: as in `fully_connected`; dropout ends every hidden block, after its pooling.
-        seed: see `parts`.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: an image too small for the layers, a size below one, or an option out of its range.
         UnknownName: unknown variant, activation or initialisation.
+
+    Examples:
+        >>> from fdfa_core import convolutional
+        >>> net = convolutional((1, 16, 16), 10, channels=(2, 3), hidden=(8,), seed=0)
+        >>> net.site_shapes()
+        [(2, 6, 6), (3, 1, 1), (8,)]
     """
     if variant not in CONVOLUTIONAL_VARIANTS:
         raise UnknownName("variant", variant, CONVOLUTIONAL_VARIANTS)
@@ -123,7 +131,7 @@ def alexnet(
         channels: of the images.
         width: multiplies all hidden sizes; 1 is AlexNet.
         batch_norm: normalise every hidden block.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: another image size, or a size below one.
@@ -151,7 +159,9 @@ def alexnet(
         return BlockNetwork(*blocks, nn.Linear(widths[-1], outputs), input_shape=(channels, input_size, input_size))
 
 
-def build_alexnet(input_shape, outputs, *, width=1.0, batch_norm=True, seed=None):
+def build_alexnet(
+    input_shape: Sequence[int], outputs: int, *, width: float = 1.0, batch_norm: bool = True, seed: int | None = None
+) -> BlockNetwork:
     """Return `alexnet` for square images of `input_shape`, as the registry calls it."""
     channels, height, breadth = image_shape(input_shape)
     if height != breadth:

@@ -19,12 +19,12 @@ def cut(
     parts: Sequence[str | nn.Module] | None = None,
     example: Tensor | None = None,
 ) -> BlockNetwork:
-    """Cut a module into blocks, in one call.
+    """Return a network of blocks made from an existing module.
 
-    The layers stay the module's own, so training the network trains the module. Layers are grouped in order of call: a block
-    ends with its activation and the layers without parameters that follow it (pooling, dropout, flattening); a module with an
-    inner structure of its own, such as a residual block, is a block of its own. Where a group ends with an activation it
-    becomes a `Block`, which has both sites.
+    The network shares its layers with the module, so training the network trains the module. Layers are grouped in the order in
+    which they are called. A block ends with its activation and the layers without parameters that follow it (pooling, dropout,
+    flattening). A module with an inner structure, such as a residual block, is a block by itself. A group that ends with an
+    activation becomes a `Block`, which has both sites.
 
     Args:
         module: an `nn.Sequential`, or any module whose `parts` are named.
@@ -40,6 +40,16 @@ def cut(
         InvalidInput: nothing to cut, positions or names that do not exist, parts that leave out parameters or that compute
             something else than the module.
         Unsupported: the module itself has hooks, which its blocks would not call.
+
+    Examples:
+        >>> from torch import nn
+        >>> from fdfa_core import cut
+        >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        >>> net = cut(model)
+        >>> net.site_shapes("pre")
+        [(6,), (5,)]
+        >>> len(cut(model, at=[2]))
+        2
     """
     if module._forward_hooks or module._forward_pre_hooks:
         raise Unsupported(f"{type(module).__name__} has forward hooks, which its cut into blocks would not call: remove them")

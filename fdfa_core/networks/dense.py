@@ -10,7 +10,17 @@ from torch import nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import TORCH, dropout_share, initialise, linear_block, positive_sizes, require_bool, seeded
+from fdfa_core.networks.parts import (
+    TORCH,
+    Share,
+    Sizes,
+    dropout_share,
+    initialise,
+    linear_block,
+    positive_sizes,
+    require_bool,
+    seeded,
+)
 
 
 def fully_connected(
@@ -19,7 +29,7 @@ def fully_connected(
     activation: str = "relu",
     batch_norm: bool = False,
     bias: bool = True,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
     initialisation: str = TORCH,
     seed: int | None = None,
 ) -> BlockNetwork:
@@ -33,11 +43,17 @@ def fully_connected(
         dropout: share of each hidden block's outputs that a training step drops; the others grow by 1/(1 − dropout).
         initialisation: of all weights, the readout's among them: "torch" or a name in `parts.INITIALISATIONS`, such as
             "he_uniform", uniform on ±√(6/n_in).
-        seed: see `parts`.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: fewer than two layers of weights, a width below one, or an option out of its range.
         UnknownName: unknown activation or initialisation.
+
+    Examples:
+        >>> from fdfa_core import fully_connected
+        >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0)
+        >>> [name for name, _ in net.named_parameters()]
+        ['0.affine.weight', '0.affine.bias', '1.weight', '1.bias']
     """
     widths = positive_sizes("widths", widths)
     if len(widths) < 3:
@@ -52,17 +68,17 @@ def fully_connected(
 
 
 def build_fully_connected(
-    input_shape,
-    outputs,
+    input_shape: Sequence[int],
+    outputs: int,
     *,
-    hidden,
-    activation="relu",
-    batch_norm=False,
-    bias=True,
-    dropout=0.0,
-    initialisation=TORCH,
-    seed=None,
-):
+    hidden: Sizes,
+    activation: str = "relu",
+    batch_norm: bool = False,
+    bias: bool = True,
+    dropout: Share = 0.0,
+    initialisation: str = TORCH,
+    seed: int | None = None,
+) -> BlockNetwork:
     """Return `fully_connected` with the `hidden` widths for samples of `input_shape`, as the registry calls it."""
     hidden = positive_sizes("hidden", hidden)
     if not hidden:

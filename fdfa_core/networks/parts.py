@@ -2,7 +2,7 @@
 
 Layers are initialised as torch initialises them (Kaiming uniform with a = √5: weights and biases uniform on ±1/√fan-in),
 unless an initialisation is named (`INITIALISATIONS`), which then draws all weights; biases stay torch's. With
-`seed` the weights are a function of that seed alone and torch's global random stream stays as it was; without it they come
+`seed` the weights depend only on that seed, and torch's global random stream stays as it was; without it they come
 from the global stream.
 """
 
@@ -11,13 +11,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import Block
 
+Sizes = Annotated[Sequence[Annotated[int, Field(ge=1)]], Field(description="a list of positive integers")]
+SHARE = "a number in [0, 1), the share of units that a training step drops"
+Share = Annotated[float, Field(ge=0, lt=1, description=SHARE)]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
 TORCH = "torch"  # the initialisation that torch's layers have by themselves
@@ -76,7 +81,7 @@ def normalised(layer: nn.Linear | nn.Conv2d, batch_norm: bool) -> nn.Module:
 def dropout_share(value: object) -> float:
     """Return a share of units to drop; raises `InvalidInput` unless it is a number in [0, 1)."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-        raise InvalidInput("dropout", value, "a number in [0, 1), the share of units that a training step drops")
+        raise InvalidInput("dropout", value, SHARE)
     return float(value)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from inspect import Parameter, signature
+from collections.abc import Callable, Mapping, Sequence
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import BlockNetwork
@@ -11,6 +10,7 @@ from fdfa_core.networks.convolutional import build_alexnet, convolutional
 from fdfa_core.networks.dense import build_fully_connected
 from fdfa_core.networks.residual import residual
 from fdfa_core.networks.transformer import transformer
+from fdfa_core.signatures import REQUIRED, Option, check_options, options_of
 
 ARCHITECTURES: dict[str, Callable[..., BlockNetwork]] = {
     "fully_connected": build_fully_connected,
@@ -27,10 +27,18 @@ def architecture_options(architecture: str) -> dict[str, object]:
     Raises:
         UnknownName: unknown architecture.
     """
+    return {option.name: option.default for option in signature_of(architecture).values()}
+
+
+def signature_of(architecture: str) -> Mapping[str, Option]:
+    """Return an architecture's options as its builder's signature states them: names, defaults and what values they take.
+
+    Raises:
+        UnknownName: unknown architecture.
+    """
     if architecture not in ARCHITECTURES:
         raise UnknownName("architecture", architecture, ARCHITECTURES)
-    parameters = signature(ARCHITECTURES[architecture]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY and p.name != "seed"}
+    return {name: option for name, option in options_of(ARCHITECTURES[architecture]).items() if name != "seed"}
 
 
 def build(architecture: str, input_shape: Sequence[int], outputs: int, *, seed: int | None = None, **options) -> BlockNetwork:
@@ -40,11 +48,12 @@ def build(architecture: str, input_shape: Sequence[int], outputs: int, *, seed: 
         UnknownName: unknown architecture or option.
         InvalidInput: an option without default is missing, or an impossible value.
     """
-    known = architecture_options(architecture)
+    known = signature_of(architecture)
     for option in options:
         if option not in known:
             raise UnknownName(f"option of {architecture}", option, known)
-    for option, default in known.items():
-        if default is Parameter.empty and option not in options:
-            raise InvalidInput(f"{option} of {architecture}", "nothing", f"a value for {option}; it has no default")
+    for name, option in known.items():
+        if option.default is REQUIRED and name not in options:
+            raise InvalidInput(f"{name} of {architecture}", "nothing", f"a value for {name}; it has no default")
+    check_options(known, options)
     return ARCHITECTURES[architecture](tuple(input_shape), outputs, seed=seed, **options)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import convolutional_block, image_shape, normalised, positive_sizes, seeded
+from fdfa_core.networks.parts import Sizes, convolutional_block, image_shape, normalised, positive_sizes, seeded
 
 
 class ResidualBlock(nn.Module):
@@ -39,14 +39,14 @@ def residual(
     input_shape: Sequence[int],
     outputs: int,
     *,
-    channels: Sequence[int] = (16, 32, 64),
+    channels: Sizes = (16, 32, 64),
     blocks_per_stage: int = 1,
     batch_norm: bool = True,
     seed: int | None = None,
 ) -> BlockNetwork:
     """Return a residual network whose blocks are a convolutional stem and whole residual blocks (He et al. 2016).
 
-    A residual block has the "post" site alone: feedback enters after its sum and ReLU, and its inside is one local problem.
+    A residual block has only the "post" site: feedback enters after its sum and ReLU, and its inside is one local problem.
     The readout averages over positions.
 
     Args:
@@ -55,10 +55,16 @@ def residual(
         channels: of each stage; every stage but the first halves height and width.
         blocks_per_stage: residual blocks in a stage. With 3 × n blocks the network is ResNet-(6n + 2).
         batch_norm: normalise after every convolution.
-        seed: see the module.
+        seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
         InvalidInput: a size below one.
+
+    Examples:
+        >>> from fdfa_core import residual
+        >>> net = residual((1, 8, 8), 10, channels=(2, 4), seed=0)
+        >>> net.site_shapes()
+        [(2, 8, 8), (2, 8, 8), (4, 4, 4)]
     """
     fan_in, *_ = image_shape(input_shape)
     channels = positive_sizes("channels", channels)

@@ -84,7 +84,7 @@ def transformer(
 ) -> BlockNetwork:
     """Return a small vision transformer: patch embedding, attention blocks, and a readout of the normalised token mean.
 
-    Its blocks have the "post" site alone, whose shape is (tokens, dimension).
+    Its blocks have only the "post" site, whose shape is (tokens, dimension).
 
     Args:
         input_shape: channels, height, width of one image.
@@ -94,10 +94,16 @@ def transformer(
         heads: of the attention; divides the dimension.
         depth: number of attention blocks.
         mlp_ratio: hidden width of a block's mlp over the dimension.
-        seed: see the module. Positions are drawn from N(0, 0.02²).
+        seed: of the initial weights; None draws them from torch's global stream. Positions are drawn from N(0, 0.02²).
 
     Raises:
         InvalidInput: a patch that does not divide the image, heads that do not divide the dimension, a size below one.
+
+    Examples:
+        >>> from fdfa_core import transformer
+        >>> net = transformer((1, 8, 8), 10, patch=4, dimension=8, depth=1, seed=0)
+        >>> net.site_shapes()
+        [(4, 8), (4, 8)]
     """
     image = image_shape(input_shape)
     positive_sizes("outputs, patch, dimension, heads, depth, mlp_ratio", (outputs, patch, dimension, heads, depth, mlp_ratio))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from fdfa_core.estimators import available_estimators, estimator_options
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located, require_known
 from fdfa_core.losses import LOSSES
-from fdfa_core.networks.registry import ARCHITECTURES, architecture_options
+from fdfa_core.networks.registry import ARCHITECTURES, architecture_options, signature_of
+from fdfa_core.signatures import REQUIRED, check_options
 from fdfa_core.training.instruments import SELF
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
 from fdfa_core.training.session import Session
@@ -52,9 +52,9 @@ def check(
     require_known(locate("data.name"), config.data.name, available_datasets())
     require_known(locate("training.loss"), config.training.loss, LOSSES)
     require_known(locate("network.architecture"), config.network.architecture, ARCHITECTURES)
-    known = architecture_options(config.network.architecture)
-    _check_names(config.network.options, known, locate, "network")
-    _check_types(config.network.options, known, locate, "network")
+    _check_names(config.network.options, architecture_options(config.network.architecture), locate, "network")
+    with located(locate, "network", config.network):
+        check_options(signature_of(config.network.architecture), config.network.options)
     _check_estimator(config.estimator, locate, "estimator")
     for i, estimator in enumerate(config.probe.estimators if config.probe else []):
         if estimator.name != SELF:
@@ -75,14 +75,5 @@ def _check_names(given: Mapping[str, Any], known: Mapping[str, Any], locate: Cal
     for name in given:
         require_known(f"{locate(f'{key}.{name}')} (unknown option)", name, known)
     for name, default in known.items():
-        if default is Parameter.empty and name not in given:
+        if default is REQUIRED and name not in given:
             raise InvalidInput(locate(f"{key}.{name}"), "nothing", f"a value for {name}; it has no default")
-
-
-def _check_types(given: Mapping[str, Any], known: Mapping[str, Any], locate: Callable[[str], str], key: str) -> None:
-    """Check types as far as a default value shows them, for the builders of networks, which take what is true for True."""
-    for name, value in given.items():
-        default = known[name]
-        fits = isinstance(value, type(default)) and (isinstance(value, bool) == isinstance(default, bool))
-        if isinstance(default, bool | int | str) and not fits:
-            raise InvalidInput(locate(f"{key}.{name}"), value, f"a {type(default).__name__}, such as {default!r}")

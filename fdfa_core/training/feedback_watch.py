@@ -1,8 +1,9 @@
-r"""How far FDFA's feedback is from the mean Jacobian that it estimates, and which part of the gradient's bias comes from where.
+r"""How far feedback is from the mean Jacobian that it estimates, and which part of the gradient's bias comes from where.
 
-At step t the feedback is B_t = Σ_s w_s D_s, a moving average of Jacobian estimates at the weights of the steps s < t. Its mean
-over perturbations is J̃ = Σ_s w_s J̄_s(batch s), and a hidden block's gradient is linear in it, G(B) = E_p[A_pᵀ Bᵀ e_p] over the
-reference set. So the bias G(J̃) − ∇ is a sum of vectors with different causes:
+At step t the feedback is B_t = Σ_s w_s D_s, a moving average of Jacobian estimates at the weights of the steps s < t (an
+estimator says so by `Estimator.jacobian_average`; FDFA's is). Its mean over perturbations is J̃ = Σ_s w_s J̄_s(batch s), and
+a hidden block's gradient is linear in it, G(B) = E_p[A_pᵀ Bᵀ e_p] over the reference set. So the bias G(J̃) − ∇ is a sum of
+vectors with different causes:
 
 | part | vector | there because |
 | --- | --- | --- |
@@ -29,6 +30,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators import Estimator
+from fdfa_core.estimators.averages import JacobianAverage
 from fdfa_core.gradients import true_gradient
 from fdfa_core.linearisation import factored as draws
 from fdfa_core.linearisation.trace import Trace
@@ -62,11 +64,12 @@ def mean_jacobian(net: BlockNetwork, x: Tensor, site: str = "post") -> list[Tens
 
 
 class FeedbackWatch:
-    """Compares the feedback of FDFA's shadows with the exact mean Jacobian of the reference set.
+    """Compares shadows' feedback with the exact mean Jacobian of the reference set.
 
     Args:
         net: the network in training.
-        shadows: by label; those other than FDFA are left aside.
+        shadows: by label; those whose gradient is no product of the error with a moving average of output Jacobians
+            (`Estimator.jacobian_average`) are left aside.
         options: given options per label.
         reference: samples (x, y) of the reference set.
         loss: as in `make_estimator`.
@@ -91,15 +94,20 @@ class FeedbackWatch:
         self.net, self.options, self.frozen = net, options, frozen
         self.x, self.y = reference
         self.loss = make_loss(loss)
-        self.shadows = {label: shadow for label, shadow in shadows.items() if shadow.name == "fdfa"}
         for module in net.modules():
             if isinstance(module, _BatchNorm | _DropoutNd):
                 raise Unsupported(
                     f"feedback = true needs a network whose samples stand alone; it has a {type(module).__name__}"
                 )
-        for label, shadow in self.shadows.items():
-            if shadow.feedback_rule != "momentum" or shadow.responses.joint == "cyclic":
-                raise Unsupported(f'feedback = true follows feedback_rule = "momentum" and joint = true or false, not {label}')
+        self.kinds: dict[str, JacobianAverage] = {}
+        for label, shadow in shadows.items():
+            try:
+                kind = shadow.jacobian_average()
+            except Unsupported as error:
+                raise Unsupported(f"feedback = true cannot follow {label}: {error}") from error
+            if kind is not None:
+                self.kinds[label] = kind
+        self.shadows = {label: shadows[label] for label in self.kinds}
         # Averages of exact Jacobians, of the reference set and of the batches, per shadow: {label: [per block (2, O, units)]}.
         self.averages: dict[str, list[Tensor]] = {}
         self.weights = dict.fromkeys(self.shadows, 0.0)  # Σ_s w_s
@@ -110,13 +118,12 @@ class FeedbackWatch:
     def follow(self, x: Tensor) -> None:
         """Move the exact averages on, at the weights as they are before this step's update."""
         now = {}
-        for site in {shadow.site for shadow in self.shadows.values()}:
+        for site in {kind.site for kind in self.kinds.values()}:
             pairs = zip(self._jacobian(site), mean_jacobian(self.net, x, site), strict=True)
             now[site] = [torch.stack(pair) for pair in pairs]
         self.steps += 1
-        for label, shadow in self.shadows.items():
-            rate = max(shadow.feedback_lr, 1 / self.steps) if shadow.warmup else shadow.feedback_lr
-            new = now[shadow.site]
+        for label, kind in self.kinds.items():
+            rate, new = kind.weight(self.steps), now[kind.site]
             old = self.averages.get(label) or [torch.zeros_like(pair) for pair in new]
             self.averages[label] = [torch.lerp(*pair, rate) for pair in zip(old, new, strict=True)]
             self.weights[label] += rate * (1 - self.weights[label])
@@ -125,9 +132,10 @@ class FeedbackWatch:
         """Add a row for each shadow and hidden block, at the weights as they are."""
         gradient = true_gradient(self.net, self.x, self.y, self.loss)
         for label, shadow in self.shadows.items():
-            jacobians = self._jacobian(shadow.site)
+            site = self.kinds[label].site
+            jacobians = self._jacobian(site)
             exact = self.averages.get(label) or [torch.zeros_like(j).expand(2, *j.shape) for j in jacobians]
-            trace = Trace(self.net, self.x, site=shadow.site)
+            trace = Trace(self.net, self.x, site=site)
             with torch.no_grad():
                 _, error = self.loss.error(trace.output, self.y)
             for block, (jacobian, averages, feedback) in enumerate(zip(jacobians, exact, shadow.feedback, strict=True)):
@@ -142,7 +150,7 @@ class FeedbackWatch:
                     "replicates": len(held),
                 }
                 row |= _feedback_columns(held, jacobian)
-                of = _Pull(trace.hidden[block], error, shadow.site, gradient)
+                of = _Pull(trace.hidden[block], error, site, gradient)
                 row |= _gradient_columns(of, held, jacobian, averages, 1 - self.weights[label])
                 self.rows.add([row])
 

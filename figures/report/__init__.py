@@ -1,6 +1,6 @@
 """The report: everything a profile shows, on one HTML page that needs nothing but itself, and the results region of the README.
 
-Tables are read back from the Markdown that was rendered, so that report, Markdown and LaTeX hold the same texts.
+Tables are those that were rendered as HTML beside Markdown and LaTeX, from the same frame of texts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from analysis import inventory, logs
 from fdfa_core.errors import InvalidInput
 from fdfa_core.files import write_atomically
-from figures import render, style
+from figures import _labels, render, style
 from figures.plan import Job, gaps, plan
 
 NAME = "report.html"
@@ -81,7 +82,7 @@ def page(profile: str, root: str | Path, out: Path, jobs: list[Job], missing: di
         profile=profile,
         runs=int(found["there"].sum()),
         planned=len(found),
-        tables=[_shown(job, out, root, profile) | _table(out / f"{job.name}.md") for job in tables],
+        tables=[_shown(job, out, root, profile) | _table(out / f"{job.name}.html") for job in tables],
         figures=[_shown(job, out, root, profile) | _picture(out / f"{job.name}.png") for job in jobs if not job.is_table],
         missing=missing,
         experiments=[_provenance(e, found[found["experiment"] == e.name], profile) for e in planned.values()],
@@ -166,6 +167,7 @@ def _summary(job: Job, root: str | Path) -> list[str]:
     return [head, shown.to_markdown(index=False, disable_numparse=True), *([f"{note}."] if note else [])]
 
 
+@_labels.understood
 def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy table with a row an estimator and a column a setting."""
 
@@ -208,16 +210,15 @@ def _shown(job: Job, out: Path, root: str | Path, profile: str) -> dict[str, obj
 
 
 def _table(path: Path) -> dict[str, object]:
-    """Return head and rows of a table in Markdown."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {"head": head, "rows": rows}
+    """Return a table, escaped by whoever rendered it."""
+    return {"table": path.read_text(encoding="utf-8")}
 
 
 def _picture(path: Path) -> dict[str, object]:
     """Return a picture as a data URI, with its size in pixels so that the page does not jump while it is read."""
     content = path.read_bytes()
-    width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))  # of the PNG's first chunk
+    with Image.open(path) as image:
+        width, height = image.size
     return {"image": _data_uri("image/png", content), "width": width, "height": height}
 
 
@@ -249,7 +250,7 @@ def _provenance(experiment, found: pd.DataFrame, profile: str) -> dict[str, obje
         ("machine", f"{values('processor')}, {values('cores')} cores, {values('device')}, {values('threads')} threads a run"),
         ("data", "; ".join(data) + (f" ({values('data_notes')})" if values("data_notes") else "")),
         ("diverged", f"{(there['status'] == 'diverged').sum()} runs"),
-        ("taken up again after an interruption", f"{(there['resumed'] > 0).sum()} runs"),
+        ("resumed after an interruption", f"{(there['resumed'] > 0).sum()} runs"),
     ]
     return about
 

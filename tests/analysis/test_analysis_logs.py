@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import synthetic_logs
-from analysis import logs, select
+from analysis import logs, options, select
 from fdfa_core.errors import InvalidInput, RunError, UnknownName
 from fdfa_core.runs import schema
 
@@ -101,8 +101,8 @@ def test_absent_raw_gradients_are_an_error_that_names_the_setting(tmp_path):
 
 
 def test_an_option_is_a_number_where_it_was_given():
-    frame = pd.DataFrame({"options": ['{"feedback_lr": 0.1}', "{}", '{"feedback_lr": "fast"}']})
-    np.testing.assert_equal(select.option(frame, "feedback_lr").to_numpy(), [0.1, np.nan, np.nan])
+    frame = pd.DataFrame({"method": "mine", "options": ['{"feedback_lr": 0.1}', "{}", '{"feedback_lr": "fast"}']})
+    np.testing.assert_equal(options.numbers(frame, "feedback_lr").to_numpy(), [0.1, np.nan, np.nan])
 
 
 def test_rows_that_are_not_finite_are_left_out():

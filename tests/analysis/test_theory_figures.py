@@ -323,6 +323,13 @@ def test_recorded_closed_forms_need_neither_data_nor_cache(logged, monkeypatch, 
     pd.testing.assert_frame_equal(closed_forms.of(logged["width"]), before)
 
 
+def test_what_the_repository_records_is_found_and_answers(monkeypatch, tmp_path):
+    monkeypatch.setattr(closed_forms, "CACHE", tmp_path / "empty")
+    monkeypatch.setattr(closed_forms, "Problem", lambda config: pytest.fail("looked at the data"))
+    width = next(e for e in logs.profile("paper").values() if e.role == "width")
+    assert len(closed_forms.of(logs.read(closed_forms.RECORDS / "paper", width)))
+
+
 def test_an_experiment_without_closed_forms_records_none(logged, tmp_path):
     assert closed_forms.record(logged["drift"], tmp_path) == 0 and not list(tmp_path.iterdir())
 

@@ -16,7 +16,7 @@ import pytest
 import synthetic_logs
 from analysis import benches
 from fdfa_core.errors import FdfaError, RunError, UnknownName
-from figures import render, style
+from figures import _labels, render, style
 
 FIGURES = (
     "alignment_angles",
@@ -121,6 +121,14 @@ def test_diverged_runs_are_in_the_convergence_figure(rendered):
 def test_table_is_written_for_readers_and_for_latex(rendered):
     markdown, latex = ((rendered[2] / f"accuracy.{ending}").read_text() for ending in ("md", "tex"))
     assert "2 (1 diverged)" in markdown and r"$\pm$" in latex and "±" not in latex
+
+
+def test_what_latex_and_html_would_misread_is_escaped():
+    shown = pd.DataFrame({"a & b": ["50 % of x_1", "−1 ≤ α < 2"], "": ["supported", "not supported"]})
+    latex, page = render._latex(shown, "10 % of mnist_fc", "t"), render._html(shown)
+    assert r"\caption{10 \% of mnist\_fc}" in latex and r"a \& b & " in latex and r"50 \% of x\_1 & supported" in latex
+    assert r"$-$1 $\le$ $\alpha$ < 2" in latex and r"\label{tab:t}" in latex and r"\begin{tabular}{ll}" in latex
+    assert "a &amp; b" in page and ">−1 ≤ α &lt; 2<" in page and 'class="short not-supported">not supported<' in page
 
 
 def test_previews_are_small_pictures_from_the_csv_files(rendered, tmp_path):
@@ -362,15 +370,15 @@ def test_no_two_methods_of_the_field_look_alike():
 
 
 def test_alpha_shades_run_from_light_to_dark():
-    def lightness(label):
-        return sum(matplotlib.colors.to_rgb(style.look(label).color))
+    def lightness(alpha):
+        return sum(matplotlib.colors.to_rgb(style.look("any", "fdfa", {"feedback_lr": alpha}).color))
 
-    shades = [lightness(f"fdfa(feedback_lr={a})") for a in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)]
+    shades = [lightness(a) for a in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == len(shades)
 
 
 def test_sites_of_one_method_are_told_apart():
-    pre, post = style.look("fg-a(site=pre)"), style.look("fg-a(site=post)")
+    pre, post = (style.look("any", "fg-a", {"site": site}) for site in ("pre", "post"))
     assert (pre.name, post.name) == ("FG-A (pre)", "FG-A (post)") and pre.hollow != post.hollow
 
 
@@ -380,7 +388,9 @@ def test_a_method_from_elsewhere_has_a_look_of_its_own():
 
 def test_legend_order_is_bp_first_and_fdfa_from_fast_to_slow():
     labels = ["zz", "fdfa(feedback_lr=0.01)", "fg-a", "fdfa(feedback_lr=1.0)", "bp"]
-    assert style.ordered(labels) == ["bp", "fg-a", "fdfa(feedback_lr=1.0)", "fdfa(feedback_lr=0.01)", "zz"]
+    rates = {label: ("fdfa", {"feedback_lr": rate}) for label, rate in ((labels[1], 0.01), (labels[3], 1.0))}
+    with _labels.reading(rates):
+        assert style.ordered(labels) == ["bp", "fg-a", "fdfa(feedback_lr=1.0)", "fdfa(feedback_lr=0.01)", "zz"]
 
 
 def test_stamps_hold_no_machine_path(rendered):

@@ -15,7 +15,7 @@ from places import ROOT
 # From the ground up: a module may import from its own room, and from rooms on lower floors.
 FLOORS = (
     ("fdfa_core.errors",),
-    ("fdfa_core.files", "fdfa_core.paths", "fdfa_core.seeds", "fdfa_core.random_state"),
+    ("fdfa_core.signatures", "fdfa_core.files", "fdfa_core.paths", "fdfa_core.seeds", "fdfa_core.random_state"),
     ("fdfa_core.perturbations", "fdfa_core.losses", "fdfa_core.experiments", "fdfa_core.networks", "fdfa_core.data"),
     ("fdfa_core.runs", "fdfa_core.linearisation"),
     ("fdfa_core.gradients",),
@@ -45,16 +45,19 @@ ALLOWED = {
 TORCH_FREE = (
     "fdfa_core",
     "fdfa_core.estimators",
+    "fdfa_core.estimators.averages",
     "fdfa_core.estimators.registry",
     "fdfa_core.experiments.loading",
     "fdfa_core.experiments.schedules",
     "fdfa_core.files",
     "fdfa_core.paths",
+    "fdfa_core.signatures",
     "fdfa_core.runs.directory",
     "fdfa_core.runs.record",
     "fdfa_core.runs.rows",
     "fdfa_core.sweeps.sweep",
     "analysis.logs",
+    "analysis.options",
     "analysis.select",
     "analysis.inventory",
     "fdfa_cli",

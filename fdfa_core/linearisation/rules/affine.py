@@ -102,7 +102,7 @@ class ConvolutionMap(Map):
         if signal.dim() == self.x.dim():
             return self._backward(signal, self.x, self.weight, (True, False, False))[0]
         # R signals act as R N samples
-        samples = self.x.new_empty(1).expand(len(signal) * len(self.x), *self.x.shape[1:])  # its shape alone matters
+        samples = self.x.new_empty(1).expand(len(signal) * len(self.x), *self.x.shape[1:])  # only its shape matters
         below, _, _ = self._backward(signal.flatten(0, 1), samples, self.weight, (True, False, False))
         return below.view(signal.shape[:2] + self.x.shape[1:])
 
@@ -110,10 +110,10 @@ class ConvolutionMap(Map):
         """Return the weight gradients for R signals, as R times the output channels."""
         groups, channels = self.channels
         grouped = signal.unflatten(2, self.channels).movedim(0, 2).flatten(1, 3)  # (N, groups R channels, …)
-        kernels = self.weight.new_empty(grouped.shape[1], *self.weight.shape[1:])  # its shape alone matters
-        _, found, _ = self._backward(grouped, self.x, kernels, (False, True, False))
-        found = found.view(groups, len(signal), channels, *self.weight.shape[1:])
-        return found.transpose(0, 1).reshape(len(signal), *self.weight.shape)
+        kernels = self.weight.new_empty(grouped.shape[1], *self.weight.shape[1:])  # only its shape matters
+        _, weights, _ = self._backward(grouped, self.x, kernels, (False, True, False))
+        weights = weights.view(groups, len(signal), channels, *self.weight.shape[1:])
+        return weights.transpose(0, 1).reshape(len(signal), *self.weight.shape)
 
     def _backward(self, signal, x, weight, wanted):
         return aten.convolution_backward(signal, x, weight, [len(weight)], *self.geometry, wanted)

@@ -37,8 +37,8 @@ class SequentialMap(Map):
         gradients: Gradients = {}
         for i in reversed(range(len(self.maps))):
             below = need_input or any(link.parametric for link in self.maps[:i])
-            found, signal = self.maps[i].pull(signal, below)
-            merge(gradients, found)
+            own, signal = self.maps[i].pull(signal, below)
+            merge(gradients, own)
             if not below:
                 return gradients, None
         return gradients, signal

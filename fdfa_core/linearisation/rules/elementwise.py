@@ -58,7 +58,7 @@ class ReLUMap(Map):
 @rule(nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign)
 @rule(nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh)
 class ElementwiseMap(Map):
-    """y = f(x) entry by entry: both products multiply by the slope f′(x), which autograd tells once and for all."""
+    """y = f(x) entry by entry: both products multiply by the slope f′(x), which autograd computes once."""
 
     stands_in = True
     slope: Tensor | None  # None stands for one
@@ -68,7 +68,7 @@ class ElementwiseMap(Map):
             leaf = x.detach().requires_grad_()
             value = type(module).forward(
                 module, leaf.clone() if works_in_place(module) else leaf
-            )  # the layer alone, without hooks
+            )  # only the layer, without hooks
             (self.slope,) = torch.autograd.grad(value, leaf, torch.ones_like(value))
         self.output = value.detach()
 

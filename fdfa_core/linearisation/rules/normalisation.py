@@ -68,10 +68,10 @@ class NormalisationMap(Map):
             return gradients, None
         return gradients, self._differentiate(signal if self.gamma is None else signal * self.gamma)
 
-    def _named(self, found: Sequence[Tensor | None]) -> Gradients:
+    def _named(self, gradients: Sequence[Tensor | None]) -> Gradients:
         """Name the gradients of weight and bias, where there are such."""
         names = (self.weight_name, self.bias_name)
-        return {name: gradient for name, gradient in zip(names, found, strict=True) if name is not None}
+        return {name: gradient for name, gradient in zip(names, gradients, strict=True) if name is not None}
 
 
 @rule(nn.LayerNorm)
@@ -94,8 +94,8 @@ class LayerNormMap(NormalisationMap):
         if signal.dim() > self.x.dim():
             return super().pull(signal, need_input)
         wanted = (need_input, self.weight_name is not None, self.bias_name is not None)
-        below, *found = aten.native_layer_norm_backward(signal, self.x, self.size, *self.statistics, *self.affine, wanted)
-        return self._named(found), below
+        below, *gradients = aten.native_layer_norm_backward(signal, self.x, self.size, *self.statistics, *self.affine, wanted)
+        return self._named(gradients), below
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -138,5 +138,5 @@ class BatchNormMap(NormalisationMap):
         if signal.dim() > self.x.dim():
             return super().pull(signal, need_input)
         wanted = (need_input, self.weight_name is not None, self.bias_name is not None)
-        below, *found = aten.native_batch_norm_backward(signal, self.x, *self.held, wanted)
-        return self._named(found), below
+        below, *gradients = aten.native_batch_norm_backward(signal, self.x, *self.held, wanted)
+        return self._named(gradients), below

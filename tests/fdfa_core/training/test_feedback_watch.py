@@ -10,6 +10,7 @@ from torch.func import jacrev
 from fdfa_core import fully_connected, make_estimator, true_gradient
 from fdfa_core.data import load
 from fdfa_core.errors import Unsupported
+from fdfa_core.estimators.forward_feedback import ForwardDirectFeedbackAlignment
 from fdfa_core.training.feedback_watch import PARTS, FeedbackWatch, mean_jacobian
 from fdfa_core.training.run import train
 from fdfa_core.training.session import Session
@@ -188,3 +189,22 @@ def test_runs_without_the_table_keep_their_ids():
 def test_what_it_cannot_follow_is_refused(change, message):
     with pytest.raises(Unsupported, match=message):
         Session(tiny(**WATCHED | change), load("digits"), torch.device("cpu"))
+
+
+def test_whom_it_follows_is_a_matter_of_what_a_method_says_not_of_its_name():
+    class ByAnotherName(ForwardDirectFeedbackAlignment):
+        """FDFA from another package."""
+
+        name = "another"
+
+    net, x, y = problem()
+    shadows = {
+        "another": ByAnotherName(net, seed=5, replicas=4),
+        "dfa": make_estimator("dfa", net, replicas=4),
+        "fdfa-averaged": make_estimator("fdfa-averaged", net, replicas=4),  # whose gradient is of many steps' feedback
+    }
+    found = FeedbackWatch(net, shadows, {}, (x, y), "cross_entropy", True)
+    found.follow(x)
+    shadows["another"].advance(x, y)
+    found.observe(1, 0.0)
+    assert set(found.rows.table().to_pandas()["method"]) == {"another"}

@@ -1,0 +1,60 @@
+"""What the labels of estimators in a figure's frame stand for: the method, and the options that were given.
+
+Logs say it in columns; `labelled` carries it into the frame that a figure computes, and so into its CSV, and `reading` takes it
+from there. A label itself is for people: nothing is read out of it.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pandas as pd
+
+from analysis import options
+
+Meanings = Mapping[str, tuple[str, Mapping[str, Any]]]  # label → method and options
+_MEANINGS: ContextVar[Meanings | None] = ContextVar("meanings", default=None)
+
+
+def meaning(label: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the method and the given options that a label stands for in the frame at hand.
+
+    A label that the frame says nothing of is the name of a method.
+    """
+    return (_MEANINGS.get() or {}).get(label, (label, {}))
+
+
+@contextmanager
+def reading(meanings: Meanings) -> Iterator[None]:
+    """Let labels mean this, inside a `with`."""
+    token = _MEANINGS.set(meanings)
+    try:
+        yield
+    finally:
+        _MEANINGS.reset(token)
+
+
+def labelled(compute: Callable[[Mapping[str, Any]], pd.DataFrame]) -> Callable[[Mapping[str, Any]], pd.DataFrame]:
+    """Make a compute function say, in columns beside the labels of its frame, what they stand for in the logs it was given."""
+
+    @functools.wraps(compute)
+    def wrapper(logs_of: Mapping[str, Any]) -> pd.DataFrame:
+        held = [vars(source).values() if hasattr(source, "runs") else [source] for source in logs_of.values()]
+        known = options.meanings(frame for frames in held for frame in frames)
+        with reading(known):
+            return options.described(compute(logs_of), known)
+
+    return wrapper
+
+
+def understood(show: Callable[[pd.DataFrame], Any]) -> Callable[[pd.DataFrame], Any]:
+    """Make a function that shows a frame know what the frame's labels stand for."""
+
+    @functools.wraps(show)
+    def wrapper(frame: pd.DataFrame) -> Any:
+        with reading(options.labels_of(frame)):
+            return show(frame)
+
+    return wrapper
