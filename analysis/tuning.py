@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis import accuracy
+from analysis import accuracy, select, summary
+from analysis.logs import Logs
 
 SETTING = ("dataset", "architecture", "width", "depth", "batch_size")
 
@@ -44,3 +45,15 @@ def chosen(metrics: pd.DataFrame, setting: Sequence[str] = SETTING) -> pd.DataFr
     best = best.sort_values("trained_with", key=lambda s: s.map(order), kind="stable")
     columns = [*by, "learning_rate", "accuracy", "train_loss", "seeds", "rates", "edge"]
     return best.rename(columns={"nunique": "rates"})[columns].reset_index(drop=True)
+
+
+def best_rates(log: Logs) -> pd.DataFrame:
+    """Return the best rate of each estimator in each setting of one experiment's grid.
+
+    Returns:
+        The columns of `chosen`; of the settings, those that the grid varies.
+    """
+    extra = select.settings(log)
+    setting = [*SETTING, *extra]
+    rows = chosen(summary.metrics_with_settings(log, extra), setting)
+    return rows.drop(columns=[name for name in setting if rows[name].nunique(dropna=False) < 2])

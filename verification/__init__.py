@@ -26,6 +26,7 @@ from scipy import stats
 from analysis import statistics
 from fdfa_core.errors import InvalidInput
 from fdfa_core.files import make_directory
+from fdfa_core.workers import worker_processes
 from verification.cases import PROFILES, Case, suite
 from verification.checks import ALL, CHECKS
 
@@ -72,7 +73,8 @@ def run(profile: str = "full", jobs: int | None = None) -> pd.DataFrame:
     if jobs == 1:
         found = [rows(case) for case in dear_first]
     else:
-        found = Parallel(n_jobs=jobs or -1)(delayed(rows)(case) for case in dear_first)
+        with worker_processes():
+            found = Parallel(n_jobs=jobs or -1)(delayed(rows)(case) for case in dear_first)
     order = {case.label: i for i, case in enumerate(cases)}
     frame = pd.DataFrame([row for each in found for row in each])
     return judge(frame.sort_values("case", key=lambda label: label.map(order), kind="stable", ignore_index=True))

@@ -5,7 +5,6 @@
     x, y = train.batch(torch.arange(64), flatten=True)    # float32 in [-1, 1], int64
 """
 
-from fdfa_core.data.dataset import Dataset, Split
-from fdfa_core.data.registry import available_datasets, load
+import lazy_loader
 
-__all__ = ["Dataset", "Split", "available_datasets", "load"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

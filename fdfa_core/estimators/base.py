@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.averages import JacobianAverage
+from fdfa_core.estimators.index import COMMON
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.losses import make_loss
@@ -21,8 +22,6 @@ from fdfa_core.networks.batch import check_batch
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.random_state import preserve_random_stream
 from fdfa_core.signatures import Option, check_options, options_of
-
-COMMON = ("loss", "seed", "replicas")  # what every constructor takes beside its own options
 
 
 class Estimator(ABC):

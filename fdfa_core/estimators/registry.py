@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.estimators.index import packaged
 
 if TYPE_CHECKING:
     from fdfa_core.estimators.base import Estimator
@@ -33,9 +33,11 @@ def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
     """
 
     def decorate(cls: type[Estimator]) -> type[Estimator]:
-        taken = _CLASSES.get(name)
-        if taken is not None and taken.__qualname__ != cls.__qualname__:
-            raise InvalidInput("estimator name", name, f"a name that is not taken (it is {taken.__qualname__})")
+        taken = _CLASSES[name].__qualname__ if name in _CLASSES else None
+        if name in packaged():
+            taken = packaged()[name].class_name
+        if taken is not None and taken != cls.__qualname__:
+            raise InvalidInput("estimator name", name, f"a name that is not taken (it is {taken})")
         cls.name = name
         _CLASSES[name] = cls
         return cls
@@ -44,43 +46,49 @@ def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
 
 
 @functools.cache
-def _discover() -> None:
-    """Import every module of this package and every estimator that an installed package offers."""
-    package = importlib.import_module("fdfa_core.estimators")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"fdfa_core.estimators.{module.name}")
+def _load_plugins() -> None:
+    """Import every estimator that another installed distribution offers; they register themselves."""
     for entry in entry_points(group="fdfa_core.estimators"):
         entry.load()
 
 
 def available_estimators() -> list[str]:
-    """Return the names of all registered estimators, BP first, then by name.
+    """Return the names of all registered estimators, BP first, then by name. The package's own are known without torch.
 
     Examples:
         >>> from fdfa_core import available_estimators
         >>> available_estimators()[:4]
         ['bp', 'dfa', 'dkp', 'drtp']
     """
-    _discover()
-    return sorted(_CLASSES, key=lambda name: (name != "bp", name))
+    _load_plugins()
+    return sorted({*packaged(), *_CLASSES}, key=lambda name: (name != "bp", name))
 
 
 def estimator_class(name: str) -> type[Estimator]:
     """Return the class registered under a name; raises `UnknownName` for any other."""
-    _discover()
+    if name not in _CLASSES and name in packaged():
+        entry = packaged()[name]
+        return getattr(importlib.import_module(entry.module), entry.class_name)
+    if name not in _CLASSES:
+        _load_plugins()
     if name not in _CLASSES:
         raise UnknownName("estimator", name, available_estimators())
     return _CLASSES[name]
 
 
 def estimator_options(name: str) -> dict[str, object]:
-    """Return an estimator's own options and their defaults.
+    """Return an estimator's own options and their defaults; those of the package's own are known without torch.
+
+    Raises:
+        UnknownName: unknown estimator.
 
     Examples:
         >>> from fdfa_core.estimators import estimator_options
         >>> estimator_options("dkp")
         {'site': 'post', 'feedback_optimizer': 'adam', 'feedback_lr': 0.0001, 'feedback_decay': 1e-06}
     """
+    if name not in _CLASSES and name in packaged():
+        return dict(packaged()[name].options)
     return {option.name: option.default for option in estimator_class(name).options().values()}
 
 

@@ -1,24 +1,45 @@
-"""The architectures by name, as experiments ask for them."""
+"""The architectures by name, as experiments ask for them.
+
+Builders are named here and imported when they are used, since they load torch, which a list of names does not need.
+"""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fdfa_core.errors import InvalidInput, UnknownName
-from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.convolutional import build_alexnet, convolutional
-from fdfa_core.networks.dense import build_fully_connected
-from fdfa_core.networks.residual import residual
-from fdfa_core.networks.transformer import transformer
 from fdfa_core.signatures import REQUIRED, Option, check_options, options_of
 
-ARCHITECTURES: dict[str, Callable[..., BlockNetwork]] = {
-    "fully_connected": build_fully_connected,
-    "convolutional": convolutional,
-    "alexnet": build_alexnet,
-    "residual": residual,
-    "transformer": transformer,
+if TYPE_CHECKING:
+    from fdfa_core.networks.blocks import BlockNetwork
+
+# A builder, or where it is: "module:function".
+ARCHITECTURES: dict[str, str | Callable[..., BlockNetwork]] = {
+    "fully_connected": "fdfa_core.networks.dense:build_fully_connected",
+    "convolutional": "fdfa_core.networks.convolutional:convolutional",
+    "alexnet": "fdfa_core.networks.convolutional:build_alexnet",
+    "residual": "fdfa_core.networks.residual:residual",
+    "transformer": "fdfa_core.networks.transformer:transformer",
 }
+
+
+def available_architectures() -> list[str]:
+    """Return the names that `build` knows."""
+    return list(ARCHITECTURES)
+
+
+def builder(architecture: str) -> Callable[..., BlockNetwork]:
+    """Return the function that builds an architecture.
+
+    Raises:
+        UnknownName: unknown architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise UnknownName("architecture", architecture, ARCHITECTURES)
+    registered = ARCHITECTURES[architecture]
+    return pkgutil.resolve_name(registered) if isinstance(registered, str) else registered
 
 
 def architecture_options(architecture: str) -> dict[str, object]:
@@ -36,9 +57,7 @@ def signature_of(architecture: str) -> Mapping[str, Option]:
     Raises:
         UnknownName: unknown architecture.
     """
-    if architecture not in ARCHITECTURES:
-        raise UnknownName("architecture", architecture, ARCHITECTURES)
-    return {name: option for name, option in options_of(ARCHITECTURES[architecture]).items() if name != "seed"}
+    return {name: option for name, option in options_of(builder(architecture)).items() if name != "seed"}
 
 
 def build(architecture: str, input_shape: Sequence[int], outputs: int, *, seed: int | None = None, **options) -> BlockNetwork:
@@ -56,4 +75,4 @@ def build(architecture: str, input_shape: Sequence[int], outputs: int, *, seed: 
         if option.default is REQUIRED and name not in options:
             raise InvalidInput(f"{name} of {architecture}", "nothing", f"a value for {name}; it has no default")
     check_options(known, options)
-    return ARCHITECTURES[architecture](tuple(input_shape), outputs, seed=seed, **options)
+    return builder(architecture)(tuple(input_shape), outputs, seed=seed, **options)

@@ -13,8 +13,8 @@ from fdfa_core.sweeps.outcome import CarryOut, Outcome
 
 
 @contextmanager
-def cluster_engine(address: str, root: Path, options: dict) -> Iterator[tuple[int, CarryOut]]:
-    """Carry runs out on a Dask cluster, one thread each; a run whose worker dies goes to another worker."""
+def cluster_engine(address: str, root: Path, options: dict, *, threads: int = 1) -> Iterator[tuple[int, CarryOut]]:
+    """Carry runs out on a Dask cluster; a run whose worker dies goes to another worker."""
     try:
         from distributed import Client, as_completed
     except ImportError as error:
@@ -25,7 +25,7 @@ def cluster_engine(address: str, root: Path, options: dict) -> Iterator[tuple[in
         raise InvalidInput("cluster", address, "the address of a running Dask scheduler", f"{error}.") from error
 
     def carry_out(configs: list[RunConfig], wait: bool) -> Iterator[Outcome]:
-        futures = {client.submit(carry_out_one, c, root, wait, 1, options, pure=False): c.id for c in configs}
+        futures = {client.submit(carry_out_one, c, root, wait, threads, options, pure=False): c.id for c in configs}
         for future in as_completed(futures):
             error = future.exception()
             yield Outcome(futures[future], "failed", f"{type(error).__name__}: {error}") if error else future.result()

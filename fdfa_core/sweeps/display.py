@@ -11,6 +11,13 @@ from tqdm import tqdm
 from fdfa_core.sweeps.outcome import Outcome
 
 
+def show_failure(outcome: Outcome) -> None:
+    """Say on standard error why a run failed, above any bar that is shown."""
+    tqdm.write(f"run {outcome.run} failed: {outcome.error}", file=sys.stderr)
+    if outcome.details:
+        tqdm.write(outcome.details, file=sys.stderr)
+
+
 class Display:
     """Progress: counts and time left, as a bar on a terminal, otherwise as a line at every tenth and at least once a minute."""
 
@@ -34,9 +41,7 @@ class Display:
         self.bar.update()
         self._show()
         if outcome.status == "failed" and not self.quiet:
-            tqdm.write(f"run {outcome.run} failed: {outcome.error}", file=sys.stderr)
-            if outcome.details:
-                tqdm.write(outcome.details, file=sys.stderr)
+            show_failure(outcome)
 
     def _show(self) -> None:
         done = self.started_at + self.counts.total()

@@ -8,12 +8,15 @@ from typing import Literal
 
 from fdfa_core.experiments.tables import RunConfig
 
-Status = Literal["finished", "diverged", "failed", "elsewhere"]
+Status = Literal["finished", "diverged", "failed", "elsewhere", "skipped"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run; `error` says why it failed, `details` holds the traceback of an unexpected failure."""
+    """What became of one run: "skipped" was complete before, "elsewhere" is held by another process.
+
+    `error` says why it failed, `details` holds the traceback of an unexpected failure.
+    """
 
     run: str
     status: Status

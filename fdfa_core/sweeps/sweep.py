@@ -7,7 +7,7 @@ imported before there is something to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fdfa_core.errors import InvalidInput
@@ -15,8 +15,8 @@ from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.runs.directory import is_complete, open_root
 from fdfa_core.sweeps.dask import cluster_engine
 from fdfa_core.sweeps.display import Display
-from fdfa_core.sweeps.local import process_engine
-from fdfa_core.sweeps.outcome import Summary
+from fdfa_core.sweeps.local import Watch, process_engine
+from fdfa_core.sweeps.outcome import Outcome, Summary
 
 
 def sweep(
@@ -27,7 +27,11 @@ def sweep(
     cluster: str | None = None,
     data_directory: str | Path | None = None,
     checkpoint_seconds: float = 20.0,
+    device: str = "auto",
+    threads: int | None = None,
     quiet: bool = False,
+    report: Callable[[Outcome], None] | None = None,
+    watch: Watch | None = None,
 ) -> Summary:
     """Carry out all runs that are not there yet; a run that fails is reported and does not stop the others.
 
@@ -40,11 +44,14 @@ def sweep(
             (`fdfa_core.memory.keep_freed_memory`).
         cluster: address of a Dask scheduler, e.g. "tcp://host:8786", whose workers see `root` under the same path.
         data_directory: as in `fdfa_core.data.load`.
-        checkpoint_seconds: as in `fdfa_core.training.train`.
+        checkpoint_seconds, device: as in `fdfa_core.training.train`.
+        threads: of torch in each process; default the cores divided by the processes, or one on a cluster.
         quiet: show no progress.
+        report: called with what became of each run, those that are skipped included.
+        watch: called after every step with the run, its steps done and its steps in all; only with one process.
 
     Raises:
-        InvalidInput: fewer than one process, or both processes and a cluster.
+        InvalidInput: fewer than one process or thread, both processes and a cluster, or steps to be watched in other processes.
         RunError: `root` cannot be used.
         Unsupported: a cluster is asked for and `distributed` is not installed.
     """
@@ -52,26 +59,40 @@ def sweep(
         raise InvalidInput("processes", processes, "a positive integer")
     if processes is not None and cluster is not None:
         raise InvalidInput("processes", processes, "None with a cluster, which has its own number of workers")
+    if threads is not None and threads < 1:
+        raise InvalidInput("threads", threads, "a positive integer, or None for the cores divided by the processes")
+    if watch is not None and processes != 1:
+        raise InvalidInput("processes", processes, "1 with `watch`: steps are seen in the process that takes them")
     root = open_root(root).resolve()
     runs = {config.id: config for config in configs}
     pending = {run: config for run, config in runs.items() if not is_complete(root, run)}
     summary = Summary(skipped=[run for run in runs if run not in pending])
+    for run in summary.skipped if report else ():
+        report(Outcome(run, "skipped"))
     if not pending:
         return summary
 
     data_directory = None if data_directory is None else Path(data_directory).resolve()
-    options = {"data_directory": data_directory, "checkpoint_seconds": checkpoint_seconds}
-    engine = process_engine(processes, root, options) if cluster is None else cluster_engine(cluster, root, options)
+    options = {"data_directory": data_directory, "checkpoint_seconds": checkpoint_seconds, "device": device}
+    if cluster is None:
+        engine = process_engine(processes, root, options, threads=threads, watch=watch)
+    else:
+        engine = cluster_engine(cluster, root, options, threads=threads or 1)
     with engine as (workers, carry_out), Display(len(runs), len(summary.skipped), workers, quiet) as display:
+
+        def add(outcome: Outcome) -> None:
+            summary.add(outcome)
+            display.add(outcome)
+            if report:
+                report(outcome)
+
         elsewhere = []
         for outcome in carry_out(list(pending.values()), False):
             if outcome.status == "elsewhere":
                 elsewhere.append(pending[outcome.run])
             else:
-                summary.add(outcome)
-                display.add(outcome)
-        # What another sweep held is there by now or soon, or free again because that sweep was killed.
+                add(outcome)
+        # What another sweep held is complete by now or soon, or free again because that sweep was killed.
         for outcome in carry_out(elsewhere, True) if elsewhere else ():
-            summary.add(outcome)
-            display.add(outcome)
+            add(outcome)
     return summary

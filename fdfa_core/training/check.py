@@ -14,7 +14,7 @@ from fdfa_core.estimators import available_estimators, estimator_options
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located, require_known
 from fdfa_core.losses import LOSSES
-from fdfa_core.networks.registry import ARCHITECTURES, architecture_options, signature_of
+from fdfa_core.networks.registry import architecture_options, available_architectures, signature_of
 from fdfa_core.signatures import REQUIRED, check_options
 from fdfa_core.training.instruments import SELF
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
@@ -51,7 +51,7 @@ def check(
     """
     require_known(locate("data.name"), config.data.name, available_datasets())
     require_known(locate("training.loss"), config.training.loss, LOSSES)
-    require_known(locate("network.architecture"), config.network.architecture, ARCHITECTURES)
+    require_known(locate("network.architecture"), config.network.architecture, available_architectures())
     _check_names(config.network.options, architecture_options(config.network.architecture), locate, "network")
     with located(locate, "network", config.network):
         check_options(signature_of(config.network.architecture), config.network.options)

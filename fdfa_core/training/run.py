@@ -65,7 +65,7 @@ def train(
             if threads is not None:
                 torch.set_num_threads(threads)
             dataset = loaded_dataset(config.data.name, data_directory, download)
-            return _run(config, partial, _device(device), dataset, progress, checkpoint_seconds)
+            return _run(config, partial, choose_device(device), dataset, progress, checkpoint_seconds)
 
 
 def _run(
@@ -112,7 +112,12 @@ def _run(
     return partial.publish()
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name: "auto" takes CUDA where there is one.
+
+    Raises:
+        InvalidInput: no such device on this machine.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     known = ["cpu"] + ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] * torch.cuda.is_available()

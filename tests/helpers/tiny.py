@@ -23,6 +23,27 @@ PROBE = {
     "estimators": [{"name": "self"}, {"name": "fg-w"}, {"name": "fdfa", "feedback_lr": 0.1}],
 }
 
+TOML = """
+description = "Two short runs."
+[data]
+name = "digits"
+train_size = 128
+[network]
+hidden = [8, 8]
+[training]
+steps = 6
+batch_size = 32
+[probe]
+schedule = { kind = "at", steps = [3] }
+estimators = [{ name = "self" }, { name = "fg-w" }]
+replicates = 4
+reference_size = 64
+[grid]
+seed = [0, 1]
+[[cases]]
+estimator = { name = "bp" }
+"""
+
 
 def tiny(**overrides) -> RunConfig:
     """A run of 12 steps; overrides are merged table by table."""

@@ -13,6 +13,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from fdfa_core.files import make_directory
+from fdfa_core.workers import worker_processes
 from verification.cases import suite
 from verification.planting import MUTANTS, caught_by
 
@@ -25,7 +26,8 @@ def run(jobs: int | None = None) -> pd.DataFrame:
 
     Columns: `mutant`, `where`, `caught`, `case`, `quantity`, `block`, `predicted`, `measured`, `z`.
     """
-    found = Parallel(n_jobs=jobs or -1)(delayed(_row)(i) for i in range(len(MUTANTS)))
+    with worker_processes():
+        found = Parallel(n_jobs=jobs or -1)(delayed(_row)(i) for i in range(len(MUTANTS)))
     return pd.DataFrame(found)
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from fdfa_core.data import available_datasets, load
 from fdfa_core.data.files import PublishedFile, data_directory
 from fdfa_core.data.registry import DATASETS
+from fdfa_core.data.registry import source as published_source
 from fdfa_core.data.sources import Cifar, Idx, TinyImagenet
 from fdfa_core.errors import DataError, UnknownName
 from places import ROOT
@@ -88,7 +89,7 @@ def idx_arrays(train=30, test=10, classes=10) -> list[np.ndarray]:
     return [images[0], labels[0], images[1], labels[1]]
 
 
-IDX_NAMES = [file.name for file in DATASETS["mnist"].files]
+IDX_NAMES = [file.name for file in published_source("mnist").files]
 
 
 def write_idx(folder: Path, contents: list[bytes], published: list[bytes] | None = None, urls=()) -> Idx:
@@ -175,7 +176,7 @@ def test_altered_idx_is_refused_with_both_hashes(tmp_path):
 def test_missing_and_offline_says_what_to_get_where(tmp_path, name):
     with pytest.raises(DataError) as error:
         load(name, tmp_path, download=False)
-    files = getattr(DATASETS[name], "files", None) or [DATASETS[name].archive]
+    files = getattr(published_source(name), "files", None) or [published_source(name).archive]
     expected = [str(tmp_path), "FDFA_DATA", *(file.name for file in files), *(url for file in files for url in file.urls)]
     assert [text for text in expected if text not in str(error.value)] == []
 
@@ -252,7 +253,7 @@ class CifarFiles:
     """A small CIFAR-10 (one label byte) or CIFAR-100 (two) with the published names."""
 
     def __init__(self, name: str, train=20, test=10):
-        published = DATASETS[name]
+        published = published_source(name)
         self.source: Cifar = replace(published, samples=(train, test))
         self.images = {"train": RNG.integers(256, size=(train, 3, 32, 32)), "test": RNG.integers(256, size=(test, 3, 32, 32))}
         self.labels = {part: RNG.integers(published.classes, size=len(images)) for part, images in self.images.items()}
@@ -396,7 +397,7 @@ def write_tiny(directory: Path, members: dict[str, bytes], zipped: bool) -> Tiny
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(f"tiny-imagenet-200/{name}", content)
-    source = replace(DATASETS["tiny-imagenet"], classes=2, samples=(5, 2))
+    source = replace(published_source("tiny-imagenet"), classes=2, samples=(5, 2))
     source = replace(source, archive=replace(source.archive, sha256=sha256(path.read_bytes())))
     if not zipped:
         zipfile.ZipFile(path).extractall(directory)

@@ -8,7 +8,6 @@ import threading
 import time
 
 import joblib
-import psutil
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from fdfa_core.sweeps import sweep as sweeping
 from fdfa_core.sweeps.sweep import sweep
 from fdfa_core.training.run import train
 from places import ROOT
+from processes import workers
 from tiny import PROBE, Child, tables, tiny
 
 pytestmark = pytest.mark.timeout(300)  # process starts are slow on a busy machine
@@ -139,8 +139,7 @@ def test_a_killed_worker_costs_no_run(tmp_path):
     def kill_one_worker():
         while not list(tmp_path.glob("*.partial/checkpoint.pt")):
             time.sleep(0.01)
-        workers = [p for p in psutil.Process().children(recursive=True) if "popen_loky" in " ".join(p.cmdline())]
-        workers[0].kill()
+        workers(os.getpid())[0].kill()
 
     killer = threading.Thread(target=kill_one_worker)
     killer.start()
@@ -201,6 +200,31 @@ def test_two_sweeps_at_once_share_the_work(tmp_path, one_core):
 def test_fewer_than_one_process_is_refused(processes, tmp_path):
     with pytest.raises(InvalidInput, match=f"processes: got {processes}; accepted: a positive integer"):
         sweep(FINE, tmp_path, processes=processes)
+
+
+def test_steps_in_other_processes_cannot_be_watched(tmp_path):
+    with pytest.raises(InvalidInput, match="processes: got 2; accepted: 1 with `watch`"):
+        sweep(FINE, tmp_path, processes=2, watch=print)
+
+
+def test_fewer_than_one_thread_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="threads: got 0; accepted: a positive integer"):
+        sweep(FINE, tmp_path, threads=0)
+
+
+def test_every_outcome_is_reported_and_every_step_is_seen(tmp_path):
+    sweep(FINE[:1], tmp_path, processes=1, quiet=True)
+    outcomes, steps = [], []
+    options = {"report": outcomes.append, "watch": lambda run, done, total: steps.append((run.id, done, total))}
+    sweep([*FINE[:2], FAILS], tmp_path, processes=1, quiet=True, **options)
+    assert [(o.run, o.status) for o in outcomes] == [(FINE[0].id, "skipped"), (FINE[1].id, "finished"), (FAILS.id, "failed")]
+    assert steps == [(FINE[1].id, done, 12) for done in range(1, 13)]
+
+
+def test_threads_and_device_reach_the_run(tmp_path):
+    sweep(FINE[:1], tmp_path, processes=1, threads=1, quiet=True)
+    assert read_provenance(tmp_path / FINE[0].id)["hardware"]["threads"] == 1
+    assert "device: got 'gpu'" in sweep(FINE[1:2], tmp_path, processes=1, device="gpu", quiet=True).failed[FINE[1].id]
 
 
 def test_a_directory_of_something_else_is_refused_before_anything_runs(tmp_path):

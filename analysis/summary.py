@@ -1,0 +1,59 @@
+"""All statistics that the logs of one experiment allow, as tables by name."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from analysis import accuracy, alignment, bias, convergence, select, statistics, variance
+from analysis.logs import Logs
+
+SETTING = ("dataset", "architecture", "width", "depth", "batch_size", "learning_rate")
+
+
+def tables(log: Logs) -> dict[str, pd.DataFrame]:
+    """Return every statistic over seeds, kept apart by whatever the experiment varies.
+
+    Args:
+        log: the logs of one experiment.
+
+    Returns:
+        Where networks were trained, `accuracy` (see `accuracy.table`) and `convergence` (`convergence.curves`, with the column
+        `quantity`: "train_loss" or "test_accuracy"); where gradients were probed, `variance` (`variance.normalised`) and
+        `bias` (`bias.split`), both over seeds, and `alignment` (`alignment.angles`).
+    """
+    extra = select.settings(log)
+    setting = [*SETTING, *extra]
+    metrics = metrics_with_settings(log, extra)
+    metrics = metrics[metrics["run"].isin(_trained(log))]
+    found = {}
+    if len(metrics):
+        found["accuracy"] = accuracy.table(metrics, setting)
+        curves = {q: convergence.curves(metrics, q, [*setting, "trained_with"]) for q in ("train_loss", "test_accuracy")}
+        found["convergence"] = pd.concat([frame.assign(quantity=q) for q, frame in curves.items()], ignore_index=True)
+    if len(log.probes):
+        by = [*setting, "trained_with", "step", "source", "estimator", "level", "block", "parameter"]
+        probes = log.probes.join(extra, on="run")
+        found["variance"] = statistics.over_seeds(variance.normalised(probes), "nsr", by, se="nsr_se", log=True)
+        found["bias"] = statistics.over_seeds(bias.split(probes), "value", [*by, "quantity"], se="se")
+        found["alignment"] = alignment.angles(probes, by)
+    return found
+
+
+def metrics_with_settings(log: Logs, extra: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return the metrics with all that tells runs apart, and with the run's learning rate, not the optimiser's of the moment.
+
+    Args:
+        log: the logs of one experiment.
+        extra: one row per run, by default `select.settings(log)`.
+    """
+    rates = log.runs.set_index("run")["learning_rate"]
+    metrics = log.metrics.assign(learning_rate=log.metrics["run"].map(rates))
+    return metrics.join(select.settings(log) if extra is None else extra, on="run")
+
+
+def _trained(log: Logs) -> list[str]:
+    """Return the runs whose weights an optimiser moved."""
+    trained = [json.loads(config)["training"]["optimizer"] != "none" for config in log.runs["config"]]
+    return log.runs["run"][trained].tolist()

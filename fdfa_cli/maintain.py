@@ -1,0 +1,62 @@
+"""Commands for those who look after the code: verify, readme, previews."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fdfa_cli.shared import figures_of, options, record_of
+
+
+@click.command(short_help="Redraw the small pictures of the README.")
+@click.option("--images", type=click.Path(path_type=Path), default=Path("docs/images"), help="Where the pictures go.")
+@options("figures", "profile")
+def previews(out: Path | None, images: Path, profile: str) -> None:
+    """Redraw the small pictures of the README from the figures of a profile with one experiment a role (smoke, quick)."""
+    from figures import render
+
+    click.echo("\n".join(map(str, render.previews(out or figures_of(profile), images))))
+
+
+@click.command(short_help="Check every estimator against its closed-form theory.")
+@click.option("--light", is_flag=True, help="The short suite, of less power: seconds in place of minutes.")
+@click.option("--mutants/--no-mutants", "plant", default=True, help="Also plant mistakes, and see that each is noticed.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("figures/out/verification"), help="Where tables go.")
+@options("jobs")
+def verify(light: bool, plant: bool, out: Path, jobs: int | None) -> None:
+    """Check every estimator against its closed-form theory, with all tests fixed beforehand; exit with code 1 if one fails."""
+    import verification
+    from fdfa_core.files import make_directory
+    from figures import _verification, render
+    from verification import mutants
+
+    make_directory(out)  # before minutes of work whose results would have nowhere to go
+    frame = verification.run("light" if light else "full", jobs)
+    written = [*verification.write(frame, out), *render.write_figure(_verification.draw(frame), out, "verification")]
+    passed = verification.passed(frame)
+    click.echo(f"{(frame.verdict == 'pass').sum()} of {len(frame)} comparisons pass")
+    if plant:
+        planted = mutants.run(jobs)
+        written += mutants.write(planted, out)
+        passed &= bool(planted.caught.all())
+        click.echo(f"{planted.caught.sum()} of {len(planted)} planted mistakes are noticed")
+    click.echo("\n".join(map(str, written)))
+    if not passed:
+        click.get_current_context().exit(1)
+
+
+@click.command(short_help="Write the recorded results into the README.")
+@click.option("--file", type=click.Path(path_type=Path), default=Path("README.md"), help="File with the marked region.")
+def readme(file: Path) -> None:
+    """Write the recorded results of the paper profile into the marked region of the README."""
+    from fdfa_core.errors import InvalidInput
+    from fdfa_core.files import write_atomically
+    from figures import report as page
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("--file", str(file), "a text file with a marked region", f"It cannot be read: {error}.") from error
+    write_atomically(file, page.with_results(text, "paper", record_of("paper")).encode())
+    click.echo(f"{file}: up to date with {record_of('paper')}")

@@ -1,0 +1,104 @@
+"""Commands on what runs left: record, cost, tuned, analyse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fdfa_cli.shared import experiment_files, load_experiments, options, record_of
+
+
+@click.command(short_help="Show final accuracies, and write all statistics as CSV.")
+@experiment_files
+@click.option("--out", type=click.Path(path_type=Path), help="Write the tables there, as <experiment>/<table>.csv.")
+@options("profile", "runs")
+def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path) -> None:
+    """Show final accuracies of a profile's experiments, or of FILEs, and write all measured statistics as CSV."""
+    import pandas as pd
+
+    from analysis import logs, summary
+    from fdfa_core.errors import InvalidInput
+    from fdfa_core.files import make_directory, write_atomically
+
+    experiments = load_experiments(files, profile)
+    for experiment in experiments if out else ():
+        same = [str(other.path) for other in experiments if other.name == experiment.name]
+        if len(same) > 1:
+            raise InvalidInput("files", same, "experiments of different names, a folder of tables each")
+        make_directory(out / experiment.name)
+    for experiment in experiments:
+        tables = summary.tables(logs.read(root, experiment))
+        click.echo(f"{experiment.name}: {experiment.description}")
+        if "accuracy" in tables:
+            with pd.option_context("display.float_format", "{:.4g}".format):
+                click.echo(tables["accuracy"].dropna(axis="columns", how="all").to_string(index=False))
+        for name, table in tables.items() if out else ():
+            write_atomically(out / experiment.name / f"{name}.csv", table.to_csv(index=False).encode())
+            click.echo(f"  {out / experiment.name / name}.csv: {len(table)} rows")
+
+
+@click.command(short_help="Copy finished runs into the record of the code.")
+@experiment_files
+@click.option("--out", type=click.Path(path_type=Path), help="Where the record is.  [default: results/PROFILE]")
+@click.option("--allow-dirty", is_flag=True, help="Also take runs that were made with uncommitted code.")
+@options("profile", "runs")
+def record(files: tuple[Path, ...], out: Path | None, allow_dirty: bool, profile: str, root: Path) -> None:
+    """Copy the finished runs of a profile, or of the experiment FILEs, into the record that goes with the code.
+
+    Raw gradients stay out. What is recorded already stays as it is. Where all runs of an experiment are recorded, their closed
+    forms are recorded too, so that its figures need no data set.
+    """
+    from analysis import logs
+    from analysis.rebuilt import closed_forms
+    from fdfa_core.runs import record as recording
+
+    out, refused = out or record_of(profile), 0
+    for experiment in load_experiments(files, profile):
+        outcome = recording.record(experiment.runs(), root, out, allow_dirty=allow_dirty)
+        refused += len(outcome.refused)
+        click.echo(f"{experiment.name}: {outcome}")
+        if not outcome.missing and not outcome.refused:
+            count = closed_forms.record(logs.read(out, experiment), out)
+            click.echo(f"{experiment.name}: closed forms of {count} networks") if count else None
+    click.echo(f"{out} holds {recording.size(out) / 1e6:.1f} MB")
+    if refused:
+        click.echo("Make the refused runs again with the code committed, or take them with --allow-dirty.", err=True)
+        click.get_current_context().exit(1)
+
+
+@click.command(short_help="Show how long runs take, judged by the recorded ones.")
+@experiment_files
+@options("recorded", "profile")
+def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
+    """Show how long the runs of a profile, or of the experiment FILEs, take, judged by those that are recorded."""
+    from analysis import inventory
+
+    table = inventory.cost(inventory.inventory(root or record_of(profile), load_experiments(files, profile)))
+    for row in table.itertuples():
+        hours = f"{row.hours_all:7.2f} h" if row.hours_all == row.hours_all else "unknown"
+        click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {hours:>9}")
+    known = table["hours_all"].notna()
+    more = "" if known.all() else f", without the {(~known).sum()} experiments that nothing is recorded of"
+    total = f"{table['hours_all'].sum():.1f} h of one process" if known.any() else "unknown"
+    click.echo(f"Together {total}, on the machine of the record as busy as it was{more}.")
+
+
+@click.command(short_help="Show the best learning rate of each estimator in its grid.")
+@experiment_files
+@options("runs")
+def tuned(files: tuple[Path, ...], root: Path) -> None:
+    """Show the best learning rate of each estimator in the grids of the experiment FILEs, or of all of experiments/tuning."""
+    from analysis import logs, tuning
+
+    for experiment in load_experiments(files, "tuning"):
+        if not files and not logs.coverage(root, experiment)["runs"].any():
+            click.echo(f"{experiment.name}: no run is there (fdfa sweep {experiment.path.as_posix()})")
+            continue
+        rows = tuning.best_rates(logs.read(root, experiment, partial=True))
+        varied = rows.columns[: rows.columns.get_loc("trained_with")]
+        click.echo(f"{experiment.name}: {experiment.description}")
+        for row in rows.to_dict("records"):
+            name = ", ".join([row["trained_with"], *(f"{key} {row[key]}" for key in varied)])
+            best = f"{row['learning_rate']:8g} of {row['rates']} rates, accuracy {row['accuracy']:.4f}"
+            click.echo(f"  {name:48}{best}{'  (at the edge of the grid)' if row['edge'] else ''}")

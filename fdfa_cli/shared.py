@@ -1,0 +1,209 @@
+"""What the commands share: options, the loading of experiments, where runs and records are, errors, interruptions, exit codes.
+
+Exit codes: 0, done; 1, a run or a check failed, or a run was not recorded; 2, the input was refused; 130 and 143, Ctrl-C and
+SIGTERM interrupted the command.
+
+Modules of the project are imported inside the functions that need them: torch takes seconds, help should not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from fdfa_core.experiments.loading import Experiment
+    from fdfa_core.experiments.tables import RunConfig
+    from fdfa_core.sweeps.outcome import Summary
+
+RUNS = Path("runs")
+RESUMABLE = ("train", "sweep", "figures")  # commands that keep what they had done when they were interrupted
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which takes the path of Ctrl-C: what is open is closed, and workers end."""
+
+
+class Commands(click.Group):
+    """Turns the project's own errors into one line and exit code 2; `--debug` shows where they come from."""
+
+    def invoke(self, context: click.Context) -> object:
+        """Run a command."""
+        debug = context.params["debug"]
+        with warnings.catch_warnings(), sigterm_as_interrupt():
+            if not debug:  # whose own form says where a warning comes from
+                warnings.showwarning = _show_warning
+            try:
+                return super().invoke(context)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except KeyboardInterrupt as interrupt:
+                resumes = context.invoked_subcommand in RESUMABLE
+                remedy = "The same command resumes where it stopped." if resumes else "The same command starts anew."
+                click.echo(f"Interrupted. {remedy}", err=True)
+                context.exit(128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT))
+            except Exception as error:
+                from fdfa_core.errors import FdfaError
+
+                if debug or not isinstance(error, FdfaError):
+                    raise
+                click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+                context.exit(2)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let the first SIGTERM raise `Terminated` in the main thread; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+
+
+def options(*names: str) -> Callable:
+    """Decorate a command with options that several commands share."""
+    path = click.Path(path_type=Path)
+    recorded_else_runs = "Directory of runs.  [default: results/PROFILE if it exists, else runs]"
+    known = {
+        "profile": click.option("--profile", default="quick", help="Folder of experiments: smoke, quick, …"),
+        "runs": click.option("--runs", "root", type=path, default=RUNS, help="Directory of runs."),
+        "recorded": click.option("--runs", "root", type=path, help="Directory of runs.  [default: results/PROFILE]"),
+        "recorded or runs": click.option("--runs", "root", type=path, help=recorded_else_runs),
+        "figures": click.option("--out", type=path, help="Where the figures are.  [default: figures/out/PROFILE]"),
+        "jobs": click.option("--jobs", type=click.IntRange(min=1), help="Processes on this machine.  [default: one per core]"),
+        "cluster": click.option("--cluster", metavar="ADDRESS", help="Dask scheduler to run on, e.g. tcp://host:8786."),
+        "data_dir": click.option("--data-dir", type=path, help="Directory of data sets.  [default: $FDFA_DATA, else data]"),
+    }
+
+    def decorate(command: Callable) -> Callable:
+        for name in reversed(names):
+            command = known[name](command)
+        return command
+
+    return decorate
+
+
+experiment_files = click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
+
+
+def load_experiments(files: Iterable[Path], profile: str) -> list[Experiment]:
+    """Load the files, or the whole profile where there are none."""
+    from fdfa_core.experiments.loading import load_experiment, load_profile
+
+    return [load_experiment(file) for file in files] or list(load_profile(profile).values())
+
+
+def record_of(profile: str) -> Path:
+    """Return where the record of a profile is, as a user would write it: relative where it lies below the working directory."""
+    from fdfa_core import paths
+
+    path = paths.RESULTS / profile
+    return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+
+
+def record_or_runs(root: Path | None, profile: str) -> Path:
+    """Return the directory of runs asked for; by default the profile's record where there is one."""
+    recorded = record_of(profile)
+    return root or (recorded if recorded.is_dir() else RUNS)
+
+
+def is_recorded(root: Path) -> bool:
+    """Whether a directory is, or lies in, the record that goes with the code."""
+    from fdfa_core import paths
+
+    return root.resolve().is_relative_to(paths.RESULTS.resolve())
+
+
+def figures_of(profile: str) -> Path:
+    """Return where the figures of a profile go by default."""
+    return Path("figures") / "out" / profile
+
+
+def on_terminal() -> bool:
+    """Whether a progress bar would be seen."""
+    return sys.stderr.isatty()
+
+
+def say_skipped(skipped: dict[str, str]) -> None:
+    """Say what is not drawn, and why: one line per reason."""
+    for reason in dict.fromkeys(skipped.values()):
+        click.echo(f"Not drawn: {', '.join(name for name, why in skipped.items() if why == reason)}: {reason}", err=True)
+
+
+def carry_out(
+    experiments: Iterable[Experiment],
+    root: Path,
+    data_dir: Path | None,
+    *,
+    chosen: list[RunConfig] | None = None,
+    **how: object,
+) -> Summary:
+    """Check all runs to come, and carry them out; the one path of every command that trains.
+
+    Args:
+        experiments: whose runs.
+        root: directory of runs.
+        data_dir: directory of data sets.
+        chosen: the runs, in this order; by default all, so that all estimators get a first seed before any gets a second, and
+            what an interrupted sweep leaves can be compared.
+        **how: as in `fdfa_core.sweeps.sweep.sweep`.
+
+    Raises:
+        InvalidInput: `root` lies in the record, or a run is impossible.
+    """
+    from tqdm import tqdm
+
+    from fdfa_core.errors import InvalidInput
+    from fdfa_core.runs.directory import is_complete
+    from fdfa_core.sweeps.sweep import sweep
+
+    if is_recorded(root):
+        accepted = "a directory outside the recorded results, which only `fdfa record` writes"
+        raise InvalidInput("--runs", str(root), accepted, "Carry the runs out elsewhere, and record them.")
+    if chosen is None:
+        chosen = [run for experiment in experiments for run in sorted(experiment.runs(), key=lambda run: run.seed)]
+    pending = {run.id for run in chosen if not is_complete(root, run.id)}
+    if pending:
+        from fdfa_core.training.check import check_experiment
+
+        for experiment in tqdm(experiments, desc="check", unit="experiment", leave=False, disable=not on_terminal()):
+            skip = [run.id for run in experiment.runs() if run.id not in pending]
+            check_experiment(experiment, skip, data_directory=data_dir)
+    return sweep(chosen, root, data_directory=data_dir, **how)
+
+
+def carry_out_all(experiments: Iterable[Experiment], root: Path, data_dir: Path | None, **how: object) -> None:
+    """Carry out all runs of the experiments, say what became of them, and exit with code 1 if one failed."""
+    summary = carry_out(experiments, root, data_dir, **how)
+    click.echo(f"{summary} (in {root})")
+    exit_with_failures(summary)
+
+
+def exit_with_failures(summary: Summary) -> None:
+    """End the command with exit code 1 if a run failed."""
+    if summary.failed:
+        click.get_current_context().exit(1)

@@ -1,0 +1,141 @@
+import pytest
+
+from fdfa_core.errors import FdfaError
+from fdfa_core.experiments.loading import load_experiment
+from fdfa_core.runs.directory import is_complete
+from fdfa_core.training.run import train as train_in_earnest
+from tiny import TOML, tables
+
+
+def only_the_file(tmp_path):
+    return [path.name for path in tmp_path.iterdir()] == ["experiment.toml"]
+
+
+def refuse(*_, **__):
+    raise FdfaError("out of luck")
+
+
+def test_train_carries_out_every_run_of_a_file(fdfa, file, tmp_path):
+    result = fdfa("train", file)
+    assert result.output.count("finished after 6 steps, test accuracy 0.") == 2
+    assert all(is_complete(tmp_path / "runs", run.id) for run in load_experiment(file).runs())
+
+
+def test_train_can_be_told_one_run(fdfa, file, tmp_path):
+    first, second = (run.id for run in load_experiment(file).runs())
+    fdfa("train", file, "--run", second[:6])
+    assert is_complete(tmp_path / "runs", second) and not is_complete(tmp_path / "runs", first)
+
+
+def test_output_that_is_no_terminal_holds_no_progress_bar(fdfa, file):
+    result = fdfa("train", file)
+    assert "\r" not in result.output + result.stderr and "%|" not in result.output + result.stderr
+
+
+def test_sweep_carries_out_what_train_does(fdfa, file, trained, tmp_path):
+    assert fdfa("sweep", file, "--runs", "swept", "--jobs", 1).exit_code == 0
+    for run in load_experiment(file).runs():
+        assert tables(tmp_path / "swept" / run.id).keys() == tables(trained / run.id).keys()
+
+
+def test_a_second_sweep_skips_all(fdfa, file, trained):
+    assert "2 runs were there already; 0 finished" in fdfa("sweep", file, "--jobs", 1).output
+
+
+def test_a_sweep_with_a_failed_run_exits_with_one(fdfa, file, monkeypatch):
+    monkeypatch.setattr("fdfa_core.training.run.train", refuse)
+    result = fdfa("sweep", file, "--jobs", 1)
+    assert result.exit_code == 1 and "2 failed" in result.output and "failed: out of luck" in result.stderr
+
+
+def test_data_says_what_a_data_set_holds(fdfa):
+    assert "digits: 1437 training and 360 test images, 1 x 8 x 8, 10 classes, SHA-256" in fdfa("data", "digits").output
+
+
+def test_data_lists_what_is_known(fdfa):
+    assert {"digits", "mnist", "cifar-10"} <= set(fdfa("data", "--list").output.split())
+
+
+def test_list_names_estimators_architectures_and_experiments(fdfa):
+    result = fdfa("list").output
+    assert all(name in result for name in ("fdfa", "feedback_lr=", "fully_connected", "mnist", "profile quick", "convergence"))
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_an_impossible_experiment_is_refused_before_anything_is_written(fdfa, file, tmp_path, command):
+    file.write_text(TOML.replace('name = "bp"', 'name = "pb"'))
+    result = fdfa(command, file)
+    assert result.exit_code == 2 and "cases[0].estimator.name: got 'pb'" in result.stderr
+    assert only_the_file(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_directory_of_something_else_is_refused(fdfa, file, tmp_path, command):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "thesis.tex").write_text("precious")
+    result = fdfa(command, file)
+    assert result.exit_code == 2 and "holds files that no run wrote" in result.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["thesis.tex"]
+
+
+def test_an_unknown_option_is_refused(fdfa):
+    assert fdfa("sweep", "--jbos", "2").exit_code == 2
+
+
+@pytest.mark.parametrize("jobs", ["0", "two"])
+def test_an_impossible_number_of_jobs_is_refused(fdfa, jobs):
+    assert fdfa("sweep", "--jobs", jobs).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+@pytest.mark.parametrize("place", ["results", "results/quick", "results/other/../quick"])
+def test_nothing_is_trained_among_recorded_results(fdfa, file, tmp_path, monkeypatch, command, place):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the record is that of the code, wherever the command is called
+    result = fdfa(command, file, "--runs", tmp_path / place)
+    assert result.exit_code == 2 and "--runs: got" in result.stderr and "only `fdfa record` writes" in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_of_the_working_directory_that_are_no_record_may_be_trained(fdfa, file, tmp_path, monkeypatch):
+    monkeypatch.setattr("fdfa_core.paths.RESULTS", tmp_path / "elsewhere" / "results")
+    assert fdfa("train", file, "--runs", "results").exit_code == 0
+
+
+def test_training_goes_on_after_a_failed_run_and_exits_with_one(fdfa, file, monkeypatch):
+    first, second = (run.id for run in load_experiment(file).runs())
+    monkeypatch.setattr("fdfa_core.training.run.train", fail_once(first))
+    result = fdfa("train", file)
+    assert result.exit_code == 1 and f"run {first} failed: out of luck" in result.stderr
+    assert result.output.count("finished after 6 steps") == 1 and f"-> runs/{second}" in result.output
+
+
+def fail_once(run):
+    def train(config, *arguments, **options):
+        return refuse() if config.id == run else train_in_earnest(config, *arguments, **options)
+
+    return train
+
+
+def test_training_shows_runs_that_were_complete_before(fdfa, file, trained):
+    result = fdfa("train", file)
+    assert result.exit_code == 0 and result.output.count("finished after 6 steps, test accuracy 0.") == 2
+
+
+def test_training_refuses_a_complete_run_of_another_configuration(fdfa, file, trained):
+    first, second = (trained / run.id / "config.json" for run in load_experiment(file).runs())
+    first.write_bytes(second.read_bytes())
+    result = fdfa("train", file)
+    assert result.exit_code == 2 and "holds another run's configuration" in result.stderr
+
+
+def test_training_on_a_terminal_shows_the_steps_of_each_run(fdfa, file, monkeypatch):
+    monkeypatch.setattr("fdfa_cli.run.on_terminal", lambda: True)
+    said = fdfa("train", file).stderr
+    assert all(f"run {i} of 2: bp, seed {i - 1}" in said for i in (1, 2)) and "/6 [" in said
+
+
+def test_training_and_sweeping_give_the_same_bits(fdfa, file, trained, tmp_path):
+    fdfa("sweep", file, "--runs", "swept", "--jobs", 1)
+    for run in load_experiment(file).runs():
+        assert tables(tmp_path / "swept" / run.id) == tables(trained / run.id)

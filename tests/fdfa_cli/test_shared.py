@@ -1,0 +1,119 @@
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import fdfa_cli
+from fdfa_cli import shared
+from fdfa_core.errors import FdfaError
+from places import ROOT
+
+
+def test_help_lists_the_commands(fdfa):
+    lines = fdfa("--help").output
+    assert all(name in lines for name in ("analyse", "data", "figures", "list", "sweep", "train"))
+
+
+@pytest.mark.parametrize("command", ["analyse", "data", "figures", "list", "sweep", "train"])
+def test_every_command_has_help(fdfa, command):
+    assert "Usage: " in fdfa(command, "--help").output
+
+
+def test_help_imports_nothing_heavy():
+    lines = [line for path in Path(fdfa_cli.__file__).parent.glob("*.py") for line in path.read_text().splitlines()]
+    top_level = [line for line in lines if line.startswith(("import ", "from "))]
+    assert not [line for line in top_level if any(name in line for name in ("torch", "fdfa_core", "analysis", "pandas"))]
+
+
+# (arguments, what the one line on standard error must say)
+REFUSED = {
+    "no such file": (["train", "nowhere.toml"], "got 'nowhere.toml'; accepted: a readable TOML file"),
+    "unknown profile": (["sweep", "--profile", "quik"], "profile: got 'quik'; accepted: one of"),
+    "unknown profile of figures": (["figures", "--profile", "quik"], "Did you mean 'quick'?"),
+    "unknown data set": (["data", "mnits"], "got 'mnits'; accepted: one of"),
+    "unknown run": (["train", "experiment.toml", "--run", "zzz"], "run: got 'zzz'; accepted: one of"),
+    "missing logs": (["analyse", "experiment.toml"], "is missing or unfinished (2 of 2 runs of experiment 'experiment')"),
+    "unknown device": (["train", "experiment.toml", "--device", "gpu"], "device: got 'gpu'; accepted: one of auto, cpu"),
+    "data that are missing": (["data", "mnist", "--no-download"], "mnist"),
+}
+
+
+@pytest.mark.parametrize("arguments, said", REFUSED.values(), ids=REFUSED)
+def test_an_error_is_one_line_and_exit_code_two(fdfa, file, arguments, said):
+    result = fdfa(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1 and said in result.stderr
+
+
+def test_debug_shows_where_an_error_comes_from(fdfa):
+    assert isinstance(fdfa("--debug", "sweep", "--profile", "quik").exception, FdfaError)
+
+
+def test_help_and_lists_load_no_torch():
+    """Torch takes seconds, and neither needs it."""
+    for arguments in (["--help"], ["list"], ["data", "--list"], ["sweep", "--help"]):
+        code = f"import sys, fdfa_cli; fdfa_cli.main({arguments}, standalone_mode=False); sys.exit('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{arguments}: {done.stderr or 'torch was loaded'}"
+
+
+def test_help_shows_whole_sentences_in_eighty_columns(fdfa):
+    lines = fdfa("--help").output.splitlines()
+    assert all(len(line) <= 80 for line in lines) and not [line for line in lines if line.endswith(("...", "…"))]
+    start = lines.index("Commands:") + 1
+    listed = dict(line.split(maxsplit=1) for line in lines[start : lines.index("", start)])
+    assert listed.keys() == fdfa_cli.main.commands.keys()
+    assert not [text for text in listed.values() if not (text[0].isupper() and text.endswith("."))]
+
+
+def test_help_says_how_to_complete_commands_in_one_line_that_works(fdfa):
+    assert '  eval "$(_FDFA_COMPLETE=bash_source fdfa)"' in [line[2:] for line in fdfa("--help").output.splitlines()]
+    code = "import fdfa_cli; fdfa_cli.main(prog_name='fdfa')"
+    environment = os.environ | {"_FDFA_COMPLETE": "zsh_source"}  # click asks bash for its version first
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "compdef" in done.stdout and "_FDFA_COMPLETE" in done.stdout
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """Let `fdfa data` warn, in two lines."""
+    monkeypatch.setattr("fdfa_core.data.load", lambda *_: warnings.warn("odd\n  file", stacklevel=1))
+
+
+def test_a_warning_is_one_line(fdfa, warned):
+    assert "Warning: odd file\n" in fdfa("data", "digits").stderr
+
+
+def test_with_debug_a_warning_says_where_it_comes_from(fdfa, warned):
+    with pytest.warns(UserWarning, match="odd"):
+        fdfa("--debug", "data", "digits")
+
+
+def test_warnings_are_shown_as_before_after_a_command(fdfa):
+    before = warnings.showwarning
+    fdfa("data", "--list")
+    assert warnings.showwarning is before
+
+
+def test_sigterm_has_its_own_effect_again_after_a_command(fdfa):
+    before = signal.getsignal(signal.SIGTERM)
+    fdfa("data", "--list")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (shared.Terminated, 143)])
+def test_a_command_without_runs_says_that_it_starts_anew(fdfa, monkeypatch, error, code):
+    monkeypatch.setattr("fdfa_core.data.available_datasets", interrupt(error))
+    result = fdfa("data", "--list")
+    assert result.exit_code == code and result.stderr == "Interrupted. The same command starts anew.\n"
+
+
+def interrupt(error):
+    def function(*_, **__):
+        raise error
+
+    return function
