@@ -24,7 +24,7 @@ from fdfa_core.errors import InvalidInput
 
 LEVEL = 0.05
 SETTING = ["dataset", "architecture", "width", "depth"]
-COMPETITORS = ("fg-w", "fg-a", "lg-fg-w", "lg-fg-a", "fa", "dfa", "dkp", "drtp", "pepita", "grape")
+COMPETITORS = ("fg-w", "fg-a", "lg-fg-w", "lg-fg-a", "fa", "dfa", "dkp", "drtp", "pepita", "grape", "cosine-dfa")
 FASTER_THAN = ("fg-w", "fg-a", "lg-fg-a", "dfa", "dkp", "pepita")
 
 

@@ -70,6 +70,7 @@ _METHODS = {
     "pepita": ("PEPITA", "#661100", "X", (0, (1, 1))),
     "fdfa": ("FDFA", "#0072B2", "H", "-"),
     "grape": ("GrAPE", "#332288", "*", (0, (8, 1))),
+    "cosine-dfa": ("Cosine-DFA", "#44AA99", "h", (0, (8, 1, 1, 1))),
     "fg-a-averaged": ("FG-A averaged", "#7A5200", "8", (0, (4, 1, 1, 1))),
     "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
     "frozen": ("Frozen", "#888888", "x", ":"),
@@ -130,6 +131,8 @@ def _look(method: str, given: str) -> Look:
         name += f" α={float(rate):g}"
     elif rate is not None:
         rest["feedback_lr"] = f"{float(rate):g}"
+    if rest.get("slope") == "batch":
+        marker = "D"  # hollow, as any further option is, and so told from the site "post" with each sample's own slope
     site = rest.pop("site", None)
     if site == "post":
         linestyle = (0, (1, 1))
@@ -146,6 +149,7 @@ def _option_text(key: str, value: Any) -> str:
         "combine": f"{value}",
         "perturbation": f"{value}",
         "tangents": f"{value} directions",
+        "slope": f"slope of the {value}",
         "feedback_rule": f"{str(value).capitalize()} rule",
         "feedback_lr": f"rate {value}",
     }

@@ -211,4 +211,5 @@ def _fixed(draws: int, *networks: str) -> list[Case]:
     """What can be told without a tolerance, and the instruments."""
     fixed = [Case("fixed", name, network) for name in ("bp", "frozen", "dfa", "dkp", "drtp") for network in networks]
     order = [Case("order", "fdfa", networks[0], options={"feedback_lr": rate}) for rate in (0.3, 1.0)]
-    return [*fixed, *order, Case("instruments", "fg-a", networks[0], 2, 2, draws, {"site": "post"})]
+    pieces = [Case("pieces", "grape", network, 2, 1, 4 * draws, {"joint": False}) for network in networks]
+    return [*fixed, *order, *pieces, Case("instruments", "fg-a", networks[0], 2, 2, draws, {"site": "post"})]

@@ -22,10 +22,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analysis.theory import FeedbackLaw, Prediction, predict
+from analysis.theory import FeedbackLaw, Prediction, laws, predict
 from fdfa_core.estimators import make_estimator
 from fdfa_core.measuring.scalars import measure_draws
 from fdfa_core.measuring.summary import summarise
+from fdfa_core.training.feedback_watch import mean_jacobian
 from verification.cases import Case, problem
 
 CHUNK = 4_000  # draws taken in one call
@@ -315,6 +316,28 @@ def check_fixed(case: Case) -> list[Row]:
     return found.rows
 
 
+def check_pieces(case: Case) -> list[Row]:
+    """Rank-one pieces (J u) uᵀ of each sample's Jacobian: the mean squared cosine with the Jacobian is 1/n in every block."""
+    net, x, y = problem(case.network, case.samples)
+    estimator, *_ = _estimator(case, case.seed)
+    found = Comparison(case, predict("bp", net, x, y, 1))
+    kept = [Strata() for _ in net.hidden]
+    jacobians = []
+    for i in range(len(x)):
+        trace = estimator.trace(x[i : i + 1])
+        jacobians = mean_jacobian(net, x[i : i + 1], estimator.site)
+        measured = estimator.responses.measure(trace, estimator.site, 0, (case.draws,), estimator.generator)
+        for block, (d, u) in measured.items():
+            pieces = d.mT @ u
+            squared = (pieces * jacobians[block]).sum((1, 2)).square() / pieces.square().sum((1, 2))
+            kept[block].open(1 / len(x))
+            kept[block].add(squared / jacobians[block].square().sum())
+    for block, strata in enumerate(kept):
+        predicted = laws.rank_one_squared_cosine(jacobians[block].shape[1])
+        found.add("squared cosine of a piece", block, predicted, *map(float, strata.mean()), n=len(x) * case.draws)
+    return found.rows
+
+
 def check_order(case: Case) -> list[Row]:
     """The gradient of a step uses the feedback of the steps before it; the first teaches hidden blocks nothing.
 
@@ -362,5 +385,6 @@ CHECKS: dict[str, Callable[[Case], list[Row]]] = {
     "feedback": check_feedback,
     "fixed": check_fixed,
     "order": check_order,
+    "pieces": check_pieces,
     "instruments": check_instruments,
 }

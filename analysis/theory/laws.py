@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import gammaln
 from torch import Tensor
@@ -156,6 +157,46 @@ def noise_cosine(prediction: Prediction, block: int | None = None) -> float:
     inner = sum(float((prediction.mean[n] * prediction.target[n]).sum()) for n in mine)
     mean, target = prediction.total("mean", block), prediction.total("target", block)
     return inner / ((mean + prediction.total("variance", block)) * target) ** 0.5
+
+
+def rank_one_squared_cosine(units: int) -> float:
+    r"""Return E cos²(J, (J p) pᵀ) = 1/n of a rank-one piece of any Jacobian J ≠ 0, the Frobenius cosine. Exact.
+
+    With p = r s and s uniform on the unit sphere, ⟨J, J p pᵀ⟩ = r² ‖J s‖² and ‖J p pᵀ‖ = r² ‖J s‖, so that cos = ‖J s‖/‖J‖_F,
+    and E s sᵀ = I/n. It holds for isotropic laws (Gaussian, sphere) and where one block is perturbed at a time.
+
+    Args:
+        units: n, the columns of J.
+    """
+    if units < 1:
+        raise InvalidInput("units", units, "at least 1")
+    return 1 / units
+
+
+def rank_one_cosine_bound(jacobian: Tensor) -> float:
+    """Return √(2/(π n)) ‖J‖₂/‖J‖_F, the lower bound on E cos of a rank-one piece (Caillon et al. 2026).
+
+    ‖J s‖ is at least its part ‖J‖₂ |s·v| along the first right singular vector v, and E|s·v| ≥ √(2/(π n)). The exact value lies
+    between this and 1/√n, the root of the mean square.
+
+    Args:
+        jacobian: J (O, n), not all zero.
+    """
+    return (2 / (np.pi * jacobian.shape[1])) ** 0.5 * float(torch.linalg.matrix_norm(jacobian, 2) / jacobian.norm())
+
+
+def rank_one_column_cosine(jacobian: Tensor) -> float:
+    r"""Return the mean over columns of E cos between the columns of J and of (J p) pᵀ, for a single output: exact.
+
+    The column k of the piece is p_k (J·p), so that the cosine is the sign of J_k p_k (J·p). Its mean is that of the product of
+    the signs of two normal variables with correlation |J_k|/‖J‖: (2/π) arcsin(|J_k|/‖J‖).
+
+    Args:
+        jacobian: J (1, n) without zeros among its entries.
+    """
+    if jacobian.shape[0] != 1:
+        raise InvalidInput("jacobian: outputs", jacobian.shape[0], "1; for several outputs no closed form is known here")
+    return float((2 / np.pi) * (jacobian.abs() / jacobian.norm()).clamp(max=1).asin().mean())
 
 
 def _beta(dimension: int, tangents: int, combine: str) -> tuple[float, float]:

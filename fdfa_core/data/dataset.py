@@ -1,4 +1,4 @@
-"""A data set in memory: uint8 pixels, normalised to [-1, 1] one batch at a time.
+"""A data set in memory: uint8 pixels, normalised to [-1, 1] (or [0, 1]) one batch at a time.
 
 Pixels stay uint8: a float copy of the set would be four times as large, while normalising a batch costs microseconds.
 """
@@ -26,12 +26,14 @@ class Split:
         labels: (n,) int64.
         maximum: the largest value that a pixel can have (255, or 16 for the digits).
         transform: applied to every normalised batch of images; None for none.
+        unit: scale pixels to [0, 1] instead of [-1, 1].
     """
 
     images: Tensor
     labels: Tensor
     maximum: int = 255
     transform: Transform | None = None
+    unit: bool = False
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -51,7 +53,7 @@ class Split:
         flatten: bool = False,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The samples at `indices`, pixels p scaled to x = 2p/maximum - 1.
+        """The samples at `indices`, pixels p scaled to x = 2p/maximum - 1, or to p/maximum if `unit`.
 
         Args:
             indices: (b,) integers; a sample may occur more than once.
@@ -60,7 +62,7 @@ class Split:
             generator: random stream of a random transform; needed only by such a transform.
 
         Returns:
-            x of shape (b, C, H, W) or (b, C·H·W) with values in [-1, 1], and labels (b,) int64.
+            x of shape (b, C, H, W) or (b, C·H·W) with values in [-1, 1] (or [0, 1]), and labels (b,) int64.
 
         Raises:
             InvalidInput: an index outside the split, or a random transform without a generator.
@@ -70,7 +72,8 @@ class Split:
         except IndexError:
             given = f"{indices.min()} … {indices.max()}"
             raise InvalidInput("indices", given, f"0 … {len(self) - 1}, the samples of this split") from None
-        x = pixels.to(dtype).mul_(2 / self.maximum).sub_(1)
+        x = pixels.to(dtype)
+        x = x.div_(self.maximum) if self.unit else x.mul_(2 / self.maximum).sub_(1)
         if self.transform is not None:
             x = self.transform(x, generator)
         return (x.flatten(1) if flatten else x), labels
@@ -182,6 +185,7 @@ class Dataset:
         *,
         image_size: int | None = None,
         augment: bool = False,
+        unit: bool = False,
     ) -> tuple[Split, Split]:
         """What to train on, and what to evaluate on.
 
@@ -191,6 +195,7 @@ class Dataset:
             seed: of the draw of the held-out images.
             image_size: scale images to this height and width (default: leave them as they are).
             augment: flip and crop training images at random (`RandomResizedCrop`); evaluation images never.
+            unit: scale pixels to [0, 1] instead of [-1, 1].
 
         Returns:
             (training split, evaluation split).
@@ -215,7 +220,7 @@ class Dataset:
         size = self.shape[1:] if image_size is None else (image_size, image_size)
         resize = None if size == self.shape[1:] else Resize(size)
         crop = RandomResizedCrop(size) if augment else resize
-        return replace(train, transform=crop), replace(evaluation, transform=resize)
+        return replace(train, transform=crop, unit=unit), replace(evaluation, transform=resize, unit=unit)
 
 
 def stratified(labels: np.ndarray, held_out: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:

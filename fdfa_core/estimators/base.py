@@ -127,6 +127,12 @@ class Estimator(ABC):
         """
         return None
 
+    def step(self, trace: Trace, error: Tensor, targets: Tensor) -> Gradients:
+        """Return the gradients of one training step and advance the state: first its use, then its update."""
+        gradients = self.gradients(trace, error, targets, ())
+        self.update(trace, error, targets, gradients)
+        return gradients
+
     def stationary_steps(self) -> int:
         """Return how many steps at frozen weights bring the state close to its stationary distribution; 0 without one."""
         return 0
@@ -196,11 +202,10 @@ class Estimator(ABC):
         with torch.no_grad():
             trace = self.trace(x, update_buffers=True)
             loss, error = self.loss.error(trace.output, y)
-            gradients = self.gradients(trace, error, y, ())
+            gradients = self.step(trace, error, y)
             for name, parameter in self.net.named_parameters():
                 if parameter.requires_grad:
                     parameter.grad = gradients[name]
-            self.update(trace, error, y, gradients)
         return loss
 
     def advance(self, x: Tensor, y: Tensor) -> None:

@@ -85,13 +85,32 @@ class DirectFeedback(Estimator):
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the local gradients of the errors t B_l, and the readout's exact one."""
+        held = [self.held(state) for state in self.feedback]
+        return self.gradients_through(held, self.replicated, trace, error, targets, lead)
+
+    def gradients_through(
+        self,
+        feedback: list[Tensor],
+        per_draw: bool,
+        trace: Trace,
+        error: Tensor,
+        targets: Tensor,
+        lead: tuple[int, ...],
+    ) -> Gradients:
+        """Return the local gradients of the errors t B_l for given feedback, and the readout's exact one.
+
+        Args:
+            feedback: one tensor per hidden block, (O, *site shape), or (*lead, O, *site shape) with `per_draw`.
+            per_draw: whether every draw has feedback of its own.
+            trace, error, targets, lead: as for `gradients`.
+        """
         teaching = self.teaching_signal(error, targets)
         gradients: Gradients = {}
-        for block, state in zip(trace.hidden, self.feedback, strict=True):
-            value, feedback = block.site(self.site), self.held(state)
-            signal = teaching @ feedback.flatten(1 - value.dim())
+        for block, matrix in zip(trace.hidden, feedback, strict=True):
+            value = block.site(self.site)
+            signal = teaching @ matrix.flatten(1 - value.dim())
             merge(gradients, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
-        if not self.replicated:
+        if not per_draw:
             gradients = repeat(gradients, lead)
         merge(gradients, exact_readout(trace, error, lead))
         return gradients

@@ -1,4 +1,4 @@
-"""Direct feedback that learns from forward gradients of the outputs: FDFA and GrAPE."""
+"""Direct feedback that learns from forward gradients of the outputs: FDFA."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import averages
 from fdfa_core.estimators.direct_feedback import DirectFeedback
-from fdfa_core.estimators.learned_feedback import LearnedFeedback
-from fdfa_core.estimators.options import Count, Joint, Optimizer, Perturbation, Positive, Site
+from fdfa_core.estimators.options import Count, Joint, Perturbation, Positive, Site
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.perturbations import Design, design_sample, make_law
@@ -204,87 +203,3 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         if state["adam"] is not None:
             self._adam = torch.optim.Adam(self.feedback, lr=self.feedback_lr)
             self._adam.load_state_dict(state["adam"])
-
-
-@register("grape")
-class GradientAlignedProjectedError(LearnedFeedback):
-    r"""GrAPE: direct feedback turned towards a forward-gradient Jacobian by a cosine loss (Caillon et al., ICLR 2026).
-
-    As in FDFA, random perturbations of the hidden blocks and one tangent pass give D_l = mean of d ⊗ u_l, an estimate of the
-    Jacobian from rank-one pieces. B_l descends the local loss 1 − cos(B_l, D_l) over all its entries,
-
-        ∂B_l = −(D_l/‖D_l‖ − cos(B_l, D_l) B_l/‖B_l‖) / ‖B_l‖,
-
-    which turns B_l and never shortens it: its scale, unlike FDFA's, says nothing of the Jacobian's, so that hidden blocks train
-    at a learning rate of their own. Expectation: biased, in direction by the Jacobian's spread as FDFA, and in length. Variance
-    given the batch: that of B_l. Cost: as FDFA, and D_l is formed.
-
-    After the published abstract, which names the rank-one estimates, the cosine loss and its use before a parallel DFA update.
-    Our reading, where the full text could not be consulted: D_l is averaged over the batch before the cosine is taken (their
-    pieces belong to single samples); all blocks share one tangent pass; B_l starts normal with variance 1/n_l; and the order is
-    this project's, use B_l first and update it after, where theirs updates first. Their occasional steps of backpropagation on
-    one mini-batch ("anchors") are left out: they train the weights, not the feedback.
-
-    Args:
-        perturbation: law of u, a name or an object.
-        site: "post" or "pre".
-        joint: True, False or "cyclic", as for FDFA.
-        tangents: directions per sample and step.
-        directions: "independent", "orthogonal" or "antithetic", as for FDFA.
-        feedback_optimizer: "sgd" or "adam".
-        feedback_lr: its learning rate.
-        feedback_decay: λ, with which B also shrinks.
-    """
-
-    def __init__(
-        self,
-        net,
-        *,
-        perturbation: Perturbation = "gaussian",
-        joint: Joint = True,
-        tangents: Count = 1,
-        directions: Design = "independent",
-        feedback_optimizer: Optimizer = "sgd",
-        feedback_lr: Positive = 0.1,
-        **common,
-    ):
-        super().__init__(net, feedback_optimizer=feedback_optimizer, feedback_lr=feedback_lr, **common)
-        self.responses = OutputResponses(perturbation, joint, tangents, directions)
-        self.steps = 0
-
-    def initial_feedback(self, lead, outputs, shape):
-        """Return normal feedback of variance 1/n_l."""
-        drawn = torch.empty((*lead, outputs, *shape), dtype=self.dtype, device=self.device)
-        return drawn.normal_(0, math.prod(shape) ** -0.5, generator=self.generator)
-
-    def feedback_gradients(self, trace, error):
-        """Return the gradient of 1 − cos(B_l, D_l); zero where D_l or B_l is."""
-        replicas = () if self.replicas is None else (self.replicas,)
-        measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
-        self.steps += 1
-        gradients: list[Tensor | None] = [None] * len(trace.hidden)
-        for i, (d, u) in measured.items():
-            feedback = self.feedback[i]
-            jacobian = (d.mT @ u).view_as(feedback)  # times K N, which the cosine does not see
-            entries = tuple(range(len(replicas), feedback.dim()))
-            length = feedback.square().sum(entries, keepdim=True).sqrt()
-            towards = _unit(jacobian, entries)
-            along = _unit(feedback, entries)
-            across = towards - along * (towards * along).sum(entries, keepdim=True)
-            gradients[i] = torch.where(length > 0, -across / length, 0)
-        return gradients
-
-    def own_state(self):
-        """Return feedback, its optimiser's state and the step count."""
-        return {**super().own_state(), "steps": self.steps}
-
-    def load_own_state(self, state):
-        """Restore feedback, its optimiser's state and the step count."""
-        super().load_own_state(state)
-        self.steps = state["steps"]
-
-
-def _unit(value: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Scale to norm one over axes; zero stays zero."""
-    length = value.square().sum(axes, keepdim=True).sqrt()
-    return torch.where(length > 0, value / length, 0)

@@ -59,7 +59,7 @@ def available_estimators() -> list[str]:
     Examples:
         >>> from fdfa_core import available_estimators
         >>> available_estimators()[:4]
-        ['bp', 'dfa', 'dkp', 'drtp']
+        ['bp', 'cosine-dfa', 'dfa', 'dkp']
     """
     _load_plugins()
     return sorted({*packaged(), *_CLASSES}, key=lambda name: (name != "bp", name))

@@ -106,6 +106,7 @@ class DataConfig(Table):
     With ``evaluate_on = "validation"`` a part of the training set is held out and takes the place of the test set, which
     then is not looked at: the setting for choosing learning rates. `train_size` keeps that many training samples, drawn
     at random; `image_size` scales images to that height and width; `augment` flips and crops training images at random.
+    Pixels are scaled to [-1, 1], and to [0, 1] with ``scale = "unit"``.
     """
 
     name: str = "digits"
@@ -114,6 +115,7 @@ class DataConfig(Table):
     train_size: PositiveInt | None = None
     image_size: PositiveInt | None = None
     augment: bool = False
+    scale: Literal["unit"] | None = None
 
 
 class NetworkConfig(OpenTable):
@@ -131,9 +133,10 @@ class EstimatorConfig(OpenTable):
 class TrainingConfig(Table):
     """How the weights move: as many `epochs` or `steps` as given (one of the two).
 
-    `learning_rate` is multiplied by `decay` after each epoch. ``optimizer = "none"`` freezes the weights while the
-    estimators' own state moves on, which takes feedback to its stationary distribution at these weights. `drop_last`
-    leaves out an epoch's last, smaller batch. `momentum` is that of SGD.
+    `learning_rate` is multiplied by `decay` after each epoch, and once more by `gamma` when as many epochs are over as one of
+    the `milestones` says. ``optimizer = "none"`` freezes the weights while the estimators' own state moves on, which takes
+    feedback to its stationary distribution at these weights. `drop_last` leaves out an epoch's last, smaller batch.
+    `momentum` is that of SGD.
     """
 
     epochs: PositiveInt | None = None
@@ -146,6 +149,8 @@ class TrainingConfig(Table):
     decay: float = Field(default=1.0, gt=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    milestones: list[PositiveInt] | None = Field(default=None, min_length=1)
+    gamma: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
@@ -153,6 +158,15 @@ class TrainingConfig(Table):
             raise PydanticCustomError("length", "a table with either epochs or steps")
         if self.momentum and self.optimizer != "sgd":
             raise PydanticCustomError("momentum", 'momentum with optimizer = "sgd" alone', {"of": "momentum"})
+        if (self.milestones is None) != (self.gamma is None):
+            given = "milestones" if self.gamma is None else "gamma"
+            raise PydanticCustomError("milestones", "milestones and gamma together, or neither of them", {"of": given})
+        if self.milestones:
+            if any(a >= b for a, b in zip(self.milestones, self.milestones[1:], strict=False)):
+                raise PydanticCustomError("milestones", "epochs in ascending order, each once", {"of": "milestones"})
+            if self.epochs is not None and self.milestones[-1] >= self.epochs:
+                accepted = f"epochs below {self.epochs}, the length of the run: a later one is never reached"
+                raise PydanticCustomError("milestones", accepted, {"of": "milestones"})
         return self
 
 

@@ -9,7 +9,19 @@ from torch import nn
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import Sizes, convolutional_block, image_shape, linear_block, positive_sizes, seeded
+from fdfa_core.networks.parts import (
+    TORCH,
+    Share,
+    Sizes,
+    convolutional_block,
+    dropout_share,
+    image_shape,
+    initialise,
+    linear_block,
+    positive_sizes,
+    require_bool,
+    seeded,
+)
 
 CONVOLUTIONAL_VARIANTS: dict[str, tuple[bool, ...]] = {"cnn": (True, True), "cnn-released": (False, True)}
 
@@ -25,6 +37,9 @@ def convolutional(
     padding: int = 0,
     activation: str = "relu",
     batch_norm: bool = True,
+    bias: bool = True,
+    dropout: Share = 0.0,
+    initialisation: str = TORCH,
     seed: int | None = None,
 ) -> BlockNetwork:
     """Return the convolutional network of Bacho & Chu: two convolutional blocks, one fully connected block, a readout.
@@ -43,11 +58,12 @@ def convolutional(
         padding: of the convolutions; the paper has none.
         activation: "relu", "tanh" or "identity".
         batch_norm: normalise every hidden block.
+        bias, dropout, initialisation: as in `fully_connected`; dropout ends every hidden block, after its pooling.
         seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
-        InvalidInput: an image too small for the layers, or a size below one.
-        UnknownName: unknown variant or activation.
+        InvalidInput: an image too small for the layers, a size below one, or an option out of its range.
+        UnknownName: unknown variant, activation or initialisation.
 
     Examples:
         >>> from fdfa_core import convolutional
@@ -60,13 +76,15 @@ def convolutional(
     pools, (fan_in, height, width) = CONVOLUTIONAL_VARIANTS[variant], image_shape(input_shape)
     channels, hidden = positive_sizes("channels", channels), positive_sizes("hidden", hidden)
     positive_sizes("outputs, kernel_size", (outputs, kernel_size))
+    bias, dropout = require_bool("bias", bias), dropout_share(dropout)
     if len(channels) != len(pools):
         raise InvalidInput("channels", channels, f"{len(pools)} sizes, one per convolution")
     with seeded(seed):
         blocks: list[nn.Module] = []
         for fan_out, pool in zip(channels, pools, strict=True):
-            convolution = nn.Conv2d(fan_in, fan_out, kernel_size, padding=padding)
-            blocks.append(convolutional_block(convolution, activation, batch_norm, nn.MaxPool2d(2) if pool else None))
+            convolution = nn.Conv2d(fan_in, fan_out, kernel_size, padding=padding, bias=bias)
+            pooling = nn.MaxPool2d(2) if pool else None
+            blocks.append(convolutional_block(convolution, activation, batch_norm, pooling, dropout))
             shrink = kernel_size - 1 - 2 * padding
             height, width, fan_in = (height - shrink) // (1 + pool), (width - shrink) // (1 + pool), fan_out
         if height < 1 or width < 1:
@@ -77,9 +95,14 @@ def convolutional(
                 "A smaller kernel_size, or padding = kernel_size // 2, serves small images.",
             )
         widths = [fan_in * height * width, *hidden]
-        blocks += [linear_block(*pair, activation, batch_norm, flatten=i == 0) for i, pair in enumerate(pairwise(widths))]
-        readout = nn.Linear(widths[-1], outputs)
-        return BlockNetwork(*blocks, readout if hidden else nn.Sequential(nn.Flatten(), readout), input_shape=input_shape)
+        blocks += [
+            linear_block(*pair, activation, batch_norm, flatten=i == 0, bias=bias, dropout=dropout)
+            for i, pair in enumerate(pairwise(widths))
+        ]
+        readout = nn.Linear(widths[-1], outputs, bias=bias)
+        net = BlockNetwork(*blocks, readout if hidden else nn.Sequential(nn.Flatten(), readout), input_shape=input_shape)
+        initialise(net, initialisation)
+        return net
 
 
 # Image size → kernel, stride and padding of the first convolution, and size of the poolings (their stride is 2)

@@ -10,23 +10,44 @@ from torch import nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import Sizes, linear_block, positive_sizes, seeded
+from fdfa_core.networks.parts import (
+    TORCH,
+    Share,
+    Sizes,
+    dropout_share,
+    initialise,
+    linear_block,
+    positive_sizes,
+    require_bool,
+    seeded,
+)
 
 
 def fully_connected(
-    widths: Sequence[int], *, activation: str = "relu", batch_norm: bool = False, seed: int | None = None
+    widths: Sequence[int],
+    *,
+    activation: str = "relu",
+    batch_norm: bool = False,
+    bias: bool = True,
+    dropout: Share = 0.0,
+    initialisation: str = TORCH,
+    seed: int | None = None,
 ) -> BlockNetwork:
-    """Return a fully connected network of blocks Linear(–BatchNorm)–activation and a linear readout.
+    """Return a fully connected network of blocks Linear(–BatchNorm)–activation(–Dropout) and a linear readout.
 
     Args:
         widths: input size, hidden widths, number of outputs: at least three positive integers.
         activation: "relu", "tanh" or "identity".
         batch_norm: put batch normalisation between each hidden linear layer and its activation.
+        bias: whether the linear layers have biases, the readout's among them.
+        dropout: share of each hidden block's outputs that a training step drops; the others grow by 1/(1 − dropout).
+        initialisation: of all weights, the readout's among them: "torch" or a name in `parts.INITIALISATIONS`, such as
+            "he_uniform", uniform on ±√(6/n_in).
         seed: of the initial weights; None draws them from torch's global stream.
 
     Raises:
-        InvalidInput: fewer than two layers of weights, or a width below one.
-        UnknownName: unknown activation.
+        InvalidInput: fewer than two layers of weights, a width below one, or an option out of its range.
+        UnknownName: unknown activation or initialisation.
 
     Examples:
         >>> from fdfa_core import fully_connected
@@ -38,9 +59,12 @@ def fully_connected(
     if len(widths) < 3:
         accepted = "at least three positive integers (input, hidden …, outputs): a network has two or more blocks"
         raise InvalidInput("widths", widths, accepted)
+    own = {"bias": require_bool("bias", bias), "dropout": dropout_share(dropout)}
     with seeded(seed):
-        blocks = [linear_block(*pair, activation, batch_norm) for pair in pairwise(widths[:-1])]
-        return BlockNetwork(*blocks, nn.Linear(*widths[-2:]), input_shape=widths[:1])
+        blocks = [linear_block(*pair, activation, batch_norm, **own) for pair in pairwise(widths[:-1])]
+        net = BlockNetwork(*blocks, nn.Linear(*widths[-2:], bias=bias), input_shape=widths[:1])
+        initialise(net, initialisation)
+        return net
 
 
 def build_fully_connected(
@@ -50,6 +74,9 @@ def build_fully_connected(
     hidden: Sizes,
     activation: str = "relu",
     batch_norm: bool = False,
+    bias: bool = True,
+    dropout: Share = 0.0,
+    initialisation: str = TORCH,
     seed: int | None = None,
 ) -> BlockNetwork:
     """Return `fully_connected` with the `hidden` widths for samples of `input_shape`, as the registry calls it."""
@@ -57,4 +84,5 @@ def build_fully_connected(
     if not hidden:
         raise InvalidInput("hidden", hidden, "at least one positive integer: a network has two or more blocks")
     widths = [math.prod(input_shape), *hidden, outputs]
-    return fully_connected(widths, activation=activation, batch_norm=batch_norm, seed=seed)
+    options = {"bias": bias, "dropout": dropout, "initialisation": initialisation}
+    return fully_connected(widths, activation=activation, batch_norm=batch_norm, **options, seed=seed)

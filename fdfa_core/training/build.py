@@ -20,7 +20,9 @@ def splits(config: RunConfig, dataset: Dataset) -> tuple[Split, Split]:
     """Return what a run trains on, and what it is judged on."""
     table = config.data
     fraction = table.validation_fraction if table.evaluate_on == "validation" else 0.0
-    train, test = dataset.split(fraction, _SUBSETS, image_size=table.image_size, augment=table.augment)
+    train, test = dataset.split(
+        fraction, _SUBSETS, image_size=table.image_size, augment=table.augment, unit=table.scale == "unit"
+    )
     return (train if table.train_size is None else train.subset(table.train_size, _SUBSETS)), test
 
 

@@ -133,7 +133,10 @@ class Session:
     @property
     def learning_rate(self) -> float:
         """Of the coming step: constant within an epoch."""
-        return self.config.training.learning_rate * self.config.training.decay ** (self.step // self.steps_per_epoch)
+        training, epoch = self.config.training, self.step // self.steps_per_epoch
+        rate = training.learning_rate * training.decay**epoch
+        passed = sum(epoch >= milestone for milestone in training.milestones or ())
+        return rate * training.gamma**passed if passed else rate
 
     def summary(self) -> dict[str, Any]:
         """Return the outcome, as `summary.json` holds it: JSON has no NaN, which the first row of metrics has for a loss."""

@@ -102,6 +102,54 @@ def test_expected_cosine_by_monte_carlo(combine, tangents):
         assert abs(float(found.mean()) - expected) < 4.5 * float(found.std()) / len(found) ** 0.5  # false alarm 7e-6
 
 
+def rank_one_cosines(jacobian, draws=40_000):
+    """Frobenius cosines (draws,), and mean cosines of columns (draws,), of pieces (J p) pᵀ with J."""
+    p = torch.randn(draws, jacobian.shape[1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    pieces = (p @ jacobian.T).unsqueeze(2) * p.unsqueeze(1)
+    whole = (pieces * jacobian).sum((1, 2)) / pieces.norm(dim=(1, 2)) / jacobian.norm()
+    return whole, torch.cosine_similarity(pieces, jacobian.unsqueeze(0), dim=1).mean(1)
+
+
+def spectrum(*values, units=7):
+    """A Jacobian with these singular values and random singular vectors."""
+    generator = torch.Generator().manual_seed(8)
+    left = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))[0]
+    right = torch.linalg.qr(torch.randn(units, len(values), generator=generator, dtype=torch.float64))[0]
+    return left @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ right.T
+
+
+@pytest.mark.parametrize("values", [(2.0,), (1.0, 1.0, 1.0), (5.0, 1.0, 0.1), (3.0, 0.0)], ids=str)
+def test_squared_cosine_of_a_rank_one_piece_by_monte_carlo(values):
+    """40,000 draws; the mean square is the same for every spectrum, the mean lies between the published bound and its root."""
+    jacobian = spectrum(*values)
+    cosines, _ = rank_one_cosines(jacobian)
+    square = cosines.square()
+    assert abs(square.mean() - laws.rank_one_squared_cosine(7)) < 4 * square.std() / len(square) ** 0.5
+    margin = 4 * float(cosines.std()) / len(cosines) ** 0.5
+    assert laws.rank_one_cosine_bound(jacobian) - margin < float(cosines.mean()) < 7**-0.5
+
+
+def test_the_published_bound_is_close_for_one_output_and_loose_for_a_flat_spectrum():
+    one, flat = spectrum(2.0, units=50), spectrum(1.0, 1.0, 1.0, units=50)
+    assert laws.rank_one_cosine_bound(one) == pytest.approx(math.sqrt(2 / (math.pi * 50)), rel=1e-12)
+    assert laws.rank_one_cosine_bound(flat) == pytest.approx(math.sqrt(2 / (math.pi * 150)), rel=1e-12)
+    assert 1 < laws.expected_cosine(50) / laws.rank_one_cosine_bound(one) < 1.01
+    assert rank_one_cosines(flat)[0].mean() > 1.5 * laws.rank_one_cosine_bound(flat)
+
+
+def test_cosine_of_columns_of_a_rank_one_piece_by_monte_carlo():
+    jacobian = spectrum(2.0)
+    _, columns = rank_one_cosines(jacobian)
+    assert abs(columns.mean() - laws.rank_one_column_cosine(jacobian)) < 4 * columns.std() / len(columns) ** 0.5
+
+
+def test_laws_of_rank_one_pieces_refuse():
+    with pytest.raises(InvalidInput, match="units: got 0"):
+        laws.rank_one_squared_cosine(0)
+    with pytest.raises(InvalidInput, match="outputs: got 3; accepted: 1"):
+        laws.rank_one_column_cosine(spectrum(1.0, 1.0, 1.0))
+
+
 def test_expected_cosine_of_a_complete_projection_is_one():
     assert laws.expected_cosine(5, 5, "projection") == 1.0
 

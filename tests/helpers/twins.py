@@ -217,6 +217,18 @@ def jacobian_estimates(slow: Slow, us: list[Tensor], groups: list[list[int]], si
     return found
 
 
+def grape_refinement(feedback: Tensor, estimate: Tensor, rate: float, cosine: str, normalise: bool) -> Tensor:
+    """B (O, n) after one step on 1 − c̄ towards an estimate of the Jacobian, by automatic differentiation, column by column."""
+    moved = feedback.clone().requires_grad_()
+    if cosine == "columns":
+        cosines = [F.cosine_similarity(moved[:, k], estimate[:, k], dim=0) for k in range(moved.shape[1])]
+    else:
+        cosines = [F.cosine_similarity(moved.flatten(), estimate.flatten(), dim=0)]
+    (gradient,) = torch.autograd.grad(1 - sum(cosines) / len(cosines), moved)
+    moved = (moved - rate * gradient).detach()
+    return torch.stack([column / column.norm() for column in moved.T], 1) if normalise else moved
+
+
 def fa(slow: Slow, feedback: Gradients) -> Gradients:
     """Backpropagation through the whole network, with random layers on the way down (never below the first block)."""
     net = copy.deepcopy(slow.net)

@@ -25,7 +25,7 @@ def test_estimators_agree_with_theory(light):
 
 
 def test_every_registered_estimator_with_a_closed_form_is_verified(light):
-    assert {"bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp", "fdfa"} <= set(light.estimator)
+    assert {"bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp", "fdfa", "grape"} <= set(light.estimator)
 
 
 def test_z_scores_are_standard(light):

@@ -244,3 +244,8 @@ def _():
 @mutant("DRTP's target not divided by N", "estimator", "drtp")
 def _():
     return after(direct_feedback.DirectRandomTargetProjection, "teaching_signal", lambda t, *_: t * len(t))
+
+
+@mutant("all blocks perturbed together where one at a time was asked for", "estimator", "[pieces]")
+def _():
+    return forward_feedback.OutputResponses, "groups", lambda self, blocks, step: [list(range(blocks))]

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from analysis.theory import feedback, feedback_form, fourth_moment, local_maps, predictions
+from analysis.theory import feedback, feedback_form, fourth_moment, laws, local_maps, predictions
 from fdfa_core import perturbations
 from verification.planting import FDFA, FG_A, after, mutant
 
@@ -103,6 +103,11 @@ def _():
 @mutant("product of feedback noise and batch noise left out", "theory", FDFA)
 def _():
     return feedback_form.UnitForm, "of_samples", lambda self, chunk: {}
+
+
+@mutant("squared cosine of a rank-one piece as 1/(n + 1)", "theory", "[pieces]")
+def _():
+    return laws, "rank_one_squared_cosine", lambda units: 1 / (units + 1)
 
 
 def _with_joint_false(formula, *args, **options):

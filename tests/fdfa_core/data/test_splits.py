@@ -37,6 +37,16 @@ def test_batch_uses_the_full_range_exactly(split):
     assert x[0, 0, 0, :2].tolist() == [-1, 1]
 
 
+def test_batch_in_the_unit_interval_uses_the_full_range_exactly(dataset):
+    for part in dataset.split(0.2, unit=True):
+        x, _ = part.all(dtype=torch.float64)
+        torch.testing.assert_close(x, part.images.double() / 255)
+    train, _ = dataset.split(unit=True)
+    assert train.subset(80, 0).unit and train.without_augmentation().unit
+    x, _ = train.batch(torch.tensor([0]))
+    assert x[0, 0, 0, :2].tolist() == [0, 1]
+
+
 def test_batch_of_digits_uses_the_full_range():
     x, _ = load("digits").train.all()
     assert (x.min(), x.max()) == (-1, 1)

@@ -35,7 +35,10 @@ METHODS = [
     ("fdfa", {}),
     ("fdfa", {"feedback_rule": "adam", "joint": "cyclic", "tangents": 2}),
     ("fdfa", {"directions": "orthogonal", "joint": False, "warmup": True}),
+    ("cosine-dfa", {}),
     ("grape", {}),
+    ("grape", {"order": "after", "cosine": "frobenius", "normalise": False, "joint": False, "feedback_lr": 0.5}),
+    ("grape", {"calibrate_every": 2, "tangents": 2, "joint": "cyclic"}),
     ("frozen", {}),
     ("fg-a-averaged", {"site": "post"}),
     ("fdfa-averaged", {}),
@@ -359,7 +362,7 @@ class Permuted:
         return drawn[..., self.order, :] if drawn.shape[-2] == len(self.order) else drawn
 
 
-PER_SAMPLE_DRAWS = [("fg-a", {"site": "post"}), ("lg-fg-a", {"site": "post"}), ("fdfa", {}), ("grape", {})]
+PER_SAMPLE_DRAWS = [("fg-a", {"site": "post"}), ("lg-fg-a", {"site": "post"}), ("fdfa", {}), ("cosine-dfa", {}), ("grape", {})]
 batches = st.tuples(st.integers(2, 6), st.integers(0, 10**6))
 
 

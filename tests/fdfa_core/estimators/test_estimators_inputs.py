@@ -44,7 +44,14 @@ BAD_OPTIONS = [
     ("fdfa", {"warmup": "yes"}, r"warmup: got 'yes'; accepted: True or False"),
     ("dkp", {"feedback_optimizer": "lbfgs"}, r"feedback_optimizer: got 'lbfgs'; accepted: 'sgd' or 'adam'"),
     ("dkp", {"feedback_decay": -1}, r"feedback_decay: got -1; accepted: a finite number of at least 0"),
+    ("cosine-dfa", {"feedback_lr": 0}, r"feedback_lr: got 0"),
     ("grape", {"feedback_lr": 0}, r"feedback_lr: got 0"),
+    ("grape", {"order": "during"}, r"order: got 'during'; accepted: 'before' or 'after'"),
+    ("grape", {"cosine": "rows"}, r"cosine: got 'rows'; accepted: 'columns' or 'frobenius'"),
+    ("grape", {"normalise": 1}, r"normalise: got 1; accepted: True or False"),
+    ("grape", {"calibrate_every": 0}, r"calibrate_every: got 0; accepted: a positive integer"),
+    ("grape", {"calibrate_every": True}, r"calibrate_every: got True; accepted: a positive integer"),
+    ("grape", {"space": "outputs"}, r"space: got 'outputs'; accepted: 'activations' or 'smaller'"),
     ("lg-fg-w", {"readout_lr": 0}, r"readout_lr: got 0"),
     ("lg-fg-w", {"readout_optimizer": "no"}, r"readout_optimizer: got 'no'"),
     ("lg-fg-w", {"tangents": 29, "combine": "projection"}, r"tangents: got 29; accepted: at most 28"),
@@ -134,6 +141,28 @@ class TestBatch:
         self.refuses(method, x.float(), y, "x: dtype: got torch.float32; accepted: torch.float64")
 
 
+def test_grape_refuses_to_perturb_weights_and_says_why(net):
+    with pytest.raises(Unsupported, match="no unbiased estimate of the Jacobian.*activations"):
+        make_estimator("grape", net, space="weights")
+
+
+def test_grape_takes_the_smaller_space_where_it_is_that_of_activations(net):
+    x, y = make_batch(net)
+    one, other = (make_estimator("grape", net, space=space).estimate(x, y) for space in ("activations", "smaller"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_grape_refuses_the_smaller_space_where_it_is_that_of_weights():
+    net = make_toy("conv")  # 18 weights make 8 activations of the first block after its pooling, 24 make 3 of the second
+    make_estimator("grape", net, space="smaller")
+    wide = BlockNetwork(nn.Conv2d(1, 2, 3, padding=1), nn.Sequential(nn.Flatten(), nn.Linear(50, 3)), input_shape=(1, 5, 5))
+    with pytest.raises(Unsupported, match=r"block 0 \(Conv2d\) has 18 weights and 50 activations"):
+        make_estimator("grape", wide, space="smaller")
+    unknown = BlockNetwork(*wide)
+    with pytest.raises(InvalidInput, match="space: got 'smaller'; accepted: .*input_shape is known"):
+        make_estimator("grape", unknown, space="smaller")
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.0, True])
 def test_number_of_draws_must_be_a_positive_integer(net, count):
     with pytest.raises(InvalidInput, match="replicates: got"):
@@ -160,7 +189,7 @@ def test_replicas_cannot_train(net):
     ],
     ids=["shape", "dtype", "device", "no tensor"],
 )
-@pytest.mark.parametrize("method", ["dfa", "fdfa", "dkp", "grape", "drtp"])
+@pytest.mark.parametrize("method", ["dfa", "fdfa", "dkp", "cosine-dfa", "grape", "drtp"])
 def test_feedback_that_does_not_fit_is_refused(net, method, value, message):
     estimator = make_estimator(method, net)
     with pytest.raises(InvalidInput, match=message):

@@ -225,8 +225,8 @@ def test_fdfa_at_affine_outputs(toy):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("toy", FEW)
-def test_grape_feedback(toy, optimizer):
-    case = Case("grape", toy, feedback_optimizer=optimizer, feedback_lr=0.1)
+def test_cosine_dfa_feedback(toy, optimizer):
+    case = Case("cosine-dfa", toy, feedback_optimizer=optimizer, feedback_lr=0.1)
     expected = [b.clone().flatten(1).requires_grad_() for b in case.estimator.feedback]
     stepper = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](expected, lr=0.1)
     for slow, us in case.steps():
@@ -238,6 +238,80 @@ def test_grape_feedback(toy, optimizer):
     expected = [b.detach() for b in expected]
     assert_equal({i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}, dict(enumerate(expected)))
     assert_equal(found, twins.direct(slow, expected))
+
+
+GRAPE = [
+    {},
+    {"tangents": 2, "joint": False, "feedback_lr": 0.7},
+    {"cosine": "frobenius", "normalise": False, "feedback_lr": 0.3},
+    {"order": "after", "joint": "cyclic"},
+    {"site": "pre"},
+]
+
+
+@pytest.mark.parametrize("options", GRAPE, ids=str)
+@pytest.mark.parametrize("toy", FEW)
+def test_grape(toy, options):
+    """The state after some steps, what an estimate adds to it, and the gradient that follows from both."""
+    if options.get("site") == "pre" and toy not in PRE:
+        pytest.skip("no pre site")
+    case = Case("grape", toy, **options)
+    site = options.get("site", "post")
+
+    def refined(feedback, slow, us, step):
+        rule = options.get("feedback_lr", 10.0), options.get("cosine", "columns"), options.get("normalise", True)
+        estimates = twins.jacobian_estimates(slow, us, _groups(options, slow, step), site)
+        return [
+            twins.grape_refinement(b, estimates[i], *rule) if i in estimates else b for i, b in enumerate(feedback)
+        ]
+
+    expected = [b.clone().flatten(1) for b in case.estimator.feedback]
+    if options.get("normalise", True):
+        for b in expected:
+            torch.testing.assert_close(b.norm(dim=0), torch.ones(b.shape[1]).double())
+    for step, (slow, us) in enumerate(case.steps()):
+        expected = refined(expected, slow, us, step)
+    assert_equal(_held(case), dict(enumerate(expected)))
+    found, us, slow = case.estimate()
+    used = expected if options.get("order") == "after" else refined(expected, slow, us, 3)
+    assert_equal(found, twins.direct(slow, used, site=site))
+    assert_equal(_held(case), dict(enumerate(expected)))  # an estimate keeps nothing of what it refined
+
+
+def _held(case):
+    return {i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}
+
+
+def test_grape_trains_with_the_feedback_that_its_step_refined():
+    case = Case("grape", "fc_bn")
+    before = [b.clone().flatten(1) for b in case.estimator.feedback]
+    slow = Slow(case.net, case.x, case.y)
+    case.estimator.backward(case.x, case.y)
+    estimates = twins.jacobian_estimates(slow, case.law.take(), _groups({}, slow, 0), "post")
+    expected = [twins.grape_refinement(b, estimates[i], 10.0, "columns", True) for i, b in enumerate(before)]
+    assert_equal(_held(case), dict(enumerate(expected)))
+    assert_equal({name: p.grad for name, p in case.net.named_parameters()}, twins.direct(slow, expected))
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_grape_calibrates_by_the_gradient(toy):
+    case = Case("grape", toy, calibrate_every=1)
+    before = [b.clone() for b in case.estimator.feedback]
+    found, drawn, slow = case.estimate()
+    assert_equal(found, slow.gradient())
+    case.estimator.backward(case.x, case.y)
+    assert_equal({name: p.grad for name, p in case.net.named_parameters()}, slow.gradient())
+    assert not drawn and all(torch.equal(a, b) for a, b in zip(before, case.estimator.feedback, strict=True))
+
+
+def test_grape_calibrates_at_every_third_step_alone():
+    case = Case("grape", "fc", calibrate_every=3)
+    exact = []
+    for _ in range(7):
+        true = Slow(case.net, case.x, case.y).gradient()
+        case.estimator.backward(case.x, case.y)
+        exact.append(all(torch.allclose(p.grad, true[name], rtol=1e-9) for name, p in case.net.named_parameters()))
+    assert exact == [False, False, True, False, False, True, False]
 
 
 @pytest.mark.parametrize("toy", ALL)

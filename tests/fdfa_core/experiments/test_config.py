@@ -91,6 +91,14 @@ def test_the_id_is_the_hash_of_the_canonical_json():
     assert run.id == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def test_keys_that_are_not_given_leave_the_id_alone():
+    """Runs that were recorded before these keys existed keep their ids."""
+    run = RunConfig.model_validate({"network": {"hidden": [4]}, "estimator": {"name": "bp"}, "training": {"steps": 1}})
+    assert not any(f'"{key}"' in run.canonical() for key in ("scale", "milestones", "gamma"))
+    given = run.model_copy(update={"training": run.training.model_copy(update={"milestones": [1], "gamma": 0.1})})
+    assert '"gamma":0.1,"learning_rate"' in given.canonical() and run.id != RunConfig.from_json(given.canonical()).id
+
+
 def test_the_id_does_not_depend_on_the_order_of_keys():
     training = {"steps": 1, "batch_size": 4}
     backwards = dict(reversed(training.items()))
@@ -136,6 +144,29 @@ ERRORS = {
     "neither epochs nor steps": (("epochs = 2", ""), ["training: got", "either epochs or steps"]),
     "unknown optimizer": (('"adam"', '"adm"'), ["training.optimizer: got 'adm'", "'sgd'", "Did you mean 'adam'?"]),
     "momentum of Adam": (("epochs = 2", "epochs = 2\nmomentum = 0.9"), ["training.momentum: got 0.9", 'optimizer = "sgd"']),
+    "milestones without gamma": (
+        ("epochs = 2", "epochs = 2\nmilestones = [1]"),
+        ["training.milestones: got [1]", "milestones and gamma together"],
+    ),
+    "gamma without milestones": (("epochs = 2", "epochs = 2\ngamma = 0.1"), ["training.gamma: got 0.1", "together"]),
+    "milestones out of order": (
+        ("epochs = 2", "epochs = 9\nmilestones = [3, 3]\ngamma = 0.1"),
+        ["training.milestones: got [3, 3]", "ascending order"],
+    ),
+    "a milestone that is never reached": (
+        ("epochs = 2", "epochs = 2\nmilestones = [2]\ngamma = 0.1"),
+        ["training.milestones: got [2]", "epochs below 2"],
+    ),
+    "a milestone before the start": (
+        ("epochs = 2", "epochs = 2\nmilestones = [0]\ngamma = 0.1"),
+        ["training.milestones", "greater than 0"],
+    ),
+    "no milestones": (("epochs = 2", "epochs = 2\nmilestones = []\ngamma = 0.1"), ["training.milestones: got []"]),
+    "a gamma that raises the rate": (
+        ("epochs = 2", "epochs = 2\nmilestones = [1]\ngamma = 10.0"),
+        ["training.gamma: got 10.0", "less than or equal to 1"],
+    ),
+    "an unknown scale of pixels": (('"digits"', '"digits"\nscale = "zero"'), ["data.scale: got 'zero'", "'unit'"]),
     "one replicate": (("replicates = 8", "replicates = 1"), ["probe.replicates: got 1", "greater than or equal to 2"]),
     "not a number": (("1e-3", "nan"), ["training.learning_rate: got nan", "a finite number"]),
     "infinity": (("1e-3", "inf"), ["training.learning_rate: got inf", "a finite number"]),

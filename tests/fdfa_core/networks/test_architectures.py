@@ -40,6 +40,93 @@ def layers(net, kind):
     return [module for module in net.modules() if isinstance(module, kind)]
 
 
+# Biases, dropout, initialisation ---------------------------------------------------------------------------------------
+
+WITH_OPTIONS = ("fully_connected", "convolutional")
+
+
+@pytest.mark.parametrize("architecture", WITH_OPTIONS)
+def test_options_that_are_not_given_change_nothing(architecture):
+    plain, spelt = tiny(architecture), tiny(architecture, bias=True, dropout=0.0, initialisation="torch")
+    assert str(plain) == str(spelt)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), spelt.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", WITH_OPTIONS)
+def test_layers_without_biases(architecture):
+    net = tiny(architecture, bias=False, batch_norm=False)
+    assert {name.rpartition(".")[2] for name, _ in net.named_parameters()} == {"weight"}
+
+
+@pytest.mark.parametrize("architecture", WITH_OPTIONS)
+def test_dropout_ends_every_hidden_block_and_not_the_readout(architecture):
+    net = tiny(architecture, dropout=0.25)
+    last = [block.activation[-1] for block in net.hidden]
+    assert all(isinstance(module, nn.Dropout) and module.p == 0.25 for module in last)
+    assert len(layers(net, nn.Dropout)) == len(net.hidden)
+
+
+BOUNDS = {  # of the uniform laws, from fan-in and fan-out; the spread of the others
+    "torch": lambda i, o: (i**-0.5, (3 * i) ** -0.5),
+    "he_uniform": lambda i, o: ((6 / i) ** 0.5, (2 / i) ** 0.5),
+    "xavier_uniform": lambda i, o: ((6 / (i + o)) ** 0.5, (2 / (i + o)) ** 0.5),
+    "he_normal": lambda i, o: (None, (2 / i) ** 0.5),
+    "lecun_normal": lambda i, o: (None, i**-0.5),
+    "xavier_normal": lambda i, o: (None, (2 / (i + o)) ** 0.5),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_named_initialisations_have_their_law(name):
+    net = fully_connected([300, 400, 10], initialisation=name, seed=0)
+    weight = net[0].affine.weight.detach()
+    bound, spread = BOUNDS[name](300, 400)
+    assert float(weight.std()) == pytest.approx(spread, rel=0.01)  # 120,000 entries: a standard error of 0.2 %
+    if bound:
+        assert 0.999 * bound < float(weight.abs().max()) <= bound * (1 + 1e-6)
+    else:
+        assert float(weight.abs().max()) > 3.5 * spread
+    readout = BOUNDS[name](400, 10)[1]
+    assert float(net.readout.weight.detach().std()) == pytest.approx(readout, rel=0.05)
+
+
+def test_orthogonal_initialisation():
+    weight = fully_connected([7, 5, 3], initialisation="orthogonal", seed=0)[0].affine.weight.detach()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(5))
+
+
+def test_convolutions_are_initialised_too():
+    convolution = convolutional((1, 28, 28), 10, initialisation="he_uniform", seed=0)[0].affine[0]
+    bound = (6 / 25) ** 0.5
+    assert 0.95 * bound < float(convolution.weight.detach().abs().max()) <= bound
+
+
+def test_a_named_initialisation_is_a_function_of_the_seed_alone():
+    stream = torch.random.get_rng_state()
+    one, two, other = (fully_connected([5, 4, 3], initialisation="he_normal", seed=seed)[0].affine.weight for seed in (0, 0, 1))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), stream)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 1.0}, r"dropout: got 1\.0; accepted: a number in \[0, 1\)"),
+        ({"dropout": -0.1}, "dropout: got -0.1"),
+        ({"dropout": True}, "dropout: got True"),
+        ({"dropout": float("nan")}, "dropout: got nan"),
+        ({"dropout": "0.1"}, "dropout: got '0.1'"),
+        ({"bias": 0}, "bias: got 0; accepted: True or False"),
+        ({"initialisation": "he"}, "initialisation: got 'he'; accepted: one of torch, he_uniform"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("architecture", WITH_OPTIONS)
+def test_impossible_values_of_these_are_refused(architecture, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        tiny(architecture, **options)
+
+
 # Published sizes -----------------------------------------------------------------------------------------------------
 
 

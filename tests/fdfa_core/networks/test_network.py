@@ -195,7 +195,7 @@ def test_gradient_of_a_module_in_two_blocks_is_the_sum_over_its_uses(name):
     torch.testing.assert_close(found[0]["1.affine.weight"], found[1]["1.affine.weight"] + found[1]["2.affine.weight"])
 
 
-@pytest.mark.parametrize("name", ["bp", "fg-a", "fa", "dfa", "drtp", "dkp", "pepita", "fdfa", "grape"])
+@pytest.mark.parametrize("name", ["bp", "fg-a", "fa", "dfa", "drtp", "dkp", "pepita", "fdfa", "cosine-dfa", "grape"])
 def test_gradient_of_a_layer_in_a_hidden_block_and_in_the_readout_is_the_sum_over_its_uses(name):
     layer, (x, y) = nn.Linear(4, 4), batch(4, outputs=4)
     tied = BlockNetwork(Block(layer, nn.Tanh()), layer)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fdfa_core import Block, BlockNetwork, available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import InvalidInput, RunError
+from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.networks.registry import ARCHITECTURES
 from fdfa_core.runs.directory import is_complete, read_provenance, read_summary, read_table
 from fdfa_core.seeds import derive
@@ -309,6 +310,35 @@ def test_epochs_differ_in_their_order():
 def test_the_learning_rate_decays_by_the_epoch(tmp_path):
     metrics = read_table(train(tiny(training={"learning_rate": 0.1, "decay": 0.5}), tmp_path), "metrics")
     assert metrics["learning_rate"].tolist() == [0.1, 0.05, 0.025, 0.0125]
+
+
+def test_the_learning_rate_falls_at_milestones_besides(tmp_path):
+    training = {"learning_rate": 0.1, "decay": 0.5, "epochs": 4, "milestones": [1, 3], "gamma": 0.1}
+    metrics = read_table(train(tiny(training=training), tmp_path), "metrics")
+    assert metrics["learning_rate"].tolist() == pytest.approx([0.1, 0.005, 0.0025, 0.000125, 0.0000625], rel=1e-12)
+
+
+def test_pepita_trains_at_its_published_setting():
+    """Shortened to nine epochs; the digits are few, so that the batch of 64 is one of 16 here."""
+    network = {"architecture": "fully_connected", "hidden": [1024], "batch_norm": False, "bias": False, "dropout": 0.1}
+    training = {"epochs": 9, "batch_size": 16, "optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.1}
+    config = RunConfig.model_validate({
+        "data": {"name": "digits", "scale": "unit"},
+        "network": {**network, "initialisation": "he_uniform"},
+        "estimator": {"name": "pepita"},
+        "training": {**training, "milestones": [5, 8], "gamma": 0.1},
+    })  # fmt: skip
+    session = session_of(config)
+    x, _ = session._batch()
+    assert 0 <= float(x.min()) and float(x.max()) == 1 and [name for name, _ in session.net.named_parameters()] == [
+        "0.affine.weight",
+        "1.weight",
+    ]
+    while not session.done:
+        session.advance()
+    session.evaluate_if_due()
+    assert session.learning_rate == pytest.approx(1e-3)
+    assert session.final["test_accuracy"] > 0.93 and session.final["train_accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
