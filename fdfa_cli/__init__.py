@@ -35,6 +35,7 @@ for _command in (
     results.record,
     results.cost,
     results.tuned,
+    results.power,
     output.figures,
     output.report,
     maintain.verify,

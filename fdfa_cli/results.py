@@ -120,3 +120,31 @@ def tuned(files: tuple[Path, ...], root: Path) -> None:
             name = ", ".join([row["trained_with"], *(f"{key} {row[key]}" for key in varied)])
             best = f"{row['learning_rate']:8g} of {row['rates']} rates, accuracy {row['accuracy']:.4f}"
             click.echo(f"  {name:48}{best}{'  (at the edge of the grid)' if row['edge'] else ''}")
+
+
+@click.command(short_help="Show how many seeds each verdict needs.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the simulated powers there, as CSV.")
+@click.option("--families", type=click.IntRange(min=100), default=2000, help="Simulated families for each number of seeds.")
+@options("recorded", "profile")
+def power(out: Path | None, families: int, root: Path | None, profile: str) -> None:
+    """Show how many seeds each hypothesis of a profile needs to be decided, by simulation of the very tests that judge.
+
+    Means and spreads are those of the recorded runs: as observed, and with each spread at its 80 % upper bound.
+    """
+    from analysis import logs
+    from analysis.verdicts import evidence, plan
+    from analysis.verdicts import power as simulation
+    from fdfa_core.files import make_directory, write_atomically
+
+    experiments = load_experiments((), profile)
+    store = logs.open_store(root or record_of(profile))
+    by_role: dict[str, list] = {}
+    for experiment in experiments:
+        if experiment.role in evidence.ROLES and logs.coverage(store, experiment)["runs"].any():
+            by_role.setdefault(experiment.role, []).append(logs.read(store, experiment, partial=True))
+    values = evidence.values({role: logs.pooled(group) for role, group in by_role.items()})
+    table = simulation.both(values, plan.datasets(experiments), families=families)
+    if out is not None:
+        make_directory(out.parent)
+        write_atomically(out, table.to_csv(index=False).encode())
+    click.echo(simulation.shown(table).to_string(index=False))

@@ -36,15 +36,15 @@ def reading(meanings: Meanings) -> Iterator[None]:
         _MEANINGS.reset(token)
 
 
-def labelled(compute: Callable[[Mapping[str, Any]], pd.DataFrame]) -> Callable[[Mapping[str, Any]], pd.DataFrame]:
+def labelled(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
     """Make a compute function say, in columns beside the labels of its frame, what they stand for in the logs it was given."""
 
     @functools.wraps(compute)
-    def wrapper(logs_of: Mapping[str, Any]) -> pd.DataFrame:
+    def wrapper(logs_of: Mapping[str, Any], *planned: Any) -> pd.DataFrame:
         held = [vars(source).values() if hasattr(source, "runs") else [source] for source in logs_of.values()]
         known = options.meanings(frame for frames in held for frame in frames)
         with reading(known):
-            return options.described(compute(logs_of), known)
+            return options.described(compute(logs_of, *planned), known)
 
     return wrapper
 

@@ -6,7 +6,7 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +31,7 @@ class Job:
         experiments: role → experiments whose logs the module gets, pooled, under that role.
         absent: experiments that belong here and are left out, since no run of them is there.
         bench: name of the recorded benchmark that the module gets in place of logs, if any.
+        planned: all experiments of the profile, for a module that judges what is planned and not only what there is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Job:
     experiments: dict[str, list]
     absent: tuple = ()
     bench: str | None = None
+    planned: tuple = ()
 
     @property
     def is_table(self) -> bool:
@@ -104,7 +106,9 @@ def plan(
             known = ", ".join(sorted(by_role))
             missing[name] = f"needs experiment {lacking[0]!r}, which profile {profile!r} does not have (it has {known})"
         else:
-            possible += _jobs(name, module, {role: by_role[role] for role in module.EXPERIMENTS if role in by_role})
+            jobs = _jobs(name, module, {role: by_role[role] for role in module.EXPERIMENTS if role in by_role})
+            planned = tuple(e for group in by_role.values() for e in group) if getattr(module, "PLANNED", False) else ()
+            possible += [replace(job, planned=planned) for job in jobs]
     if only is not None:
         only = set(only)
         for name in only - missing.keys() - {n for job in possible for n in (job.name, _module(job))}:
@@ -126,7 +130,7 @@ def plan(
         left = {role: group for role, group in left.items() if group}
         named_after = [e for e in absent if job.name.endswith(f"-{e.name}")]
         if left and not named_after and set(job.module.EXPERIMENTS) - set(optional(job.module)) <= left.keys():
-            jobs.append(Job(job.name, job.module, left, tuple(absent)))
+            jobs.append(replace(job, experiments=left, absent=tuple(absent)))
         else:
             lacking = named_after or absent
             commands = " ".join(experiment.path.as_posix() for experiment in lacking)

@@ -6,7 +6,8 @@ A figure is a module of this package with `EXPERIMENTS`, `compute(logs) -> DataF
 `EXPERIMENTS` are roles: an experiment's file name, or the `role` that its file states. Where a profile has several experiments
 of a role, the module is rendered once for each, as ``<module>-<experiment>``, or, with ``POOLED = True``, once for all of them
 together. Roles in `OPTIONAL` are those that `compute` can do without. A figure of cost names a recorded
-benchmark as `BENCH`, which `compute` gets in place of logs, and has no experiments. `PROFILES` are those that a module is for,
+benchmark as `BENCH`, which `compute` gets in place of logs, and has no experiments. With ``PLANNED = True`` `compute` gets all
+experiments of the profile as a second argument. `PROFILES` are those that a module is for,
 if not all.
 """
 
@@ -95,6 +96,7 @@ def render(
         note = gaps(job, store)
         inputs = [f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]]
         inputs += [_hash_files([benches.path(job.bench)])] if job.bench else []
+        inputs += [f"{experiment.path}/{run.id}" for experiment in job.planned for run in experiment.runs()]
         stamp = cache.digest(_sources(job.module), note, *inputs)
         files = [out / f"{job.name}.{ending}" for ending in job.endings]
         drawn = not _is_current(out, job.name, stamp, files)
@@ -102,7 +104,7 @@ def render(
             logs_of = {role: log_frames.pooled([load(p) for p in group]) for role, group in paths.items()}
             logs_of |= {job.bench: benches.read(job.bench)} if job.bench else {}
             try:
-                contents = _contents(job, job.module.compute(logs_of), note)
+                contents = _contents(job, computed(job, logs_of), note)
             except FdfaError as error:
                 if skip is None or not note:
                     raise
@@ -113,6 +115,11 @@ def render(
         if report:
             report(job.name, drawn)
     return written
+
+
+def computed(job: Job, logs_of: dict) -> pd.DataFrame:
+    """Return what a figure or table shows of some logs; a module with `PLANNED` is told what its profile plans, too."""
+    return job.module.compute(logs_of, list(job.planned)) if job.planned else job.module.compute(logs_of)
 
 
 def previews(out: str | Path, images: str | Path, names: Iterable[str] = PREVIEWS) -> list[Path]:

@@ -1,0 +1,227 @@
+"""From logs to one number per seed: what the verdicts are tested on.
+
+Everything within a seed is dependent, so a seed counts once. Equal seeds share initialisation and batches, so that differences
+and ratios are taken within a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis import accuracy, convergence, logs, options, select
+from analysis.rebuilt import flops
+from analysis.verdicts import protocol
+from fdfa_core.errors import InvalidInput
+
+COLUMNS = ("question", "setting", "component", "variant", "seed", "value")
+ROLES = ("width", "trajectory", "convergence")
+NETWORK = ["dataset", "architecture", "width", "depth"]
+Rows = pd.DataFrame
+
+
+def values(logs_of: Mapping[str, logs.Logs]) -> Rows:
+    """Return one row per hypothesis and seed: `COLUMNS`.
+
+    Args:
+        logs_of: logs by role, "width", "trajectory" and "convergence", each pooled over its experiments; a role may be missing.
+
+    Raises:
+        InvalidInput: two runs of one seed answer the same hypothesis, so that it is unclear which one counts.
+    """
+    parts: list[Rows] = []
+    rates = rates_on_trial(logs_of["convergence"].runs) if "convergence" in logs_of else {}
+    for role in ("width", "trajectory"):
+        if role in logs_of:
+            parts += _of_estimates(logs_of[role], rates)
+    if "convergence" in logs_of:
+        parts += _of_training(logs_of["convergence"])
+    parts = [part[list(COLUMNS)] for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+
+
+def variant(frame: Rows) -> pd.Series:
+    """Return the FDFA that a row is of: "momentum", "adam", "alpha = 1", or "" where it is of another method."""
+    beside = options.column(frame, "feedback_rule").eq(protocol.BESIDE)
+    kind = np.where(beside, protocol.BESIDE, np.where(options.alpha(frame) == 1, "alpha = 1", protocol.ON_TRIAL))
+    return pd.Series(np.where(frame["method"] == "fdfa", kind, ""), index=frame.index)
+
+
+def rates_on_trial(runs: Rows) -> dict[str, float]:
+    """Return the feedback rate α of the FDFA on trial by data set: that of the FDFA that trains there.
+
+    Raises:
+        InvalidInput: FDFA trains with several rates on one data set and network, so that it is unclear which one is on trial.
+    """
+    mine = runs[variant(runs) == protocol.ON_TRIAL]
+    rates = mine.assign(alpha=options.alpha(mine))
+    several = rates.groupby(["experiment", *NETWORK], dropna=False)["alpha"].unique()
+    for key, found in several.items():
+        if len(found) > 1:
+            accepted = "one rate of the momentum rule in an experiment that verdicts rest on: the one chosen by tuning"
+            raise InvalidInput(f"feedback_lr of fdfa in {key[0]}", sorted(found), accepted)
+    return rates.groupby("dataset")["alpha"].first().to_dict()
+
+
+# --- estimates: variance and error -----------------------------------------------------------------------------------
+
+
+def _of_estimates(log: logs.Logs, rates: Mapping[str, float]) -> list[Rows]:
+    """Return the values of Q1 and of the mechanisms from one role's probes."""
+    if log.probes.empty:
+        return []
+    rows = select.hidden_blocks(log.probes)
+    rows = rows[(rows["target_norm"] > 0) & np.isfinite(rows["variance"]) & (rows["variance"] > 0)].copy()
+    rows["variant"] = variant(rows)
+    rows["signal"] = _expected_norm2(rows)
+    rows["noise"] = np.log(rows["variance"] / rows["signal"].where(rows["signal"] > 0))
+    rows["nsr"] = np.log(rows["variance"] / rows["reference_norm"] ** 2)
+    rows["squared_error"] = np.log(rows["error_mean"].where(rows["error_mean"] > 0) / rows["target_norm"] ** 2)
+    trial = rows[(rows["variant"] == protocol.ON_TRIAL) & (options.alpha(rows) == rows["dataset"].map(rates))]
+    fdfas = {protocol.ON_TRIAL: trial, protocol.BESIDE: rows[rows["variant"] == protocol.BESIDE]}
+    one = rows[(rows["variant"] == "alpha = 1")]
+    forward = {name: _unbiased(rows[rows["method"] == name]) for name in protocol.FORWARD}
+    parts = []
+    for kind, fdfa in fdfas.items():
+        for name, competitor in forward.items():
+            for question, column in (("Q1 variance", "noise"), ("Q1 error", "squared_error")):
+                parts.append(_mean(competitor, fdfa, column).assign(question=question, component=name, variant=kind))
+    about = {"variant": protocol.ON_TRIAL}
+    parts.append(_mean(forward["fg-w"], forward["fg-a"], "nsr").assign(question="M1", component="fg-w, fg-a", **about))
+    parts.append(_slope(forward["fg-w"], forward["fg-a"], "nsr").assign(question="M2", component="fg-w, fg-a", **about))
+    parts.append(_slope(forward["fg-a"], trial, "nsr").assign(question="M2", component="fg-a, fdfa", **about))
+    parts.append(_mean(one, trial, "nsr").assign(question="M3", component="fdfa", **about))
+    parts.append(_mean(one, forward["fg-a"], "nsr").assign(question="M4", component="fdfa, fg-a", **about))
+    return [_named_blocks(part) for part in parts if len(part)]
+
+
+def _expected_norm2(rows: Rows) -> pd.Series:
+    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise."""
+    corrected = rows["mean_norm2"] - rows["variance"] / rows["draws"]
+    return corrected.where(~rows["method"].isin(protocol.FORWARD), rows["target_norm"] ** 2)
+
+
+def _unbiased(rows: Rows) -> Rows:
+    """Return the rows of one site and slope: after the activation, and with the slope that is unbiased where both were run."""
+    for option, preferred in (("site", "post"), ("slope", "batch")):
+        chosen = options.column(rows, option).eq(preferred)
+        rows = rows[chosen] if chosen.any() else rows
+    return rows
+
+
+def _paired(above: Rows, below: Rows, column: str) -> Rows:
+    """Return `value`, the difference of two estimators' logarithms on one network and step.
+
+    With frozen weights (one probe per run) steps do not matter; along a trajectory they do.
+    """
+    both = pd.concat([above, below])
+    if above.empty or below.empty:
+        return pd.DataFrame(columns=["experiment", "trained_with", "block", "seed", "width", "value"])
+    frozen = bool((both.groupby("run")["step"].nunique() == 1).all())
+    on = ["experiment", "trained_with", "block", "seed", "width"] + ([] if frozen else ["step"])
+    a, b = (_one_each(rows, on).set_index(on)[column] for rows in (above, below))
+    return (a - b).rename("value").dropna().reset_index()
+
+
+def _mean(above: Rows, below: Rows, column: str) -> Rows:
+    pairs = _paired(above, below, column)
+    by = ["experiment", "trained_with", "block", "seed"]
+    return pairs.groupby(by, sort=False)["value"].mean().reset_index() if len(pairs) else pairs
+
+
+def _slope(above: Rows, below: Rows, column: str) -> Rows:
+    """Return the slope of the difference against ln width, one per seed and block."""
+    pairs, rows = _paired(above, below, column), []
+    for key, group in pairs.groupby(["experiment", "trained_with", "block", "seed"], sort=False):
+        if group["width"].nunique() > 1:
+            rows.append([*key, stats.linregress(np.log(group["width"].astype(float)), group["value"]).slope])
+    return pd.DataFrame(rows, columns=["experiment", "trained_with", "block", "seed", "value"])
+
+
+def _named_blocks(part: Rows) -> Rows:
+    """Turn experiment, path and block into `setting` and the end of `component`."""
+    several = part["trained_with"].nunique() > 1
+    path = (", weights of `" + part["trained_with"] + "`") if several else ""
+    block = ", hidden block " + (part["block"] + 1).astype(str)
+    return part.assign(setting=part["experiment"], component=part["component"] + block + path)
+
+
+# --- training: speed and accuracy ------------------------------------------------------------------------------------
+
+
+def _of_training(log: logs.Logs) -> list[Rows]:
+    """Return the values of Q2 and Q3, a comparison of FDFA with every other method in each experiment."""
+    done = log.metrics[log.metrics["status"] == "finished"]
+    if done.empty:
+        return []
+    runs = log.runs.assign(variant=variant(log.runs))
+    epochs = convergence.heights(done, "train_loss").assign(height=lambda rows: np.log(rows["height"]))
+    final = accuracy.final(done)
+    per_step = {run: flops.per_step(text) for run, text in runs[["run", "config"]].itertuples(index=False)}
+    curves = done.assign(spent=done["step"] * done["run"].map(per_step))
+    parts = []
+    for _, mine in runs.groupby(["experiment", *NETWORK], sort=False, dropna=False):
+        for kind in (protocol.ON_TRIAL, protocol.BESIDE):
+            fdfa = mine[mine["variant"] == kind]
+            for other, theirs in mine[mine["variant"] == ""].groupby("method", sort=False):
+                if len(fdfa) and other in ("bp", *protocol.LOCAL):
+                    pairs = _pairs(fdfa, theirs)
+                    about = {"setting": mine["experiment"].iloc[0], "component": other, "variant": kind}
+                    if other == "bp":
+                        parts.append(_difference(pairs, final, "test_accuracy").assign(question="Q3 parity", **about))
+                        continue
+                    parts.append(_difference(pairs, epochs, "height").assign(question="Q2 epoch", **about))
+                    parts.append(_along_operations(pairs, curves).assign(question="Q2 operation", **about))
+                    parts.append(_difference(pairs, final, "test_accuracy").assign(question="Q3 accuracy", **about))
+    return parts
+
+
+def _pairs(fdfa: Rows, other: Rows) -> Rows:
+    """Return the runs of equal seeds, as columns `seed`, `run_fdfa`, `run_other`."""
+    a, b = (_one_each(rows, ["experiment", "seed"])[["seed", "run"]] for rows in (fdfa, other))
+    return a.merge(b, on="seed", suffixes=("_fdfa", "_other"))
+
+
+def _difference(pairs: Rows, of: Rows, column: str) -> Rows:
+    value = of.set_index("run")[column]
+    return pairs.assign(value=pairs["run_fdfa"].map(value) - pairs["run_other"].map(value)).dropna(subset=["value"])
+
+
+def _along_operations(pairs: Rows, curves: Rows) -> Rows:
+    """Return the difference of mean ln train loss along the operations that both runs of a pair have spent."""
+    of = {
+        run: (curve["spent"].to_numpy(float), np.log(curve["train_loss"].to_numpy(float)))
+        for run, curve in curves.sort_values("spent", kind="stable").groupby("run", sort=False)
+    }
+    rows = []
+    for pair in pairs.itertuples():
+        if pair.run_fdfa in of and pair.run_other in of:
+            end = min(of[pair.run_fdfa][0][-1], of[pair.run_other][0][-1])
+            heights = [_height(*of[run], end) for run in (pair.run_fdfa, pair.run_other)]
+            rows.append([pair.seed, heights[0] - heights[1]])
+    return pd.DataFrame(rows, columns=["seed", "value"]).dropna()
+
+
+def _height(x: np.ndarray, y: np.ndarray, end: float) -> float:
+    """Return the mean of a piecewise linear curve from its first point to `end`."""
+    if end <= x[0]:
+        return np.nan
+    inside = x < end
+    points = np.append(x[inside], end)
+    return float(np.trapezoid(np.append(y[inside], np.interp(end, x, y)), points) / (end - x[0]))
+
+
+def _one_each(rows: Rows, on: Iterable[str]) -> Rows:
+    """Return the rows, if no two of them are equal in `on`: a verdict compares methods in one setting."""
+    on = list(on)
+    several = rows[rows.duplicated(on)]
+    if len(several):
+        which = ", ".join(f"{key} {several.iloc[0][key]}" for key in on)
+        accepted = "one run for each estimator, network and seed: an experiment that sweeps nothing else"
+        raise InvalidInput("evidence", f"several runs of {which}", accepted)
+    return rows
+
+

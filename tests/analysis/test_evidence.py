@@ -1,0 +1,151 @@
+"""From logs to one number per seed, and the plan that says which numbers there must be."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import synthetic_logs
+from analysis import logs
+from analysis.verdicts import evidence, judgement, plan, protocol
+from fdfa_core.errors import InvalidInput
+
+ROLES = ("width", "trajectory", "convergence")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Synthetic logs in which FG-W and FG-A are equally noisy and FDFA (α = 0.1) much less so."""
+    wanted = {name: synthetic_logs.EXPERIMENTS[name] for name in ROLES}
+    return synthetic_logs.write(tmp_path_factory.mktemp("evidence"), wanted)
+
+
+@pytest.fixture(scope="module")
+def planned(place):
+    return list(logs.profile("tiny", place[0]).values())
+
+
+@pytest.fixture(scope="module")
+def logs_of(place):
+    experiments, root = place
+    return {name: logs.load(root, name, profile="tiny", experiments=experiments) for name in ROLES}
+
+
+@pytest.fixture(scope="module")
+def values(logs_of):
+    return evidence.values(logs_of)
+
+
+def mean(values, question, component, setting="trajectory"):
+    rows = values[(values["question"] == question) & (values["component"] == component) & (values["setting"] == setting)]
+    assert sorted(rows["seed"]) == [0, 1, 2]
+    return rows["value"].mean()
+
+
+def test_known_ratios_of_variances_are_found(values):
+    """FG-W and FG-A are the same estimator here; FDFA's variance is α/(2 − α) = 1/19 of ‖τ‖² per component, and its mean in the
+    first block is 1 + 0.5² times as large as the gradient (they stand at right angles on average)."""
+    block = "hidden block 1, weights of `bp`"
+    assert np.exp(mean(values, "M1", f"fg-w, fg-a, {block}")) == pytest.approx(1, rel=0.3)
+    signal = 1 + synthetic_logs.BIAS**2
+    assert np.exp(mean(values, "Q1 variance", f"fg-a, {block}")) == pytest.approx(25 * 19 / 24 * signal, rel=0.3)
+
+
+def test_known_ratios_of_squared_errors_are_found(values):
+    """FG-A's is (n + 1)‖τ‖² at n components; FDFA's n/19 ‖τ‖², and its squared bias in the first block."""
+    n = synthetic_logs.SIZE
+    for block, bias2 in ((1, synthetic_logs.BIAS**2), (2, 0.0)):
+        expected = (n + 1) / (n / 19 + bias2)
+        ratio = np.exp(mean(values, "Q1 error", f"fg-a, hidden block {block}, weights of `bp`"))
+        assert ratio == pytest.approx(expected, rel=0.3)
+
+
+def test_final_accuracies_and_losses_are_paired_by_seed(values, logs_of):
+    log = logs_of["convergence"]
+    last = log.metrics.sort_values("step").groupby("run").tail(1).set_index(["trained_with", "seed"])["test_accuracy"]
+    rows = values[(values["question"] == "Q3 accuracy") & (values["component"] == "dfa")].set_index("seed")["value"]
+    assert rows.to_dict() == pytest.approx((last["fdfa(feedback_lr=0.1)"] - last["dfa"]).to_dict())
+
+
+def test_equal_operations_are_compared_and_not_equal_steps(values, logs_of, monkeypatch):
+    """Where FDFA's step costs twice DFA's, its curve is cut nowhere and DFA's is compared up to the same operations."""
+    log = logs_of["convergence"]
+    monkeypatch.setattr(evidence.flops, "per_step", lambda text: 2 if '"fdfa"' in text else 1)
+    numbers = evidence.values({"convergence": log})
+    found = numbers[(numbers["question"] == "Q2 operation") & (numbers["component"] == "dfa")].set_index("seed")["value"]
+    for seed in (0, 1, 2):
+        curves = log.metrics[log.metrics["seed"] == seed].sort_values("step").groupby("trained_with")
+        heights = {}
+        for name, cost in (("fdfa(feedback_lr=0.1)", 2), ("dfa", 1)):
+            curve = curves.get_group(name)
+            x, y = cost * curve["step"].to_numpy(float), np.log(curve["train_loss"].to_numpy())
+            grid = np.linspace(0, 5, 5001)  # five operations: all that DFA spent
+            heights[name] = np.interp(grid, x, y).mean()
+        assert found[seed] == pytest.approx(heights["fdfa(feedback_lr=0.1)"] - heights["dfa"], abs=2e-3)
+
+
+@pytest.mark.parametrize("frame", ["runs", "probes"])
+def test_runs_that_differ_in_more_than_estimator_network_and_seed_are_refused(logs_of, frame):
+    """A swept learning rate: which of the runs would the verdict be of?"""
+
+    def doubled(rows):
+        return pd.concat([rows, rows.assign(run=rows["run"] + ", at another rate")], ignore_index=True)
+
+    swept = {name: replace(one, **{frame: doubled(getattr(one, frame))}) for name, one in logs_of.items()}
+    with pytest.raises(InvalidInput, match="several runs of .*seed 0"):
+        evidence.values(swept)
+
+
+def test_two_rates_of_the_momentum_rule_are_refused_by_name(logs_of):
+    log = logs_of["convergence"]
+    other = log.runs[log.runs["method"] == "fdfa"].assign(run="other", **{"option.feedback_lr": 0.01})
+    with pytest.raises(InvalidInput, match=r"feedback_lr of fdfa in convergence.*0\.01.*0\.1"):
+        evidence.rates_on_trial(pd.concat([log.runs, other]))
+
+
+def test_every_number_is_planned_and_every_plan_has_its_row(values, planned):
+    hypotheses = plan.hypotheses(planned)
+    table = judgement.verdicts(values, hypotheses, plan.datasets(planned))
+    assert len(table) == len(hypotheses) and not table.duplicated(protocol.KEYS).any()
+    assert (table["seeds"] == table["seeds_planned"]).all() and set(table["seeds"]) == {3}
+    finite = table.drop(columns=["seeds_needed", "margin"]).select_dtypes("number").to_numpy(float)
+    assert np.isfinite(finite).all()
+
+
+def test_order_of_cases_and_of_files_changes_nothing(values, planned, logs_of):
+    reversed_logs = {
+        name: logs.Logs(**{k: f.iloc[::-1].reset_index(drop=True) if len(f) else f for k, f in vars(log).items()})
+        for name, log in reversed(logs_of.items())
+    }
+    one, two = (
+        judgement.verdicts(numbers, plan.hypotheses(files), plan.datasets(files)).set_index(protocol.KEYS).sort_index()
+        for numbers, files in ((values, planned), (evidence.values(reversed_logs), planned[::-1]))
+    )
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_one_seed_of_three_is_not_judged(logs_of, planned):
+    def first(log):
+        return logs.Logs(**{name: frame[frame["seed"] == 0] if len(frame) else frame for name, frame in vars(log).items()})
+
+    one = {name: first(log) for name, log in logs_of.items()}
+    table = judgement.verdicts(evidence.values(one), plan.hypotheses(planned), plan.datasets(planned))
+    assert set(table["verdict"]) == {"1 of 3 seeds"}
+
+
+def test_the_protocol_names_what_a_profile_lacks(planned):
+    wanted = protocol.Setting("convergence", 1, {"bp": (0, 1, 2, 3), "dkp": (0, 1, 2)})
+    absent = protocol.Setting("mars_fc", 1, {"dfa": (0,)})
+    said = plan.departures(planned, [wanted, absent])
+    length = "its runs take 5 steps, the protocol asks for 1 epochs"
+    assert said == {"convergence": length, "mars_fc": "the profile has no such experiment"}
+    rows = plan.hypotheses(planned, [wanted, absent])
+    assert {"dkp", "dfa"} <= set(rows["component"]) and ("mars_fc" in set(rows["setting"]))
+
+
+def test_runs_of_another_length_than_the_protocols_are_left_out(planned, logs_of):
+    wanted = protocol.Setting("convergence", 1, {"bp": (0, 1, 2)})
+    log = logs_of["convergence"]
+    assert plan.conforming(log, planned, [wanted]).runs.empty
+    assert len(plan.conforming(log, planned, []).runs) == len(log.runs)
