@@ -62,12 +62,10 @@ def rows(problem: Problem, requests: Sequence[tuple[str, str, str, int]]) -> pd.
     """Return closed forms for (label, name, options as JSON, step); those that there are none for are left out."""
     frames = []
     forward_feedback = _FeedbackForms(problem)
-    for label, name, options, step in requests:
+    for label, name, text, step in requests:
+        given = json.loads(text)
         try:
-            if name == "fdfa":
-                found = forward_feedback(step, json.loads(options))
-            else:
-                found = _predict(problem, name, **json.loads(options)).frame()
+            found = forward_feedback(step, given) if name == "fdfa" else _predict(problem, name, **given).frame()
         except Unsupported:
             continue
         found = found[(found["level"] == "block") & (found["block"] < len(problem.net) - 1)]

@@ -70,7 +70,7 @@ def sweep(
     runs = {config.id: config for config in configs}
     pending, summary = {}, Summary()
     for run, config in runs.items():
-        if not os.path.lexists(root / run) or damaged(root, run, summary, quiet):
+        if not os.path.lexists(root / run) or damaged(root, run, summary):
             pending[run] = config
         else:
             summary.skipped.append(run)
@@ -105,7 +105,7 @@ def sweep(
     return summary
 
 
-def damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
+def damaged(root: Path, run: str, summary: Summary) -> bool:
     """Return whether a run has to be made again: what is wrong with it is said, and it is set aside."""
     if not damage(root / run):
         return False
@@ -113,6 +113,5 @@ def damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
         if ours and os.path.lexists(root / run) and (fault := damage(root / run)):
             place = set_aside(root, run)
             summary.set_aside[run] = fault
-            if not quiet:
-                print(f"run {run} is damaged: {fault}; set aside as {place.name}, it is made again", file=sys.stderr)
+            print(f"run {run} is damaged: {fault}; set aside as {place.name}, it is made again", file=sys.stderr)
     return True

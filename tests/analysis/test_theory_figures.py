@@ -14,6 +14,7 @@ from scipy import stats
 from analysis import cosines, feedback, logs, momentum, phases, select, statistics
 from analysis.rebuilt import closed_forms
 from analysis.theory import feedback_law, predict
+from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.loading import load_profile
 from fdfa_core.runs import recording
@@ -358,7 +359,7 @@ def test_what_the_repository_records_is_found_and_answers(monkeypatch, tmp_path)
     monkeypatch.setattr(closed_forms, "CACHE", tmp_path / "empty")
     monkeypatch.setattr(closed_forms, "Problem", lambda config: pytest.fail("looked at the data"))
     width = next(e for e in logs.profile("paper").values() if e.role == "width")
-    assert len(closed_forms.of(logs.read(closed_forms.RECORDS / "paper", width)))
+    assert len(closed_forms.of(logs.read(paths.RESULTS / "paper", width)))
 
 
 def test_an_experiment_without_closed_forms_records_none(logged, tmp_path):

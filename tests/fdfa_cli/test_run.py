@@ -122,11 +122,15 @@ def test_training_shows_runs_that_were_complete_before(fdfa, file, trained):
     assert result.exit_code == 0 and result.output.count("finished after 6 steps, test accuracy 0.") == 2
 
 
-def test_training_refuses_a_complete_run_of_another_configuration(fdfa, file, trained):
-    first, second = (trained / run.id / "config.json" for run in load_experiment(file).runs())
-    first.write_bytes(second.read_bytes())
+def test_training_sets_a_run_of_another_configuration_aside_and_makes_the_right_one(fdfa, file, trained):
+    first, second = (trained / run.id for run in load_experiment(file).runs())
+    before = tables(first)
+    (first / "config.json").write_bytes((second / "config.json").read_bytes())
     result = fdfa("train", file)
-    assert result.exit_code == 2 and "holds another run's configuration" in result.stderr
+    assert result.exit_code == 0 and f"run {first.name} is damaged" in result.stderr and "set aside as" in result.stderr
+    (aside,) = trained.glob(f"{first.name}.damaged-*")
+    assert (aside / "config.json").read_bytes() == (second / "config.json").read_bytes()  # nothing is lost
+    assert tables(first) == before
 
 
 def test_training_on_a_terminal_shows_the_steps_of_each_run(fdfa, file, monkeypatch):
