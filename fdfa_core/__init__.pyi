@@ -1,6 +1,8 @@
 from .estimators.base import Estimator
+from .estimators.consistency import unchecked
 from .estimators.registry import available_estimators, make_estimator, register
 from .gradients import true_gradient
+from .measuring.diagnose import diagnose
 from .measuring.measure import measure
 from .networks.blocks import Block, BlockNetwork
 from .networks.convolutional import alexnet, convolutional
@@ -17,6 +19,7 @@ __all__ = [
     "available_estimators",
     "convolutional",
     "cut",
+    "diagnose",
     "fully_connected",
     "make_estimator",
     "measure",
@@ -24,4 +27,5 @@ __all__ = [
     "residual",
     "transformer",
     "true_gradient",
+    "unchecked",
 ]

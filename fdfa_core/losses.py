@@ -1,11 +1,13 @@
 """Losses: the mean over a batch of a per-sample loss, and its gradient with respect to the outputs.
 
 An estimator uses only two things of the loss: its value and the output error e = ∂(mean loss)/∂outputs, which is
-local to the output. e is (N, O) and already divided by N.
+local to the output. e is (N, O) and already divided by N. If one sample's outputs are not a vector, an estimator keeps them
+flattened to (N, O), and the loss sees them in their own shape.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -23,7 +25,12 @@ class Loss:
     Args:
         per_sample: maps (outputs (N, O), targets) to losses (N,).
         name: what it is called in messages.
+
+    Attributes:
+        shape: the shape of one sample's outputs where `error` gets them flattened; None where they come as they are.
     """
+
+    shape: tuple[int, ...] | None = None
 
     def __init__(self, per_sample: Callable[[Tensor, Tensor], Tensor], name: str):
         self.per_sample, self.name = per_sample, name
@@ -35,9 +42,21 @@ class Loss:
             InvalidInput: the callable did not return one loss per sample.
         """
         losses = self.per_sample(outputs, self.prepare(outputs, targets))
+        if not isinstance(losses, Tensor):
+            given = f"a {type(losses).__name__}"
+            raise InvalidInput(f"loss {self.name}: its result", given, f"a tensor with one loss per sample: {(len(outputs),)}")
         if losses.shape != outputs.shape[:1]:
             raise InvalidInput(
                 f"loss {self.name}: shape of its result", tuple(losses.shape), f"one loss per sample: {(len(outputs),)}"
+            )
+        if not losses.is_floating_point():
+            raise InvalidInput(f"loss {self.name}: dtype of its result", losses.dtype, "a floating-point type")
+        if outputs.requires_grad and not losses.requires_grad:
+            raise InvalidInput(
+                f"loss {self.name}: its result",
+                "a tensor without a gradient",
+                "a differentiable function of the outputs",
+                "Argmax, comparisons, .detach(), .item() and NumPy have no gradient.",
             )
         return losses.mean()
 
@@ -45,7 +64,7 @@ class Loss:
         """Return the mean loss (0-d) and the output error e (N, O), both detached."""
         with torch.enable_grad():
             leaf = outputs.detach().requires_grad_()
-            loss = self(leaf, targets)
+            loss = self(leaf if self.shape is None else leaf.view(len(leaf), *self.shape), targets)
             (error,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), error
 
@@ -58,10 +77,14 @@ class CrossEntropy(Loss):
     """Softmax cross-entropy. Targets: class indices (N,) in [0, O), or class probabilities (N, O)."""
 
     def __init__(self):
-        super().__init__(lambda y, t: F.cross_entropy(y, t, reduction="none"), "cross_entropy")
+        super().__init__(_cross_entropy, "cross_entropy")
 
     def prepare(self, outputs, targets):
         """Check the labels, and take integers and probabilities of any width."""
+        require_vectors(outputs, self.shape)
+        if targets.is_floating_point() and targets.shape != outputs.shape:
+            accepted = f"integer class indices (N,), or probabilities {tuple(outputs.shape)}, one per output"
+            raise InvalidInput("y", f"{targets.dtype}, shape {tuple(targets.shape)}", accepted)
         check_labels(targets, outputs.shape[-1])
         return targets.to(outputs.dtype) if targets.is_floating_point() else targets.long()
 
@@ -84,21 +107,30 @@ class MeanSquaredError(Loss):
     """Mean over outputs and samples of (output − target)², as `torch.nn.MSELoss`. Class indices stand for one-hot targets."""
 
     def __init__(self):
-        super().__init__(lambda y, t: (y - t).square().flatten(1).mean(1), "mse")
+        super().__init__(_squared_error, "mse")
 
     def prepare(self, outputs, targets):
         """Turn labels into one-hot targets and check shapes."""
-        if not targets.is_floating_point() and targets.dim() == 1:
+        if not targets.is_floating_point() and targets.dim() == 1 and self.shape is None and outputs.dim() == 2:
             check_labels(targets, outputs.shape[-1])
             return F.one_hot(targets.long(), outputs.shape[-1]).to(outputs.dtype)
-        if targets.shape != outputs.shape:
-            raise InvalidInput("y: shape", tuple(targets.shape), f"{tuple(outputs.shape)}, the shape of the outputs")
-        return targets.to(outputs.dtype)
+        expected = tuple(outputs.shape) if self.shape is None else (len(outputs), *self.shape)
+        if tuple(targets.shape) != expected:
+            raise InvalidInput("y: shape", tuple(targets.shape), f"{expected}, the shape of the outputs")
+        return targets.to(outputs.dtype).view(outputs.shape) if self.shape is not None else targets.to(outputs.dtype)
 
     def error(self, outputs, targets):
         """Return the mean loss and 2 (output − target)/(N O)."""
         difference = outputs - self.prepare(outputs, targets)
         return difference.square().mean(), difference * (2 / difference.numel())
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().reshape(len(outputs), -1).mean(1)
 
 
 LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "mse": MeanSquaredError}
@@ -119,7 +151,7 @@ def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
         (tensor(2.5000), tensor([[1., 2.]]))
     """
     if isinstance(loss, Loss):
-        return loss
+        return copy.copy(loss)  # each estimator's loss knows the shape of its own network's outputs
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise UnknownName("loss", loss, LOSSES, "A callable (outputs, targets) -> per-sample losses is accepted too.")
@@ -127,6 +159,19 @@ def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     if not callable(loss):
         raise InvalidInput("loss", loss, f"a name ({', '.join(LOSSES)}) or a callable returning per-sample losses")
     return Loss(loss, getattr(loss, "__name__", type(loss).__name__))
+
+
+def require_vectors(outputs: Tensor, shape: tuple[int, ...] | None) -> None:
+    """Raise `InvalidInput` unless one sample's outputs are a vector, as cross-entropy by name takes them."""
+    if shape is not None or outputs.dim() != 2:
+        given = (len(outputs), *shape) if shape is not None else tuple(outputs.shape)
+        raise InvalidInput(
+            "outputs: shape",
+            given,
+            '(N, O) with loss="cross_entropy"',
+            "For tokens, images or single numbers give the loss as a callable (outputs, targets) -> losses (N,), for example "
+            "lambda o, t: F.cross_entropy(o.transpose(1, 2), t, reduction='none').mean(1) for outputs (N, T, O).",
+        )
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -58,10 +58,12 @@ class ActivityPerturbation(Estimator):
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""
         sites = [block.site(self.site) for block in trace.hidden]
+        live = [i for i, block in enumerate(trace.hidden) if not block.frozen]  # what does not train needs no error
         if self.readout == "perturbed":
+            live.append(len(sites))
             sites.append(trace.output)
         gradients: Gradients = {}
-        for group in [range(len(sites))] if self.joint else [range(i, i + 1) for i in range(len(sites))]:
+        for group in ([live] if self.joint else [[i] for i in live]) if live else ():
             sizes = [sites[i][0].numel() for i in group]
             self.tangents.check(sum(sizes) * (len(error) if self.slope == "batch" else 1))
             u = self.tangents.sample(lead, (len(error), sum(sizes)), self.generator, self.dtype)  # (*lead, K, N, n)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from fdfa_core.estimators import consistency
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.registry import register
-from fdfa_core.gradients import true_gradient
-from fdfa_core.networks.batch import check_batch
+from fdfa_core.gradients import gradients_of, true_gradient
+from fdfa_core.linearisation.calls import as_written
+from fdfa_core.networks.batch import explained
+from fdfa_core.networks.served import require_served
 
 
 @register("bp")
@@ -17,20 +20,37 @@ class Backpropagation(Estimator):
     Expectation: the batch gradient itself. Variance given the batch: zero. Cost: one forward and one backward pass.
     """
 
+    blockwise = False
+
     def backward(self, x, y):
         """One plain training step: the network is called as any torch module."""
-        x, y = check_batch(self.net, x, y)
-        trained = [p for p in self.net.parameters() if p.requires_grad]
-        with torch.enable_grad():
-            loss = self.loss(self.net(x), y)
-            values = torch.autograd.grad(loss, trained, materialize_grads=True, allow_unused=True) if trained else ()
+        x, y, parameters = self.admit(x, y)
+        trained = [p for _, p in parameters if p.requires_grad]
+        hooked = any([p._backward_hooks or p._post_accumulate_grad_hooks for p in trained])
+        with torch.enable_grad(), as_written(compiled=True, recomputed=True):
+            with explained(self.net, x):
+                outputs = self.net(x)
+            loss = self.loss(outputs, y)
+            for _, parameter in parameters if hooked else ():
+                parameter.grad = None
+            if hooked and loss.requires_grad:
+                loss.backward(inputs=trained)  # writes gradients, and calls the hooks on the way
+                return loss.detach()
+            values = gradients_of(loss, trained, sparse=True) if trained else ()
         gradients = dict(zip(trained, values, strict=True))
-        for parameter in self.net.parameters():
+        for _, parameter in parameters:
             parameter.grad = gradients.get(parameter)
         return loss.detach()
 
+    def meet(self, x, y):
+        """Look whether the loss is a function of the outputs only, as it must be for the other methods."""
+        require_served(self.net)
+        if self.check and consistency.enabled():
+            consistency.check_loss(self.net, x, y, self.loss)
+
     def estimate(self, x, y):
         """Return the batch gradient."""
+        self.admit(x, y)
         return true_gradient(self.net, x, y, self.loss)
 
     def draws(self, x, y, replicates, *, replica=None):

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators import consistency
 from fdfa_core.estimators.averages import JacobianAverage
 from fdfa_core.estimators.index import COMMON
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.losses import make_loss
-from fdfa_core.networks.batch import check_batch
+from fdfa_core.networks.batch import check_batch, explained
 from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.served import require_blockwise, require_plain_types
 from fdfa_core.random_state import preserve_random_stream
 from fdfa_core.signatures import Option, check_options, options_of
 
@@ -41,7 +43,11 @@ class Estimator(ABC):
         name: the registered name.
         stateful: whether training moves a state of its own.
         needs_gradients: whether `update` uses the gradients, so that `advance` makes some for it.
+        need_pull, need_push: whether the method takes local gradients, and tangents.
+        blockwise: whether the method works block by block, as all do but backpropagation.
         site: where the method perturbs or injects, "pre" or "post".
+        check: compare the tangents and local gradients of the network with reverse mode when the estimator first meets it
+            (`fdfa_core.estimators.consistency`).
         shortcuts: let draws (and replicas that advance) share backward passes through the blocks where that gives the same
             numbers for less. One draw, and training, never do.
     """
@@ -50,8 +56,11 @@ class Estimator(ABC):
     stateful: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
     need_pull: ClassVar[bool] = True
+    need_push: ClassVar[bool] = True
+    blockwise: ClassVar[bool] = True
     site: str = "post"
     shortcuts: bool = True
+    check: bool = True
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)
@@ -78,6 +87,8 @@ class Estimator(ABC):
             raise InvalidInput("net", net, "a network with parameters")
         self.device, self.dtype = parameter.device, parameter.dtype
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._known = list(net.named_parameters())
+        self._met: set[bool] = set()  # the modes in which the network has been looked at
 
     @classmethod
     def options(cls) -> dict[str, Option]:
@@ -157,8 +168,8 @@ class Estimator(ABC):
         """
         if self.replicas is not None:
             return {name: g[0] for name, g in self.sample(x, y, self.replicas).items()}
-        x, y = check_batch(self.net, x, y)
-        with torch.no_grad(), preserve_random_stream(self.device):
+        x, y, _ = self.admit(x, y)
+        with torch.no_grad(), preserve_random_stream(self.device, self.net):
             trace = self.trace(x)
             _, error = self.loss.error(trace.output, y)
             return self._ordered(self.gradients(trace, error, y, ()))
@@ -178,8 +189,8 @@ class Estimator(ABC):
             raise InvalidInput("replicates", replicates, "a positive integer")
         if self.replicas is not None and replica is None and replicates != self.replicas:
             raise InvalidInput("replicates", replicates, f"{self.replicas}, the number of replicas of the state")
-        x, y = check_batch(self.net, x, y)
-        with torch.no_grad(), preserve_random_stream(self.device), self._using(replica):
+        x, y, _ = self.admit(x, y)
+        with torch.no_grad(), preserve_random_stream(self.device, self.net), self._using(replica):
             trace = self.trace(x, shortcuts=self.shortcuts and replicates > 1)
             _, error = self.loss.error(trace.output, y)
             return self._ordered(self.gradients(trace, error, y, (replicates,)))
@@ -196,24 +207,24 @@ class Estimator(ABC):
         """
         if self.replicas is not None:
             raise InvalidInput("replicas", self.replicas, "None: an estimator that trains has one state")
-        x, y = check_batch(self.net, x, y)
-        for parameter in self.net.parameters():
+        x, y, parameters = self.admit(x, y)
+        for _, parameter in parameters:
             parameter.grad = None  # the new gradients take the old ones' memory, still warm in the cache
         with torch.no_grad():
             trace = self.trace(x, update_buffers=True)
             loss, error = self.loss.error(trace.output, y)
             gradients = self.step(trace, error, y)
-            for name, parameter in self.net.named_parameters():
+            for name, parameter in parameters:
                 if parameter.requires_grad:
-                    parameter.grad = gradients[name]
+                    write_gradient(parameter, gradients[name])
         return loss
 
     def advance(self, x: Tensor, y: Tensor) -> None:
         """Advance the state on a batch and change nothing else. An observer of another estimator's training does this."""
         if not self.stateful:
             return
-        x, y = check_batch(self.net, x, y)
-        with torch.no_grad(), preserve_random_stream(self.device):
+        x, y, _ = self.admit(x, y)
+        with torch.no_grad(), preserve_random_stream(self.device, self.net):
             trace = self.trace(x, shortcuts=self.shortcuts and self.replicas is not None)
             error, lead = self.loss.error(trace.output, y)[1], () if self.replicas is None else (self.replicas,)
             self.update(trace, error, y, self.gradients(trace, error, y, lead) if self.needs_gradients else None)
@@ -231,7 +242,39 @@ class Estimator(ABC):
 
     def trace(self, x: Tensor, **options: bool) -> Trace:
         """Run the network forward, block by block; options: `update_buffers` and `shortcuts` of `Trace`."""
-        return Trace(self.net, x, site=self.site, need_pull=self.need_pull, **options)
+        with explained(self.net, x):
+            trace = Trace(self.net, x, site=self.site, need_pull=self.need_pull, **options)
+        self.loss.shape = trace.shape
+        return trace
+
+    def admit(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[tuple[str, Tensor]]]:
+        """Return a batch that fits, and the network's parameters by name; at the first one, look at the network (`meet`).
+
+        Raises:
+            InvalidInput: x and y do not fit, or the network's parameters are others than when the estimator was made.
+            Unsupported: the network computes what tangents or local gradients cannot follow.
+        """
+        parameters = list(self.net.named_parameters())
+        same = len(parameters) == len(self._known) and parameters[0][1].dtype is self.dtype
+        if not (same and all([a[1] is b[1] and a[0] == b[0] for a, b in zip(parameters, self._known, strict=True)])):
+            given = "other parameters, or parameters of another type, than when the estimator was made"
+            raise InvalidInput("net", given, "the network as it was: make a new estimator")
+        if self.blockwise:
+            require_plain_types(self.device)
+        x, y = check_batch(self.net, x, y)
+        if self.net.training not in self._met:
+            self.meet(x, y)
+            self._met.add(self.net.training)
+        return x, y, parameters
+
+    def meet(self, x: Tensor, y: Tensor) -> None:
+        """Look at the network on the first batch in a mode; raises as `admit` does, and changes nothing."""
+        require_blockwise(self.net)
+        if self.check and consistency.enabled():
+            self.look(consistency.check(self.net, x, y, self.loss, push=self.need_push, pull=self.need_pull))
+
+    def look(self, findings: list[consistency.BlockFinding]) -> None:  # noqa: B027 (most methods have nothing to add)
+        """Raise `Unsupported` where what the check has seen of the blocks is right and yet of no use to the method."""
 
     @contextlib.contextmanager
     def _using(self, replica: int | None):
@@ -266,10 +309,26 @@ class Estimator(ABC):
         return {name: torch.cat([dense(part[name]) for part in parts]) for name in parts[0]}
 
     def _ordered(self, gradients: Gradients) -> Gradients:
-        return {name: gradients[name] for name, _ in self.net.named_parameters()}
+        """Return gradients in the order of the parameters; what does not train and has none gets zeros."""
+        lead: tuple[int, ...] = ()
+        for name, p in self._known:
+            if name in gradients:
+                shape = gradients[name].shape
+                lead = tuple(shape[: len(shape) - p.dim()])
+                break
+        missing = {name: repeat({name: torch.zeros_like(p)}, lead)[name] for name, p in self._known if name not in gradients}
+        return {name: gradients[name] if name in gradients else missing[name] for name, _ in self._known}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
+
+
+def write_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """Set a parameter's gradient, by way of the hooks that it has for such moments."""
+    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        parameter.backward(gradient)  # of a leaf: calls its hooks, writes, and calls those that follow the writing
+    else:
+        parameter.grad = gradient
 
 
 def _takes_gradients(update: Callable[..., None]) -> bool:

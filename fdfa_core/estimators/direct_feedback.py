@@ -60,7 +60,7 @@ class DirectFeedback(Estimator):
     def feedback(self) -> Feedback:
         """Feedback tensors, one per hidden block, (O, *site shape); with replicas (R, O, *site shape)."""
         if self._feedback is None:
-            self._make_feedback(self.net.site_shapes(self.site), self.net.output_shape()[0])
+            self._make_feedback(self.net.site_shapes(self.site), math.prod(self.net.output_shape()))
         return self._feedback
 
     @feedback.setter
@@ -81,6 +81,10 @@ class DirectFeedback(Estimator):
         if self._feedback is None:
             shapes = [tuple(block.site(self.site).shape[1:]) for block in trace.hidden]
             self._make_feedback(shapes, trace.output.shape[-1])
+        outputs = self._feedback[0].shape[0 if self.replicas is None else 1]
+        if trace.output.shape[-1] != outputs:
+            accepted = f"{outputs}, the number that the feedback was made for"
+            raise InvalidInput("outputs of a sample", trace.output.shape[-1], accepted)
         return trace
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
@@ -107,6 +111,8 @@ class DirectFeedback(Estimator):
         teaching = self.teaching_signal(error, targets)
         gradients: Gradients = {}
         for block, matrix in zip(trace.hidden, feedback, strict=True):
+            if block.frozen:
+                continue
             value = block.site(self.site)
             signal = teaching @ matrix.flatten(1 - value.dim())
             merge(gradients, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
@@ -147,6 +153,8 @@ class DirectFeedbackAlignment(DirectFeedback):
         site: "post" or "pre".
     """
 
+    need_push = False
+
     def initial_feedback(self, lead, outputs, shape):
         """Return uniform feedback."""
         return uniform_feedback(self, (*lead, outputs, *shape), math.prod(shape))
@@ -173,6 +181,8 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         if not targets.is_floating_point() and targets.dim() == 1:
             check_labels(targets, error.shape[-1])
             targets = F.one_hot(targets.long(), error.shape[-1])
+        if self.loss.shape is not None and targets.shape[1:] == self.loss.shape:
+            targets = targets.reshape(error.shape)
         if targets.shape != error.shape:
             raise InvalidInput("y: shape", tuple(targets.shape), f"class indices (N,), or {tuple(error.shape)}")
         return targets.to(error.dtype) / len(error)

@@ -11,11 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fdfa_core.errors import Unsupported
+from fdfa_core.estimators import consistency
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.direct_feedback import uniform_feedback
+from fdfa_core.estimators.options import free_memory
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearisation.functional import functional_call
+from fdfa_core.linearisation.calls import as_written
+from fdfa_core.linearisation.functional import functional_call, plain_parameters
+from fdfa_core.linearisation.maps import ruled
 from fdfa_core.linearisation.trace import Gradients, merge
+from fdfa_core.networks.batch import explained
+from fdfa_core.random_state import Streams, preserve_random_stream
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)  # these types exactly: a subclass may compute something else
@@ -39,7 +46,7 @@ class _Pass:
     @property
     def output(self) -> Tensor:
         """The network's output (N, O), detached."""
-        return self.links[-1].graph.detach()
+        return self.links[-1].graph.detach().reshape(len(self.links[-1].graph), -1)
 
 
 @register("fa")
@@ -56,26 +63,50 @@ class FeedbackAlignment(Estimator):
     forward pass with every affine product done twice, and a backward sweep.
     """
 
+    need_push = False
+    need_pull = False  # in the sense of `Trace`: it has passes of its own
+
     def __init__(self, net, **common):
         super().__init__(net, **common)
         self.names = {p: name for name, p in net.named_parameters()}
         self.layered = [_is_layered(block) for block in net]
         self.feedback: dict[str, Tensor] = {}
 
+    def meet(self, x: Tensor, y: Tensor) -> None:
+        """Look at the network, and whether random weights in the backward direction leave the blocks' values alone."""
+        super().meet(x, y)
+        if not (self.check and consistency.enabled()) or all(map(ruled, self.net)):
+            return
+        with torch.no_grad(), preserve_random_stream(self.device, self.net, host=True):
+            streams = Streams(self.device, self.net, host=True)
+            links = self.trace(x).links  # draws the random weights, which the step at hand would draw now
+            streams.restore()
+            for i, (block, link) in enumerate(zip(self.net, links, strict=True)):
+                tensors = plain_parameters(block) | {name: b.clone() for name, b in block.named_buffers()}
+                with as_written():
+                    x = functional_call(block, tensors, (x.clone(),))
+                if not torch.allclose(link.graph.detach(), x, rtol=1e-2, atol=1e-3, equal_nan=True):
+                    raise Unsupported(
+                        f"block {i} ({type(block).__name__}): fa changes its values, for it differentiates layers inside its "
+                        "forward, where fa puts random weights: use another method"
+                    )
+
     def trace(self, x: Tensor, update_buffers: bool = False, shortcuts: bool = False) -> _Pass:
         """Run the network forward, block by block, each on a leaf of its own."""
         forward = _Pass()
         for i, block in enumerate(self.net):
             leaf = x.detach().requires_grad_(i > 0 and self.layered[i])
-            parameters = {name: p.detach().requires_grad_() for name, p in block.named_parameters()}
+            plain = dict(block.named_parameters()) if update_buffers else plain_parameters(block)
+            parameters = {name: p.detach().requires_grad_() for name, p in plain.items()}
             buffers = {} if update_buffers else {name: b.clone() for name, b in block.named_buffers()}
-            with torch.enable_grad(), self._random_weights(i, block):
+            with torch.enable_grad(), self._random_weights(i, block), as_written(), explained(self.net, x):
                 graph = functional_call(block, {**parameters, **buffers}, (leaf.clone(),))  # a block may write into its input
             named = {self.names[p]: parameters[name] for name, p in block.named_parameters()}
             forward.links.append(_Link(leaf, named, graph))
             if i > 0 and not self.layered[i]:
                 self._weight(f"{i}", (graph[0].numel(), leaf[0].numel()))
             x = graph
+        self.loss.shape = None if graph.dim() == 2 else tuple(graph.shape[1:])
         return forward
 
     def gradients(self, trace: _Pass, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
@@ -85,11 +116,13 @@ class FeedbackAlignment(Estimator):
         for i, link in reversed(list(enumerate(trace.links))):
             leaves = [leaf for leaf in (*link.parameters.values(), link.leaf) if leaf.requires_grad]
             if leaves and link.graph.requires_grad:
+                signal = signal.reshape(link.graph.shape)
                 local = torch.autograd.grad(
                     link.graph, leaves, signal, retain_graph=True, materialize_grads=True, allow_unused=True
                 )
             else:
                 local = [torch.zeros_like(leaf) for leaf in leaves]
+            local = [g if g.layout is torch.strided else g.to_dense() for g in local]
             merge(gradients, dict(zip(link.parameters, local, strict=False)))
             if i > 0:
                 below = trace.links[i - 1].graph.shape
@@ -111,8 +144,20 @@ class FeedbackAlignment(Estimator):
     def _weight(self, key: str, shape: tuple[int, ...]) -> Tensor:
         """Return the random weight of a layer (by its weight's name) or of a whole block (by its index)."""
         if key not in self.feedback:
+            self._require_memory(key, shape)
             self.feedback[key] = uniform_feedback(self, shape, math.prod(shape[1:]))
         return self.feedback[key]
+
+    def _require_memory(self, key: str, shape: tuple[int, ...]) -> None:
+        """Raise `Unsupported` if a random weight would not leave the machine half of its free memory."""
+        size, free = math.prod(shape) * self.dtype.itemsize, free_memory(self.device)
+        if size > free / 2:
+            given = " × ".join(map(str, shape))
+            raise Unsupported(
+                f"fa needs a random weight of {given} numbers for {key} ({size / 1e9:.3g} GB; {free / 1e9:.3g} GB are free). A "
+                "block with matrices outside plain linear layers and convolutions has one dense weight from its output to its "
+                "input: make it of plain layers, or use dfa"
+            )
 
     def own_state(self):
         """Return the random weights."""
@@ -154,4 +199,9 @@ def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 def _is_layered(block: nn.Module) -> bool:
     """Whether all matrices and kernels among the parameters are weights of plain affine layers."""
     weights = {module.weight for module in block.modules() if type(module) in LAYERS}
-    return all(p.dim() < 2 or p in weights for p in block.parameters())
+    return all(_is_vector(p) or p in weights for p in block.parameters())
+
+
+def _is_vector(parameter: Tensor) -> bool:
+    """Whether a parameter has at most one dimension of more than one entry, as what scales or shifts channels has."""
+    return sum(size > 1 for size in parameter.shape) < 2

@@ -13,9 +13,9 @@ from torch import Tensor
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import averages
 from fdfa_core.estimators.direct_feedback import DirectFeedback
-from fdfa_core.estimators.options import Count, Joint, Perturbation, Positive, Site
+from fdfa_core.estimators.options import Count, Joint, Perturbation, Positive, Site, require_range
 from fdfa_core.estimators.registry import register
-from fdfa_core.linearisation.trace import Gradients, Trace
+from fdfa_core.linearisation.trace import Gradients, Trace, frozen
 from fdfa_core.perturbations import Design, design_sample, make_law
 
 DEFAULT_FEEDBACK_LR = {"momentum": 1e-2, "adam": 1e-4}
@@ -54,7 +54,9 @@ class OutputResponses:
         many = math.prod(replicas) * self.tangents
         axes = (many,) if replicas or self.tangents > 1 else ()
         responses = {}
-        for group in self.groups(len(values), step):
+        live = [i for i, block in enumerate(trace.hidden) if not block.frozen]  # what does not train needs no feedback
+        for turns in self.groups(len(live), step) if live else ():
+            group = [live[i] for i in turns]
             sizes = [values[i][0].numel() for i in group]
             shape = (*replicas, self.tangents * samples, sum(sizes))
             u = design_sample(self.law, self.directions, shape, generator=generator, dtype=trace.output.dtype)
@@ -119,6 +121,8 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         self.feedback_rule, self.feedback_lr, self.warmup = feedback_rule, float(rate), warmup
         if feedback_rule == "momentum" and rate > 1:
             raise InvalidInput("feedback_lr", rate, "a number in (0, 1], the weight of the newest estimate")
+        if feedback_rule == "adam":
+            require_range(self.name, self.dtype)
         if warmup and feedback_rule != "momentum":
             raise InvalidInput("warmup", warmup, 'False with feedback_rule="adam"')
         self.responses = OutputResponses(perturbation, joint, tangents, directions)
@@ -142,7 +146,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
 
         With ``joint="cyclic"`` t counts a block's own updates, as blocks take turns.
         """
-        blocks = len(self.net) - 1
+        blocks = max(1, len(self.net) - 1 - sum(map(frozen, self.net.hidden)))
         updates = math.ceil(step / blocks) if self.responses.joint == "cyclic" else step
         return averages.weight(self.feedback_lr, updates, self.warmup)
 

@@ -18,6 +18,8 @@ class Frozen(Estimator):
     training, and so do weights under a decoupled weight decay. No variance. Cost: one forward pass, the readout's gradient.
     """
 
+    need_push = False
+
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return zeros, and the readout's gradient."""
         zeros = {name: torch.zeros_like(p) for name, p in self.net.named_parameters()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fdfa_core.estimators.direct_feedback import DirectFeedback, uniform_feedback
-from fdfa_core.estimators.options import NonNegative, Optimizer, Positive, make_optimizer
+from fdfa_core.estimators.options import NonNegative, Optimizer, Positive, make_optimizer, require_range
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace
 
@@ -41,6 +41,8 @@ class LearnedFeedback(DirectFeedback):
         super().__init__(net, **common)
         self.feedback_optimizer = feedback_optimizer
         self.feedback_lr, self.feedback_decay = float(feedback_lr), float(feedback_decay)
+        if feedback_optimizer == "adam":
+            require_range(self.name, self.dtype)
         self._optimizer: torch.optim.Optimizer | None = None
 
     @abstractmethod
@@ -90,6 +92,8 @@ class DirectKolenPollack(LearnedFeedback):
         feedback_lr: learning rate of B.
         feedback_decay: λ.
     """
+
+    need_push = False
 
     def __init__(self, net, *, feedback_decay: NonNegative = 1e-6, **common):
         super().__init__(net, feedback_decay=feedback_decay, **common)

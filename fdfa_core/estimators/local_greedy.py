@@ -11,8 +11,17 @@ import torch
 from torch import Tensor
 
 from fdfa_core.estimators.activity_perturbation import exact_readout
-from fdfa_core.estimators.base import Estimator
-from fdfa_core.estimators.options import Combination, Count, Optimizer, Perturbation, Positive, Site, make_optimizer
+from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.options import (
+    Combination,
+    Count,
+    Optimizer,
+    Perturbation,
+    Positive,
+    Site,
+    make_optimizer,
+    require_range,
+)
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import BlockMap, Gradients, Trace, merge
@@ -55,6 +64,8 @@ class LocalGreedy(Estimator):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
         self.readout_optimizer, self.readout_lr = readout_optimizer, float(readout_lr)
+        if readout_optimizer == "adam":
+            require_range(self.name, self.dtype)
         self._readouts: list[tuple[Tensor, Tensor]] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -62,7 +73,7 @@ class LocalGreedy(Estimator):
     def readouts(self) -> list[tuple[Tensor, Tensor]]:
         """Weight (O, n_l) and bias (O,) of every hidden block's readout but the last; with replicas a leading R."""
         if self._readouts is None:
-            self._make_readouts(self.net.site_shapes()[:-1], self.net.output_shape()[0])
+            self._make_readouts(self.net.site_shapes()[:-1], math.prod(self.net.output_shape()))
         return self._readouts
 
     def _make_readouts(self, shapes: list[tuple[int, ...]], outputs: int) -> None:
@@ -86,7 +97,8 @@ class LocalGreedy(Estimator):
         """Return every hidden block's forward gradient of its own loss, and the readout's true gradient."""
         gradients: Gradients = {}
         for i, block in enumerate(trace.hidden):
-            merge(gradients, self.block_gradients(trace, i, block, error, targets, lead))
+            if not block.frozen:
+                merge(gradients, self.block_gradients(trace, i, block, error, targets, lead))
         merge(gradients, exact_readout(trace, error, lead))
         return gradients
 
@@ -201,9 +213,14 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
     def __init__(self, net, **common):
         super().__init__(net, **common)
         names = {p: name for name, p in net.named_parameters()}
-        self.blocks = [{names[p]: p for p in block.parameters()} for block in net.hidden]
+        self._blocks = [{names[p]: p for p in block.parameters()} for block in net.hidden]
         for parameters in filter(None, self.blocks):
             self.tangents.check(sum(p.numel() for p in parameters.values()))
+
+    @property
+    def blocks(self) -> list[dict[str, Tensor]]:
+        """The parameters of every hidden block that train, by name."""
+        return [{name: p for name, p in block.items() if p.requires_grad} for block in self._blocks]
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return every hidden block's forward gradient of its own loss, and the readout's true gradient."""
@@ -214,19 +231,19 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
 
     def block_gradients(self, trace, i, block, error, targets, lead):
         """Return the combination of slopes and directions."""
-        if not self.blocks[i]:
+        trained = self.blocks[i]
+        if not trained:
             return {}
-        sizes = [p.numel() for p in self.blocks[i].values()]
+        sizes = [p.numel() for p in trained.values()]
         v = self.tangents.sample(lead, (sum(sizes),), self.generator, self.dtype)
         axes = self.tangents.axes(lead)
-        tangent = block.push(None, parameters=self._split(i, v.reshape(*axes, -1)))
+        directions = self._split(trained, v.reshape(*axes, -1))
+        still = {name: torch.zeros_like(p) for name, p in self._blocks[i].items() if name not in trained}
+        tangent = block.push(None, parameters=directions | repeat(still, axes))
         slopes = self.slopes(trace, i, tangent, error, targets, lead).sum(-1)
-        return self._split(i, self.tangents.combine(slopes, v))
+        return self._split(trained, self.tangents.combine(slopes, v))
 
-    def _split(self, i: int, v: Tensor) -> dict[str, Tensor]:
-        """Cut vectors (…, P_l) into the parameters of block i."""
-        parts = v.split([p.numel() for p in self.blocks[i].values()], dim=-1)
-        return {
-            name: part.reshape(*part.shape[:-1], *p.shape)
-            for (name, p), part in zip(self.blocks[i].items(), parts, strict=True)
-        }
+    def _split(self, trained: Mapping[str, Tensor], v: Tensor) -> dict[str, Tensor]:
+        """Cut vectors (…, P_l) into the parameters of a block that train."""
+        parts = v.split([p.numel() for p in trained.values()], dim=-1)
+        return {name: part.reshape(part.shape[:-1] + p.shape) for (name, p), part in zip(trained.items(), parts, strict=True)}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import psutil
 import torch
 from pydantic import Field, SkipValidation
 from torch import Tensor
 
+from fdfa_core.errors import InvalidInput
 from fdfa_core.perturbations import Law
 
 Count = Annotated[int, Field(ge=1, description="a positive integer")]
@@ -27,6 +29,18 @@ Slope = Literal["sample", "batch"]
 Optimizer = Literal["sgd", "adam"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def require_range(name: str, dtype: torch.dtype) -> None:
+    """Raise `InvalidInput` for float16, in which Adam's squares and its ε vanish, and a state turns to NaN after a step."""
+    if dtype == torch.float16:
+        accepted = f"torch.bfloat16, torch.float32 or torch.float64 for {name}, whose state learns by Adam, e.g. net.bfloat16()"
+        raise InvalidInput("net: dtype", dtype, accepted)
 
 
 def make_optimizer(name: Optimizer, tensors: list[Tensor], lr: float, decay: float = 0.0) -> torch.optim.Optimizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from fdfa_core.errors import Unsupported
@@ -14,6 +13,7 @@ from fdfa_core.estimators.direct_feedback import Feedback, uniform_feedback
 from fdfa_core.estimators.options import NonNegative
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
+from fdfa_core.random_state import Streams
 
 
 @register("pepita")
@@ -34,6 +34,8 @@ class Pepita(Estimator):
         scale: of F.
     """
 
+    need_push = False
+
     def __init__(self, net, *, scale: NonNegative = 0.05, **common):
         super().__init__(net, **common)
         self.scale = float(scale)
@@ -43,7 +45,7 @@ class Pepita(Estimator):
     def feedback(self) -> Feedback:
         """A list of one tensor, F (O, *input shape)."""
         if self._feedback is None:
-            outputs = self.net.output_shape()[0]
+            outputs = math.prod(self.net.output_shape())
             self._make_feedback(outputs, self.net.input_shape)
         return self._feedback
 
@@ -54,7 +56,7 @@ class Pepita(Estimator):
         """Run the first pass; keep where the random stream stood, for the masks of the second."""
         if not x.is_floating_point():
             raise Unsupported(f"pepita adds the error to the input, which must hold floating-point numbers (it is {x.dtype})")
-        self._random_state = _random_state(self.device)
+        self._streams = Streams(self.device, self.net)
         trace = super().trace(x, **options)
         if self._feedback is None:
             self._make_feedback(trace.output.shape[-1], tuple(x.shape[1:]))
@@ -65,7 +67,7 @@ class Pepita(Estimator):
         x, samples = trace.input, len(error)
         (projection,) = self.feedback
         moved = x + samples * (error @ projection.flatten(1)).view_as(x)
-        _set_random_state(self._random_state, self.device)
+        self._streams.restore()
         second = Trace(self.net, moved)
         gradients: Gradients = {}
         for before, after in zip(trace.hidden, second.hidden, strict=True):
@@ -82,11 +84,3 @@ class Pepita(Estimator):
     def load_own_state(self, state: Mapping[str, object]):
         """Restore F."""
         self._feedback = Feedback(f.clone() for f in state["feedback"]) if state["feedback"] else None
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.random.get_rng_state()
-
-
-def _set_random_state(state: Tensor, device: torch.device) -> None:
-    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.random.set_rng_state(state)

@@ -103,7 +103,14 @@ def filled_options(name: str, given: Mapping[str, object]) -> dict[str, object]:
 
 
 def make_estimator(
-    name: str, net: BlockNetwork, loss="cross_entropy", seed: int = 0, replicas: int | None = None, **options
+    name: str,
+    net: BlockNetwork,
+    loss="cross_entropy",
+    seed: int = 0,
+    replicas: int | None = None,
+    *,
+    check: bool = True,
+    **options,
 ) -> Estimator:
     """Return a registered estimator for a network.
 
@@ -113,6 +120,9 @@ def make_estimator(
         loss: "cross_entropy", "mse", or a callable (outputs, targets) → per-sample losses (N,).
         seed: seeds the estimator's own random stream.
         replicas: hold this many independent copies of the state (only meaningful for stateful estimators).
+        check: compare the network's tangents and local gradients with reverse mode at the first batch, which costs about two
+            steps and changes no number (docs/own-network.md says what it cannot see). `fdfa_core.unchecked()` and the
+            environment variable FDFA_CHECK=0 switch it off for all.
         **options: the estimator's own, see `estimator_options(name)`.
 
     Raises:
@@ -138,4 +148,8 @@ def make_estimator(
     for option in options:
         if option not in known:
             raise UnknownName(f"option of {name}", option, known or ["none: it has no options"])
-    return cls(net, loss=loss, seed=seed, replicas=replicas, **options)
+    if not isinstance(check, bool):
+        raise InvalidInput("check", check, "True or False")
+    estimator = cls(net, loss=loss, seed=seed, replicas=replicas, **options)
+    estimator.check = check
+    return estimator

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 
 from fdfa_core.errors import Unsupported
-from fdfa_core.estimators.base import Estimator
+from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.options import Combination, Count, Perturbation
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
+from fdfa_core.linearisation.calls import as_written
 from fdfa_core.linearisation.factored import inner
 from fdfa_core.linearisation.functional import functional_call
 from fdfa_core.linearisation.trace import Trace
@@ -32,6 +33,8 @@ class WeightPerturbation(Estimator):
     noise falls with the batch size N, where one shared direction leaves a floor. Cost: N K P random numbers (held in chunks of
     samples). It cannot serve a network in which a sample's loss depends on the other samples (batch normalisation in training
     mode); dropout draws a mask of its own for it.
+
+    Parameters that do not train (`requires_grad=False`) are not perturbed, and get zero: P counts the others.
 
     Args:
         perturbation: law of v, a name or an object (`fdfa_core.perturbations`).
@@ -55,25 +58,46 @@ class WeightPerturbation(Estimator):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
         self.per_sample = per_sample
-        self.sizes = {name: p.numel() for name, p in net.named_parameters()}
-        self.size = sum(self.sizes.values())
         self.tangents.check(self.size)
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that train, by name."""
+        return {name: p for name, p in self._known if p.requires_grad}
+
+    @property
+    def size(self) -> int:
+        """P, the number of directions' components."""
+        return sum(p.numel() for p in self.trained.values())
+
+    def look(self, findings):
+        """Raise `Unsupported` where gradients stop before parameters that train: perturbing these is noise for nothing."""
+        for block in findings:
+            if block.stops and block.unreached:
+                raise Unsupported(
+                    f"{block.where} switches gradients off (torch.no_grad), so that none reaches {', '.join(block.unreached)}. "
+                    f"{self.name} would perturb these parameters for nothing: set requires_grad_(False) on them"
+                )
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]):
         """Return the combination of slopes (e · J_θ v) and directions v."""
+        if not self.size:
+            return {name: torch.zeros(*lead, *p.shape, dtype=p.dtype, device=p.device) for name, p in self._known}
         if self.per_sample:
-            return self._split(self._per_sample(trace.input, targets, math.prod(lead)).view(*lead, -1))
+            return self._split(self._per_sample(trace, targets, math.prod(lead)).view(*lead, -1))
         if self.tangents.count > 1 and lead and lead[0] > (chunk := self.tangents.chunk(self.size)):
             return self.in_chunks(trace, error, targets, lead[0], chunk)
         v = self._sample(lead)
         axes = self.tangents.axes(lead)
         directions = self._split(v.flatten(0, -2) if axes else v.squeeze(0))
+        still = {name: torch.zeros_like(p) for name, p in self._known if name not in directions}
         if trace.shortcuts and axes:  # slopes along many directions for one backward pass
-            slopes = sum(inner(directions[name], g)[:, 0] for name, g in trace.gradient(error).items()).to(v.dtype)
+            reached = trace.gradient(error)
+            slopes = sum(inner(v, reached[name])[:, 0] for name, v in directions.items() if name in reached).to(v.dtype)
         else:
             tangent = None
             for block in trace.blocks:
-                tangent = block.push(tangent, parameters=directions)
+                tangent = block.push(tangent, parameters=directions | repeat(still, axes) if still else directions)
             slopes = v.new_zeros(axes) if tangent is None else (tangent * error).sum((-2, -1))
         return self._split(self.tangents.combine(slopes.view(*lead, -1), v))
 
@@ -81,14 +105,12 @@ class WeightPerturbation(Estimator):
         return self.tangents.sample(lead, (self.size,), self.generator, self.dtype)
 
     def _split(self, v: Tensor) -> dict[str, Tensor]:
-        """Cut vectors (…, P) over all parameters into the parameters."""
-        parts = v.split(list(self.sizes.values()), dim=-1)
-        return {
-            name: part.reshape(*part.shape[:-1], *p.shape)
-            for (name, p), part in zip(self.net.named_parameters(), parts, strict=True)
-        }
+        """Cut vectors (…, P) over all parameters that train into these."""
+        trained = self.trained
+        parts = v.split([p.numel() for p in trained.values()], dim=-1)
+        return {name: part.reshape(part.shape[:-1] + p.shape) for (name, p), part in zip(trained.items(), parts, strict=True)}
 
-    def _per_sample(self, x: Tensor, targets: Tensor, draws: int) -> Tensor:
+    def _per_sample(self, trace: Trace, targets: Tensor, draws: int) -> Tensor:
         """Return draws of the mean over samples of each one's own estimate, (R, P)."""
         for name, module in self.net.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
@@ -96,12 +118,19 @@ class WeightPerturbation(Estimator):
                     f"fg-w with per_sample=True cannot serve batch normalisation in training mode (module {name}): there the "
                     "loss of a sample depends on the whole batch. Use per_sample=False, or the network in evaluation mode"
                 )
-        values = {name: p.detach() for name, p in self.net.named_parameters()}
-        buffers = dict(self.net.named_buffers())
+        for i, block in enumerate(trace.blocks):
+            if any(part.stops for part in block.parts):
+                raise Unsupported(
+                    f"fg-w with per_sample=True cannot serve block {i} ({type(block.block).__name__}), which switches "
+                    "gradients off by itself (torch.no_grad): use per_sample=False"
+                )
+        x = trace.input
+        values = {name: p.detach() for name, p in self.trained.items()}
+        others = {name: p.detach() for name, p in self._known if name not in values} | dict(self.net.named_buffers())
 
         def push(sample: Tensor, v: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             def call(parameters):
-                return functional_call(self.net, {**parameters, **buffers}, (sample.unsqueeze(0),)).squeeze(0)
+                return functional_call(self.net, {**parameters, **others}, (sample.unsqueeze(0),)).flatten()
 
             return jvp(call, (values,), (v,))
 
@@ -111,7 +140,15 @@ class WeightPerturbation(Estimator):
         for rows in torch.arange(draws * len(x), device=self.device).split(self.tangents.chunk(self.size)):
             xs, ys = x[rows % len(x)], targets[rows % len(x)]
             v = self._sample((len(rows),))
-            outputs, tangents = for_each(xs, self._split(v))
+            try:
+                with as_written():
+                    outputs, tangents = for_each(xs, self._split(v))
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise Unsupported(
+                    "fg-w with per_sample=True runs the samples side by side (torch.vmap), which cannot follow this network: "
+                    f"{reason} Use per_sample=False"
+                ) from error
             error = self.loss.error(outputs[:, 0], ys)[1] * (len(rows) / len(x))  # of the mean over one batch
             slopes = (tangents * error.unsqueeze(1)).sum(-1)
             total.index_add_(0, rows // len(x), self.tangents.combine(slopes, v))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+
 
 def functional_call(module: nn.Module, tensors: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
     """Call a module with some of its parameters and buffers replaced, as `torch.func.functional_call` does.
@@ -29,3 +31,14 @@ def functional_call(module: nn.Module, tensors: Mapping[str, Tensor], args: tupl
             if id(tensor) in replacements:
                 places[f"{path}.{attribute}" if path else attribute] = replacements[id(tensor)]
     return torch.func.functional_call(module, places, args, tie_weights=False)
+
+
+def rewrites(module: nn.Module) -> bool:
+    """Whether a module alone rewrites its weight in every forward pass: a lookup with `max_norm`."""
+    return isinstance(module, LOOKUPS) and module.max_norm is not None
+
+
+def plain_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters without history, by name; what a forward pass would rewrite comes as a copy."""
+    written = {part.weight for part in module.modules() if rewrites(part)}
+    return {name: p.detach().clone() if p in written else p.detach() for name, p in module.named_parameters()}

@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from fdfa_core.errors import Unsupported
-from fdfa_core.linearisation.functional import functional_call
+from fdfa_core.linearisation.calls import as_written
+from fdfa_core.linearisation.functional import functional_call, rewrites
+from fdfa_core.linearisation.functions import Functions, transformed
 from fdfa_core.linearisation.maps import RULES, Context, Gradients, Map, lead_of, merge, rule, works_in_place
-from fdfa_core.random_state import random_state, set_random_state
+from fdfa_core.random_state import Streams
 
+FORWARD = "forward-mode AD"
+TANGENT_FREE = "Methods that take no tangents may serve it: bp, fa, dfa, drtp, dkp, pepita."
 INPUT = "<input>"  # stands beside parameter names for a module's input
-aten = torch.ops.aten
 
 
 @rule(nn.Module)
@@ -47,16 +48,18 @@ class GeneralMap(Map):
         # inner layers with a rule: their maps, in the order of the calls
         self.layers: dict[nn.Module, list[Map]] = {part: [] for part in parts.values() if _stands_in(part)}
         self.buffers = _copies({path: part for path, part in parts.items() if part not in self.layers})
-        self.stream, version = random_state(x.device), x._version
+        self.streams, version = Streams(x.device, module), x._version
+        self.rewrites = any(map(rewrites, parts.values()))
+        self.recurrent = any(isinstance(part, nn.LSTM) for part in parts.values())
         # the graph ends at the module's own parameters, or at stand-ins for those that do not train
         frozen = {name: p.detach().requires_grad_() for name, p in parameters.items() if not p.requires_grad}
         self.leaves = {**parameters, **frozen, INPUT: x.detach().requires_grad_(context.need_input and x.is_floating_point())}
         given = frozen | {INPUT: self.leaves[INPUT]} | ({} if context.update_buffers else self._fresh_buffers())
         with torch.set_grad_enabled(context.need_pull), self._followed("reverse-mode AD inside the block", "in-place"):
-            functions = _Functions()
+            functions = Functions()
             self.graph = self._call(given, lambda layer: self._linearized(layer, context.update_buffers), functions)
-            self.kept = functions.kept
-        self.random = any(not torch.equal(*both) for both in zip(self.stream, random_state(x.device), strict=True))
+            self.kept, self.stops = functions.kept, functions.stops
+        self.random = self.streams.moved()
         if not isinstance(self.graph, Tensor):
             raise Unsupported(f"{self.where}: its result is a {type(self.graph).__name__}; a block returns one tensor")
         if x._version != version:
@@ -67,7 +70,7 @@ class GeneralMap(Map):
         self,
         tensors: dict[str, Tensor],
         replace: Callable[[nn.Module], Callable[[Tensor], Tensor]] | None = None,
-        functions: _Functions | None = None,
+        functions: Functions | None = None,
     ) -> Tensor:
         """Call the module on other tensors: its input, parameters and buffers, of which those not given are its own.
 
@@ -81,7 +84,7 @@ class GeneralMap(Map):
         try:
             for layer in replaced:
                 layer.forward = replace(layer)
-            with functions or contextlib.nullcontext():
+            with as_written(), functions or contextlib.nullcontext():
                 return functional_call(self.module, tensors, (x,)) if tensors else self.module(x)
         finally:
             for layer in replaced:
@@ -91,7 +94,10 @@ class GeneralMap(Map):
         """Return the forward of an inner layer in the first pass: it leaves its map in `self.layers`."""
 
         def forward(input: Tensor) -> Tensor:
-            with torch._C.DisableTorchFunction():  # `_Functions` are for what stands between layers
+            if not _fits(layer, input):
+                self.layers[layer].append(None)
+                return type(layer).forward(layer, input)
+            with torch._C.DisableTorchFunction():  # `Functions` are for what stands between layers
                 return _Layer.apply(input, layer, update_buffers, self.layers[layer], *layer.parameters())
 
         return forward
@@ -101,7 +107,11 @@ class GeneralMap(Map):
         maps = iter(self.layers[layer])
 
         def forward(input: Tensor) -> Tensor:
-            mapped = next(maps)
+            mapped = next(maps, self)
+            if mapped is self:
+                raise Unsupported(f"{self.where} takes another way when it is called again: {type(layer).__name__} once more")
+            if mapped is None:
+                return type(layer).forward(layer, input)
             with torch._C.DisableTorchFunction():
                 x, tangent = forward_ad.unpack_dual(input)
                 tangent = mapped.push(tangent, _tangents(dict(layer.named_parameters())))
@@ -123,10 +133,10 @@ class GeneralMap(Map):
             return None
         axes = {name: 0 if v.dim() > self.primal[name].dim() else None for name, v in moved.items()}
         counts = [len(moved[name]) for name, axis in axes.items() if axis == 0]
-        with self._replayed(), self._followed("forward-mode AD"):
+        with self._replayed(), self._followed(FORWARD):
             if not counts:
                 return self._dual(moved)
-            if not self.random:
+            if not (self.random or self.stops or self.rewrites):
                 with contextlib.suppress(RuntimeError):
                     return vmap(self._tangent, (axes,))(moved)
             each = ({name: v if axes[name] is None else v[r] for name, v in moved.items()} for r in range(counts[0]))
@@ -134,10 +144,12 @@ class GeneralMap(Map):
 
     def _dual(self, moved: Mapping[str, Tensor]) -> Tensor:
         """Return the tangent of one direction by dual numbers: quicker than `jvp`, but `vmap` does not know them."""
-        set_random_state(self.stream, self.primal[INPUT].device)
-        with forward_ad.dual_level():
-            duals = {name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}
-            tangent_out = self._call(duals | self._fresh_buffers(), self._pushed, _Functions(self.kept))
+        self.streams.restore()
+        # a block that switches gradients by itself must find them on, as in the first pass, but no graph to build
+        still = self.primal if self.stops else {}
+        with forward_ad.dual_level(), forward_ad._set_fwd_grad_enabled(True), torch.set_grad_enabled(self.stops):
+            duals = {**still, **{name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}}
+            tangent_out = self._call(duals | self._fresh_buffers(), self._pushed, Functions(self.kept))
             tangent_out = forward_ad.unpack_dual(tangent_out).tangent
         return torch.zeros_like(self.graph) if tangent_out is None else tangent_out
 
@@ -149,16 +161,18 @@ class GeneralMap(Map):
 
     @contextlib.contextmanager
     def _replayed(self) -> Iterator[None]:
-        """Around a second run: the random stream is put back, and fused attention, which has no tangents, is switched off."""
-        device = self.primal[INPUT].device
-        state, fused = random_state(device), torch.backends.mha.get_fastpath_enabled()
+        """Around a second run: random streams are put back, and fused kernels without tangents are switched off."""
+        now, fused = Streams(self.primal[INPUT].device, self.module), torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
+        onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0] if self.recurrent else None
         try:
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
-            set_random_state(state, device)
+            if onednn is not None:
+                torch.backends.mkldnn.set_flags(_enabled=onednn)
+            now.restore()
 
     def pull(self, signal, need_input):
         wanted = {name: self.leaves[name] for name in self.names} | ({INPUT: self.leaves[INPUT]} if need_input else {})
@@ -170,7 +184,7 @@ class GeneralMap(Map):
         else:
             with self._followed("reverse-mode AD inside the block"):
                 values = self._backward(signal, list(wanted.values()))
-        named = dict(zip(wanted, values, strict=True))
+        named = {name: g if g.layout is torch.strided else g.to_dense() for name, g in zip(wanted, values, strict=True)}
         below = named.pop(INPUT, None)
         gradients: Gradients = {}
         for name, gradient in named.items():
@@ -195,92 +209,8 @@ class GeneralMap(Map):
             if isinstance(error, torch.OutOfMemoryError) or about not in str(error):
                 raise
             reason = str(error).strip().splitlines()[0]
-            raise Unsupported(f"{self.where}: {by} cannot follow {_operation(error)}: {reason}") from error
-
-
-class _Functions(TorchFunctionMode):
-    """What a general block computes between its layers, by functions whose tangents are known by hand.
-
-    The first pass keeps their values. A tangent pass takes these and computes only the tangents, where torch's forward mode
-    would compute both again, some of them in many steps.
-
-    Args:
-        kept: what the first pass kept (its `kept`); None in the first pass.
-    """
-
-    def __init__(self, kept: Sequence[tuple[Callable, Tensor, int]] | None = None):
-        super().__init__()
-        self.replayed = None if kept is None else iter(kept)
-        self.kept: list[tuple[Callable, Tensor, int]] = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        tangent_of = _TANGENTS.get(function)
-        if tangent_of is None or (kwargs and function not in _SOFTMAX):
-            return function(*args, **kwargs)
-        if self.replayed is None:
-            value = function(*args, **kwargs)
-            self.kept.append((function, value.detach(), value._version))
-            return value
-        known, value, version = next(self.replayed, (None, None, None))
-        primals, tangents = zip(*(forward_ad.unpack_dual(v) if isinstance(v, Tensor) else (v, None) for v in args), strict=True)
-        if known is not function:  # the block takes another way than in the first pass
-            self.replayed = iter(())
-        if known is not function or value._version != version:  # or has worked on the value in place
-            value = function(*primals, **kwargs)
-        if all(tangent is None for tangent in tangents):
-            return value
-        tangent = tangent_of(function, value, primals, tangents, kwargs)
-        return function(*args, **kwargs) if tangent is None else forward_ad.make_dual(value, tangent)
-
-
-def _sum_tangent(function, value, primals, tangents, kwargs):
-    s, t = tangents
-    if s is not None and t is not None:
-        return function(s, t)
-    one = s if t is None else function(torch.zeros_like(t), t)
-    return one.to(value.dtype).expand_as(value).clone()  # what comes after may work on it in place
-
-
-def _product_tangent(function, value, primals, tangents, kwargs):
-    (a, b), (s, t) = primals, tangents
-    if s is not None and t is not None:
-        return torch.addcmul(function(s, b), a, t)
-    return function(a, t) if s is None else function(s, b)
-
-
-def _quotient_tangent(function, value, primals, tangents, kwargs):
-    (_, b), (s, t) = primals, tangents
-    if t is None:
-        return function(s, b)
-    return function(-value * t if s is None else torch.addcmul(s, value, t, value=-1), b)
-
-
-def _matrix_product_tangent(function, value, primals, tangents, kwargs):
-    (a, b), (s, t) = primals, tangents
-    if s is None or t is None:
-        return function(a, t) if s is None else function(s, b)
-    if a.dim() < 3 or a.shape[:-2] != b.shape[:-2]:
-        return function(s, b) + function(a, t)
-    a, s, b, t = (v.reshape(-1, *v.shape[-2:]) for v in (a, s, b, t))
-    return torch.bmm(s, b).baddbmm_(a, t).view(value.shape)
-
-
-def _softmax_tangent(function, value, primals, tangents, kwargs):
-    dim = kwargs.get("dim", primals[1] if len(primals) > 1 else None)
-    if dim is None or any(isinstance(v, torch.dtype) for v in (*primals, *kwargs.values())):
-        return None
-    return aten._softmax_backward_data(tangents[0], value, dim, value.dtype)  # the Jacobian is symmetric
-
-
-_SOFTMAX = (Tensor.softmax, torch.softmax, F.softmax)
-_TANGENTS: dict[Callable, Callable[..., Tensor | None]] = {
-    **dict.fromkeys((Tensor.add, torch.add, Tensor.sub, torch.sub), _sum_tangent),
-    **dict.fromkeys((Tensor.mul, torch.mul), _product_tangent),
-    **dict.fromkeys((Tensor.div, torch.div), _quotient_tangent),
-    **dict.fromkeys((Tensor.matmul, torch.matmul, Tensor.bmm, torch.bmm), _matrix_product_tangent),
-    **dict.fromkeys(_SOFTMAX, _softmax_tangent),
-}
+            hint = f" {TANGENT_FREE}" if by == FORWARD else ""
+            raise Unsupported(f"{self.where}: {by} cannot follow {_operation(error)}: {reason}{hint}") from error
 
 
 class _Layer(torch.autograd.Function):
@@ -326,12 +256,23 @@ def _stands_in(module: nn.Module) -> bool:
     return fast.stands_in and fast.serves(module)
 
 
-_TORCH = Path(torch.__file__).parent
+def _fits(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the rule of an inner layer may stand for this call: not under autocast or a transform of torch.func."""
+    return RULES[type(layer)].takes(layer, x) and not torch.is_autocast_enabled(x.device.type) and not transformed()
+
+
+_TORCH, _OWN = Path(torch.__file__).parent, Path(__file__).parents[1]
+_LAYERS = tuple(_TORCH / part for part in ("nn", "ao", "distributions", "utils"))  # torch's code that calls operations
 
 
 def _operation(error: BaseException) -> str:
-    """The line of the block's own code where an error arose, or a name for it if it arose in torch's."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename != __file__ and _TORCH not in Path(frame.filename).parents:
+    """The line of the block's own code where an error arose, or the function of torch if all is torch's."""
+    frames = list(reversed(traceback.extract_tb(error.__traceback__)))
+    for frame in frames:
+        if not {_TORCH, _OWN} & set(Path(frame.filename).parents):
             return f"`{frame.line}` ({Path(frame.filename).name}, line {frame.lineno})"
+    for frame in frames:
+        called = frame.name in ("forward", "_call_impl", "_wrapped_call_impl")
+        if not called and set(_LAYERS) & set(Path(frame.filename).parents):
+            return f"torch's {frame.name}"
     return "an operation"

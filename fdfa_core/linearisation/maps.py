@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fdfa_core.linearisation.factored import Gradient
+from fdfa_core.networks.blocks import Block, has_pre_site
 
 Gradients = dict[str, Gradient]
 RULES: dict[type[nn.Module], type[Map]] = {}
@@ -24,6 +25,7 @@ class Context:
 
     Attributes:
         names: parameter → its name in the network (the first one where a parameter is shared).
+        partial: whether some parameter does not train.
         update_buffers: let this pass move running statistics, as a training step does.
         need_pull: keep what `pull` needs.
         need_input: whether `pull` may be asked for the signal at the input of the map to be made.
@@ -32,6 +34,7 @@ class Context:
 
     def __init__(self, net: nn.Module, update_buffers: bool = False, need_pull: bool = True):
         self.names = {p: name for name, p in net.named_parameters()}
+        self.partial = not all([p.requires_grad for p in self.names])
         self.update_buffers, self.need_pull = update_buffers, need_pull
         self.need_input, self.where = True, type(net).__name__
 
@@ -52,17 +55,24 @@ class Map(ABC):
         output: the module's detached value. Whoever holds the map may drop it; the products do without.
         parametric: whether the module has parameters.
         mixes: whether a sample's value may depend on other samples.
+        stops: whether the module switches gradients off or on by itself.
         stands_in: whether the map may stand for its layer inside a module that has no rule.
     """
 
     output: Tensor
     parametric: bool = False
     mixes: bool = False
+    stops: bool = False
     stands_in: ClassVar[bool] = False
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
         """Whether the rule covers the options of this module."""
+        return True
+
+    @staticmethod
+    def takes(module: nn.Module, x: Tensor) -> bool:
+        """Whether the rule covers an input of this shape."""
         return True
 
     @abstractmethod
@@ -101,6 +111,14 @@ def linearize(module: nn.Module, x: Tensor, context: Context) -> Map:
     if fast is None or hooked(module) or not fast.serves(module):
         fast = RULES[nn.Module]
     return fast(module, x, context)
+
+
+def ruled(module: nn.Module) -> bool:
+    """Whether a module is served by rules alone, so that no code of its own is differentiated."""
+    fast = RULES.get(type(module))
+    if fast is None or hooked(module) or not fast.serves(module):
+        return isinstance(module, Block) and has_pre_site(module) and all(map(ruled, module.children()))
+    return not isinstance(module, nn.Sequential) or all(map(ruled, module))
 
 
 def merge(gradients: Gradients, more: Gradients) -> None:

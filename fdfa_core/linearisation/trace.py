@@ -35,6 +35,7 @@ class BlockMap:
     """
 
     def __init__(self, block: nn.Module, x: Tensor, context: Context, site: str = "post"):
+        self.block, self.partial = block, context.partial
         self.above: Map | None = None
         if isinstance(block, Block) and type(block).forward is Block.forward and not hooked(block):
             self.below = linearize(block.affine, x, context)
@@ -50,6 +51,11 @@ class BlockMap:
         self.parts = [part for part in (self.below, self.above) if part is not None]
         for part in self.parts:
             del part.output  # lives on only where a product or a site needs it
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the block has parameters, none of which trains: no signal at its site is of any use."""
+        return self.partial and frozen(self.block)
 
     @property
     def mixes(self) -> bool:
@@ -101,6 +107,35 @@ class BlockMap:
         return signal if to == "pre" else self.below.back(signal)
 
 
+class FlatReadout(BlockMap):
+    """A readout whose output is no vector: outside the block it is flattened to (N, O).
+
+    Attributes:
+        shape: of one sample's output.
+    """
+
+    def __init__(self, mapped: BlockMap):
+        vars(self).update(vars(mapped))
+        self.shape = tuple(self.output.shape[1:])
+        self.output = self.output.reshape(len(self.output), -1)
+        self.shapes["post"] = self.output.shape
+
+    def push(self, tangent, inject=None, site="post", parameters=None):
+        """Return the tangent of the flattened output, see `BlockMap.push`."""
+        tangent = super().push(tangent, None, site, parameters)
+        if tangent is not None:
+            tangent = tangent.reshape(*tangent.shape[: tangent.dim() - len(self.shape)], -1)
+        return added(tangent, inject)
+
+    def pull(self, signal, site="post"):
+        """Return the gradients for a signal at the flattened output, see `BlockMap.pull`."""
+        return super().pull(signal.reshape(*signal.shape[:-1], *self.shape), site)
+
+    def back(self, signal, site="post", to="input"):
+        """Carry a signal at the flattened output to the block's input, see `BlockMap.back`."""
+        return super().back(signal.reshape(*signal.shape[:-1], *self.shape), site, to)
+
+
 class Trace:
     """One forward pass through a network, block by block, with every block linearised where it stands.
 
@@ -114,7 +149,8 @@ class Trace:
 
     Attributes:
         blocks: a `BlockMap` per block, readout last.
-        output: (N, O), detached.
+        output: (N, O), detached; outputs of another shape are flattened to it.
+        shape: of one sample's output where that is no vector, else None. A loss sees the outputs in this shape.
         shortcuts: let many directions share backward passes through the blocks where that gives the same numbers for less.
             For whoever measures a method: the method itself, which trains without such passes, must not.
 
@@ -145,14 +181,21 @@ class Trace:
                 context.need_input = shortcuts and i > 0  # else no signal leaves a block
                 if i < last:
                     require_site(net, i, site)
-                self.blocks.append(BlockMap(block, x, context, site if i < last else "post"))
-                previous, x = x, self.blocks[-1].output
-                if x.shape[:1] != previous.shape[:1]:
+                try:
+                    mapped = BlockMap(block, x, context, site if i < last else "post")
+                except Exception as error:
+                    error.add_note(f"in {context.where}, on an input of shape {tuple(x.shape)} and type {x.dtype}")
+                    raise
+                if mapped.output.shape[:1] != x.shape[:1]:
                     raise Unsupported(
-                        f"{context.where} changes the batch dimension from {len(previous)} to {tuple(x.shape)[:1]}; "
+                        f"{context.where} changes the batch dimension from {len(x)} to {tuple(mapped.output.shape)[:1]}; "
                         "a block maps N samples to N samples"
                     )
-        self.output = x
+                if i == last and mapped.output.dim() != 2:
+                    mapped = FlatReadout(mapped)
+                self.blocks.append(mapped)
+                x = mapped.output
+        self.output, self.shape = x, getattr(mapped, "shape", None)
 
     @property
     def hidden(self) -> list[BlockMap]:
@@ -211,6 +254,8 @@ class Trace:
         """
         total: Gradients = {}
         parts = [part for block in self.blocks for part in block.parts]
+        if self.shape is not None:
+            error = error.reshape(len(error), *self.shape)
         for i, part in reversed(list(enumerate(parts))):
             gradients, error = part.pull(error, i > 0)
             merge(total, gradients)
@@ -232,6 +277,12 @@ class Trace:
         if not self.shortcuts or not leads or not all(leads) or any(block.mixes for block in self.blocks):
             return 0
         return leads[0][0]
+
+
+def frozen(block: nn.Module) -> bool:
+    """Whether a block has parameters, none of which trains."""
+    parameters = list(block.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _along(directions: Sequence[Tensor | None], signals: Sequence[Tensor]) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,8 +31,8 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def _meet(self, values: object, new: bool) -> None:
-        for value in tree_leaves(values):
-            if isinstance(value, Tensor):
+        for value in (part for leaf in tree_leaves(values) for part in _dense_parts(leaf)):
+            if value.layout is torch.strided:
                 storage = value.untyped_storage()
                 if storage._cdata not in self._known:
                     size = storage.nbytes() if new else 0
@@ -45,6 +46,19 @@ class _Allocations(TorchDispatchMode):
             self.live -= size
 
         return end
+
+
+def _dense_parts(value: object) -> Sequence[Tensor]:
+    """The tensors in which a value holds its numbers: of a sparse one its values and indices."""
+    if not isinstance(value, Tensor):
+        return ()
+    if value.layout is torch.sparse_coo:
+        return (value._values(), value._indices())
+    if value.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return (value.values(), value.crow_indices(), value.col_indices())
+    if value.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return (value.values(), value.ccol_indices(), value.row_indices())
+    return (value,)
 
 
 def peak_memory(function: Callable[[], object]) -> int:

@@ -111,8 +111,10 @@ _KEYS = ("level", "block", "role", "parameter")
 
 
 def _groups(net: BlockNetwork) -> dict[tuple[str, int, str, str], list[str]]:
-    """What rows sum over: (level, block, role, parameter) → parameter names."""
-    names = [name for name, _ in net.named_parameters()]
+    """What rows sum over: (level, block, role, parameter) → names of parameters that train."""
+    names = [name for name, p in net.named_parameters() if p.requires_grad]
+    if not names:
+        raise InvalidInput("net", "no parameter that requires a gradient", "a network of which something trains")
     last = len(net) - 1
     groups: dict[tuple[str, int, str, str], list[str]] = {}
     for name in names:

@@ -95,7 +95,7 @@ class JointComparison:
         each = [draws[name] for name in self.names]
         count = len(each[0])
         same = count > 1 and all(map(factored.constant, each))
-        values = torch.cat([g[: 1 if same else count].flatten(1) for g in each], 1).double()
+        values = torch.cat([g[: 1 if same else count].reshape(1 if same else count, -1) for g in each], 1).double()
         error, deviation = values - self.target, values - self.centre
         products = (values.square(), deviation.square(), error.square(), values * self.target, values * self.reference)
         sums = self._sums(torch.stack([*products, error * self.bias]))

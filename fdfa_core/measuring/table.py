@@ -50,6 +50,7 @@ class Measurements(pd.DataFrame):
         learn = [row.estimator for row in fresh.itertuples() if estimator_class(row.method).stateful]
         if learn:
             notes.append(f"Variance, bias² and errors are those given one history of batches: {', '.join(learn)}.")
+        notes += [f"{note}." for note in self.attrs.get("notes", ())]
         notes += [f"Not measured: {name}: {why}" for name, why in self.attrs.get("unsupported", {}).items()]
         return "\n".join([_aligned(lines), *(textwrap.fill(note, 100, subsequent_indent="  ") for note in notes)])
 

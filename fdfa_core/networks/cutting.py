@@ -8,8 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.errors import FdfaError, InvalidInput, Unsupported
+from fdfa_core.networks.batch import require_tensor
 from fdfa_core.networks.blocks import ACTIVATION_TYPES, Block, BlockNetwork, looking
+from fdfa_core.random_state import Streams, preserve_random_stream
 
 
 def cut(
@@ -31,7 +33,8 @@ def cut(
         at: positions in the sequence at which a new block begins, in place of the rule above.
         parts: names of submodules, or modules, in order of call, e.g. ``["stem", "blocks", "head"]``. What the module's
             forward does between its children must be there too: ``["features", nn.Flatten(), "classifier"]``.
-        example: a batch of inputs, on which the cut is compared to the module, and which gives `input_shape`. Needed with
+        example: a batch of inputs, on which the cut is compared to the module in its own mode (at least two samples, where
+            a batch is normalised), and which gives `input_shape`. Needed with
             `parts`: only a comparison shows that the forward does nothing else.
 
     Sequences, and lists among the parts, are opened: to every depth by the rule, once with `at`.
@@ -61,6 +64,7 @@ def cut(
         raise InvalidInput("example", None, "a batch of inputs: with parts=[…] the cut has to be compared to the module")
 
     if example is not None:
+        require_tensor("example", example)
         parameter = next(module.parameters(), None)
         example = example if parameter is None else example.to(parameter.device)
     sources = [module] if parts is None else [_part(module, part) for part in parts]
@@ -114,25 +118,74 @@ def _children(module: nn.Module) -> str:
 
 
 def _compare(module: nn.Module, layers: list[nn.Module], example: Tensor) -> set[nn.Module]:
-    """Raise unless layers called in turn compute what a module does; return those that change the shape."""
-    accepted = "all that the module calls, in order"
-    hint = "What its forward does between its children can be given as a module, e.g. nn.Flatten() or nn.ReLU()."
-    reshaping = set()
-    x = example.clone()  # a layer may work in place
-    with looking(module):
-        expected = module(example.clone())
-        for layer in layers:
-            shape = x.shape
-            try:
-                x = layer(x)
-            except RuntimeError as error:
-                given = f"{type(layer).__name__}, which fails on an input of shape {tuple(shape)} ({error})"
-                raise InvalidInput("parts", given, accepted, hint) from error
-            if x.shape != shape:
-                reshaping.add(layer)
-    if x.shape != expected.shape or not torch.allclose(x, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
-        raise InvalidInput("parts", "layers that compute something else than the module", accepted, hint)
+    """Raise unless layers called in turn compute what a module does; return those that change the shape.
+
+    They are compared in evaluation mode, and in training mode too where the module is in it, with the same random numbers: only
+    there does a forgotten dropout show.
+    """
+    own = set(module.modules())
+    for layer in layers:
+        if layer not in own:
+            layer.train(module.training)  # a new module is in training mode, whatever the one that it takes part in
+    with looking(nn.ModuleList([module, *layers])):
+        expected, found, reshaping = _outputs(module, layers, example)
+    _require_equal(expected, found, "")
+    if module.training:
+        buffers = [(b, b.clone()) for b in nn.ModuleList([module, *layers]).buffers()]
+        try:
+            with torch.no_grad(), preserve_random_stream(example.device, module, host=True):
+                expected, found, _ = _outputs(module, layers, example)
+            _require_equal(expected, found, " in training mode, given the same random numbers")
+        except (ValueError, RuntimeError) as error:  # an example of one sample has no batch statistics
+            if isinstance(error, FdfaError):
+                raise
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
     return reshaping
+
+
+_ACCEPTED = "all that the module calls, in order"
+_HINT = "What its forward does between its children can be given as a module, e.g. nn.Flatten() or nn.ReLU()."
+
+
+def _outputs(module: nn.Module, layers: list[nn.Module], example: Tensor) -> tuple[Tensor, Tensor, set[nn.Module]]:
+    """Return what a module and its layers in turn make of an example, from one point of all random streams."""
+    start = Streams(example.device, module, host=True)
+    expected = module(example.clone())
+    if not isinstance(expected, Tensor):
+        raise Unsupported(
+            f"{type(module).__name__} returns a {type(expected).__name__}; a network returns one tensor: wrap it in a module "
+            "that takes it out, e.g. by .logits or [0]"
+        )
+    start.restore()
+    reshaping, x = set(), example.clone()  # a layer may work in place
+    for layer in layers:
+        shape = x.shape
+        try:
+            x = layer(x)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            given = f"{type(layer).__name__}, which fails on an input of shape {tuple(shape)} ({error})"
+            raise InvalidInput("parts", given, _ACCEPTED, _HINT) from error
+        if not isinstance(x, Tensor):
+            raise Unsupported(
+                f"parts: {_name(module, layer)} returns a {type(x).__name__}; a part maps one tensor to one tensor: give in "
+                "its place a module that calls it and takes the tensor out, e.g. by [0]"
+            )
+        if x.shape != shape:
+            reshaping.add(layer)
+    return expected, x, reshaping
+
+
+def _name(module: nn.Module, layer: nn.Module) -> str:
+    """The class of a part, and its name in the module if it has one."""
+    path = next((path for path, child in module.named_modules() if child is layer), "")
+    return f"{type(layer).__name__} {path}" if path else type(layer).__name__
+
+
+def _require_equal(expected: Tensor, found: Tensor, when: str) -> None:
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise InvalidInput("parts", f"layers that compute something else than the module{when}", _ACCEPTED, _HINT)
 
 
 def _has_parameters(module: nn.Module) -> bool:

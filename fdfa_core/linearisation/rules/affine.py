@@ -38,7 +38,7 @@ class LinearMap(Map):
 
     def pull(self, signal, need_input):
         below = self.back(signal) if need_input else None
-        lead, x = lead_of(signal, self.x.shape), self.x.flatten(0, -2)
+        lead, x = lead_of(signal, self.x.shape), self.x.reshape(-1, self.x.shape[-1])
         rows = signal.reshape(*lead, len(x), -1)
         gradients: Gradients = {self.weight_name: Outer(rows, x) if lead else rows.T @ x}
         if self.bias_name is not None:
@@ -61,6 +61,10 @@ class ConvolutionMap(Map):
     @staticmethod
     def serves(module):
         return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+    @staticmethod
+    def takes(module, x):
+        return x.dim() == module.weight.dim()  # a sample without its batch is torch's own matter
 
     def __init__(self, module, x, context):
         self.x, self.weight = x, module.weight.detach()

@@ -21,6 +21,7 @@ class SequentialMap(Map):
             self.maps.append(link)
             self.parametric = self.parametric or link.parametric
             self.mixes = self.mixes or link.mixes
+            self.stops = self.stops or link.stops
         self.output = x
 
     def push(self, tangent, parameters):

@@ -296,6 +296,65 @@ def test_example_is_not_changed_by_a_layer_that_works_in_place():
     assert torch.equal(x, before)
 
 
+class FunctionalDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.b(nn.functional.dropout(torch.relu(self.a(x)), 0.5, training=self.training))
+
+
+def test_forgotten_dropout_shows_in_training_mode():
+    parts = ["a", nn.ReLU(), "b"]
+    with pytest.raises(InvalidInput, match="compute something else than the module in training mode"):
+        cut(FunctionalDropout(), parts=parts, example=torch.randn(8, 6))
+    assert len(cut(FunctionalDropout().eval(), parts=parts, example=torch.randn(8, 6))) == 2
+
+
+def test_dropout_given_as_a_part_is_the_models_own_with_equal_random_numbers():
+    stream = torch.get_rng_state()
+    for training in (True, False):
+        net = cut(FunctionalDropout().train(training), parts=["a", nn.ReLU(), nn.Dropout(0.5), "b"], example=torch.randn(8, 6))
+        assert all(layer.training == training for layer in net.modules() if not list(layer.children()))
+    torch.set_rng_state(stream)
+
+
+def test_comparing_in_training_mode_moves_no_statistics():
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
+    before, stream = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    cut(model, example=torch.zeros(8, 6))
+    cut(model, example=torch.zeros(1, 6))  # one sample has no batch statistics
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(stream, torch.get_rng_state())
+
+
+def test_part_that_returns_a_tuple_is_named():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.fc = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.fc(self.rnn(x)[0][:, -1])
+
+    with pytest.raises(Unsupported, match="parts: LSTM rnn returns a tuple; a part maps one tensor to one tensor"):
+        cut(Recurrent(), parts=["rnn", "fc"], example=torch.randn(4, 5, 6))
+
+
+def test_model_that_returns_an_object_is_named():
+    class Output(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return {"logits": self.b(self.a(x))}
+
+    with pytest.raises(Unsupported, match="Output returns a dict; a network returns one tensor: wrap it"):
+        cut(Output(), parts=["a", "b"], example=torch.randn(4, 6))
+
+
 def test_example_gives_lazy_layers_their_size():
     net = cut(nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(3)), example=torch.randn(2, 6))
     assert net.site_shapes() == [(4,)]
