@@ -106,7 +106,7 @@ def sweep(
 
 
 def damaged(root: Path, run: str, summary: Summary, quiet: bool) -> bool:
-    """Return whether a run has to be made again: what is wrong with it is said, and it is set aside."""
+    """Return whether a run has to be made again: what is wrong with it is said and added to `summary`, and it is set aside."""
     if not damage(root / run):
         return False
     with claim(root, run, wait=False) as ours:  # another sweep may have set it aside by now, and be making it again

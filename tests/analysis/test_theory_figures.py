@@ -18,6 +18,7 @@ from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.loading import load_profile
 from fdfa_core.runs import recording
 from fdfa_core.training.run import train
+from places import ROOT
 
 FIGURES = {
     "bias_decomposition": ("drift",),
@@ -358,7 +359,7 @@ def test_what_the_repository_records_is_found_and_answers(monkeypatch, tmp_path)
     monkeypatch.setattr(closed_forms, "CACHE", tmp_path / "empty")
     monkeypatch.setattr(closed_forms, "Problem", lambda config: pytest.fail("looked at the data"))
     width = next(e for e in logs.profile("paper").values() if e.role == "width")
-    assert len(closed_forms.of(logs.read(closed_forms.RECORDS / "paper", width)))
+    assert len(closed_forms.of(logs.read(ROOT / "results" / "paper", width)))
 
 
 def test_an_experiment_without_closed_forms_records_none(logged, tmp_path):
