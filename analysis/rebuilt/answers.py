@@ -49,23 +49,23 @@ class Problem:
         whole = len(x) - len(x) % self.config.training.batch_size
         self.reference = x[:whole], y[:whole]
 
-    @property
-    def estimators(self) -> dict[str, Any]:
-        """The probed estimators' configurations by label."""
-        from fdfa_core.estimators import label
-
-        own = [self.config.estimator if e.name == "self" else e for e in self.config.probe.estimators]
-        return {label(e.name, e.options): e for e in own}
-
 
 def rows(problem: Problem, requests: Sequence[tuple[str, str, str, int]]) -> pd.DataFrame:
-    """Return closed forms for (label, name, options as JSON, step); those that there are none for are left out."""
+    """Return closed forms; what has none is left out.
+
+    Args:
+        problem: the network and its samples.
+        requests: (label, method, options as JSON, step). FDFA's options are all of them, with their defaults; those of other
+            methods are the ones that were given.
+    """
     frames = []
     forward_feedback = _FeedbackForms(problem)
     for label, name, text, step in requests:
-        given = json.loads(text)
         try:
-            found = forward_feedback(step, given) if name == "fdfa" else _predict(problem, name, **given).frame()
+            if name == "fdfa":
+                found = forward_feedback(step, json.loads(text))
+            else:
+                found = _predict(problem, name, **json.loads(text)).frame()
         except Unsupported:
             continue
         found = found[(found["level"] == "block") & (found["block"] < len(problem.net) - 1)]
@@ -80,13 +80,13 @@ class _FeedbackForms:
     def __init__(self, problem: Problem):
         self.problem, self.laws, self.whole = problem, {}, {}
 
-    def __call__(self, step: int, options: Mapping[str, Any]) -> pd.DataFrame:
+    def __call__(self, step: int, settings: Mapping[str, Any]) -> pd.DataFrame:
         from analysis.theory import feedback_law
 
-        given = {name: options[name] for name in LAW if name in options}
-        rate, warmup = options.get("feedback_lr", 1e-2), options.get("warmup", False)
-        if options.keys() - {*LAW, "feedback_lr", "warmup"}:
-            raise Unsupported(f"no closed form here for these options: {dict(options)}")
+        given = {name: settings[name] for name in LAW}
+        rate, warmup = settings["feedback_lr"], settings["warmup"]
+        if settings["feedback_rule"] != "momentum":
+            raise Unsupported(f"no closed form here for these options: {dict(settings)}")
         key = json.dumps(given, sort_keys=True)
         if key not in self.laws:
             batch_size = self.problem.config.training.batch_size
@@ -107,26 +107,30 @@ class _FeedbackForms:
         return _predict(self.problem, "fdfa", feedback_law=law, steps=step, **given).frame()
 
 
-def feedback_rows(problem: Problem, steps: Sequence[int]) -> pd.DataFrame:
-    """Return E‖B_t − J̄‖² / ‖J̄‖² of FDFA's shadows, a row per step, estimator and hidden block."""
+def feedback_rows(problem: Problem, shadows: Sequence[tuple[str, Mapping[str, Any]]], steps: Sequence[int]) -> pd.DataFrame:
+    """Return E‖B_t − J̄‖² / ‖J̄‖² of FDFA's shadows, one row per step, estimator and hidden block.
+
+    Args:
+        problem: the network and its samples.
+        shadows: label and all options, with their defaults.
+        steps: t.
+    """
     from analysis.theory import feedback_law
 
-    errors_of, laws = [], {}
-    for label, estimator in problem.estimators.items():
-        if estimator.name == "fdfa":
-            given = {name: estimator.options[name] for name in LAW if name in estimator.options}
-            key, batch_size = json.dumps(given, sort_keys=True), problem.config.training.batch_size
-            laws[key] = laws.get(key) or feedback_law(problem.net, problem.train[0], batch_size, feedback_lr=1.0, **given)
-            options = {"feedback_lr": 1e-2, "warmup": False} | estimator.options
-            law = replace(laws[key], feedback_lr=options["feedback_lr"], warmup=options["warmup"])
-            norms = [float(jacobian.square().sum()) for jacobian in law.jacobian]
-            for step in steps:
-                errors = law.squared_error(step)
-                errors_of += [
-                    {"step": step, "estimator": label, "block": block, "predicted": error / norm}
-                    for block, (error, norm) in enumerate(zip(errors, norms, strict=True))
-                ]
-    return pd.DataFrame(errors_of)
+    found, laws = [], {}
+    for label, settings in shadows:
+        given = {name: settings[name] for name in LAW}
+        key, batch_size = json.dumps(given, sort_keys=True), problem.config.training.batch_size
+        laws[key] = laws.get(key) or feedback_law(problem.net, problem.train[0], batch_size, feedback_lr=1.0, **given)
+        law = replace(laws[key], feedback_lr=settings["feedback_lr"], warmup=settings["warmup"])
+        norms = [float(jacobian.square().sum()) for jacobian in law.jacobian]
+        for step in steps:
+            errors = law.squared_error(step)
+            found += [
+                {"step": step, "estimator": label, "block": block, "predicted": error / norm}
+                for block, (error, norm) in enumerate(zip(errors, norms, strict=True))
+            ]
+    return pd.DataFrame(found)
 
 
 def contest_row(problem: Problem, joint: bool, tangents: int) -> pd.DataFrame:
@@ -137,10 +141,10 @@ def contest_row(problem: Problem, joint: bool, tangents: int) -> pd.DataFrame:
     return pd.DataFrame([vars(found) | {"batch_limit": found.batch_limit}])
 
 
-def _predict(problem: Problem, name: str, **options):
+def _predict(problem: Problem, name: str, **given):
     from analysis.theory import FORMULAS, predict
 
-    if name not in FORMULAS or options.keys() - FORMULAS[name][1].keys():
-        raise Unsupported(f"no closed form for {name} with these options: {options}")
+    if name not in FORMULAS or given.keys() - FORMULAS[name][1].keys():
+        raise Unsupported(f"no closed form for {name} with these options: {given}")
     training = problem.config.training
-    return predict(name, problem.net, *problem.reference, training.batch_size, training.loss, **options)
+    return predict(name, problem.net, *problem.reference, training.batch_size, training.loss, **given)

@@ -23,6 +23,7 @@ from analysis.rebuilt import cache
 from analysis.rebuilt.answers import COLUMNS, Problem, contest_row, feedback_rows, rows
 from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError
+from fdfa_core.estimators.labels import label
 from fdfa_core.runs.recording import write_theory
 
 CACHE = paths.CACHE / "closed_forms"
@@ -146,7 +147,8 @@ def feedback_errors(logs: logs.Logs) -> pd.DataFrame:
         mine = logs.feedback[logs.feedback["run"] == run.run] if len(logs.feedback) else logs.feedback
         if len(mine) and json.loads(run.config)["training"]["optimizer"] == "none":
             steps = sorted(int(step) for step in mine["step"].unique())
-            frames.append(mine.merge(kept(feedback_rows, run.config, steps), on=["step", "estimator", "block"]))
+            predicted = kept(feedback_rows, run.config, _shadows(run.config), steps)
+            frames.append(mine.merge(predicted, on=["step", "estimator", "block"]))
     if not frames:
         raise InvalidInput("logs", "no feedback of frozen weights", 'runs with optimizer = "none" and feedback = true')
     found = pd.concat(frames, ignore_index=True)
@@ -159,8 +161,7 @@ def contests(logs: logs.Logs) -> pd.DataFrame:
     Returns:
         A row per seed and way of perturbing: `seed`, `joint`, `tangents`, the fields of `Contest`, and `batch_limit`.
     """
-    asked: dict[tuple, str] = {}
-    configs = logs.runs.set_index("run")["config"]
+    asked, configs = {}, logs.runs.set_index("run")["config"]
     probes = logs.probes[(logs.probes["method"] == "fdfa") & (logs.probes["source"] == "shadow")]
     ways = {"joint": options.column(probes, "joint"), "tangents": options.numbers(probes, "tangents")}
     for seed, run, joint, tangents in probes.assign(**ways)[["seed", "run", *ways]].drop_duplicates().itertuples(index=False):
@@ -227,7 +228,19 @@ def _questions(logs: logs.Logs) -> Iterator[tuple[list, pd.DataFrame, list]]:
     for runs in _same_problem(logs.runs).values():
         wanted = probes[probes["run"].isin([run.run for run in runs])]
         requests = wanted[["estimator", "method", "options", "step"]].drop_duplicates().sort_values(["estimator", "step"])
-        yield runs, wanted, requests.to_numpy().tolist()
+        rows_asked = [
+            [name, method, json.dumps(options.filled(method, text)) if method == "fdfa" else text, step]
+            for name, method, text, step in requests.to_numpy().tolist()
+        ]
+        yield runs, wanted, rows_asked
+
+
+def _shadows(config: str) -> list[list]:
+    """Return label and all options of each estimator of a run's probes that is FDFA."""
+    run = json.loads(config)
+    probed = [run["estimator"] if e["name"] == "self" else e for e in run["probe"]["estimators"]]
+    given = [{name: value for name, value in e.items() if name != "name"} for e in probed if e["name"] == "fdfa"]
+    return [[label("fdfa", own), options.filled("fdfa", own)] for own in given]
 
 
 def _same_problem(runs: pd.DataFrame) -> dict[str, list]:

@@ -8,7 +8,7 @@ another name, never deleted, and made again. Nothing heavy (torch, tables) is im
 from __future__ import annotations
 
 import os
-import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -106,12 +106,12 @@ def sweep(
 
 
 def damaged(root: Path, run: str, summary: Summary) -> bool:
-    """Return whether a run has to be made again: what is wrong with it is said, and it is set aside."""
+    """Return whether a run has to be made again: a warning says what is wrong with it, and it is set aside."""
     if not damage(root / run):
         return False
     with claim(root, run, wait=False) as ours:  # another sweep may have set it aside by now, and be making it again
         if ours and os.path.lexists(root / run) and (fault := damage(root / run)):
             place = set_aside(root, run)
             summary.set_aside[run] = fault
-            print(f"run {run} is damaged: {fault}; set aside as {place.name}, it is made again", file=sys.stderr)
+            warnings.warn(f"run {run} is damaged: {fault}; it is set aside as {place.name} and made again", stacklevel=3)
     return True

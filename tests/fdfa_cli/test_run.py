@@ -2,7 +2,7 @@ import pytest
 
 from fdfa_core.errors import FdfaError
 from fdfa_core.experiments.loading import load_experiment
-from fdfa_core.runs.directory import is_complete
+from fdfa_core.runs.directory import RunDirectory, is_complete
 from fdfa_core.training.run import train as train_in_earnest
 from tiny import TOML, tables
 
@@ -122,15 +122,15 @@ def test_training_shows_runs_that_were_complete_before(fdfa, file, trained):
     assert result.exit_code == 0 and result.output.count("finished after 6 steps, test accuracy 0.") == 2
 
 
-def test_training_sets_a_run_of_another_configuration_aside_and_makes_the_right_one(fdfa, file, trained):
-    first, second = (trained / run.id for run in load_experiment(file).runs())
-    before = tables(first)
-    (first / "config.json").write_bytes((second / "config.json").read_bytes())
-    result = fdfa("train", file)
-    assert result.exit_code == 0 and f"run {first.name} is damaged" in result.stderr and "set aside as" in result.stderr
-    (aside,) = trained.glob(f"{first.name}.damaged-*")
-    assert (aside / "config.json").read_bytes() == (second / "config.json").read_bytes()  # nothing is lost
-    assert tables(first) == before
+@pytest.mark.parametrize("command", [["train"], ["sweep", "--jobs", 1]], ids=["train", "sweep"])
+def test_a_run_with_the_configuration_of_another_is_named_set_aside_and_made_again(fdfa, file, trained, command):
+    first, second = (trained / run.id / "config.json" for run in load_experiment(file).runs())
+    first.write_bytes(second.read_bytes())
+    result = fdfa(*command, file)
+    run = first.parent
+    assert result.exit_code == 0 and f"run {run.name} is damaged: its config.json is that of another run" in result.stderr
+    assert (run.with_name(f"{run.name}.damaged-1") / "config.json").read_bytes() == second.read_bytes()
+    assert RunDirectory(trained).config(run.name).id == run.name
 
 
 def test_training_on_a_terminal_shows_the_steps_of_each_run(fdfa, file, monkeypatch):

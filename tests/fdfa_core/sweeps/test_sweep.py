@@ -121,12 +121,11 @@ def damaged(tmp_path):
     return tmp_path
 
 
-def test_a_damaged_run_is_named_set_aside_and_made_again(damaged, capsys, one_core):
+def test_a_damaged_run_is_named_set_aside_and_made_again(damaged, one_core):
     whole = tables(train(FINE[0], damaged / "elsewhere", threads=1))
     cut = (damaged / FINE[0].id / "metrics.parquet").read_bytes()
-    summary = sweep([FINE[0]], damaged, processes=1)
-    said = capsys.readouterr().err
-    assert f"run {FINE[0].id} is damaged: metrics.parquet is truncated" in said and "damaged-1, it is made again" in said
+    with pytest.warns(UserWarning, match=f"run {FINE[0].id} is damaged: metrics.parquet is trunc.*damaged-1 and made again"):
+        summary = sweep([FINE[0]], damaged, processes=1, quiet=True)
     assert (damaged / f"{FINE[0].id}.damaged-1" / "metrics.parquet").read_bytes() == cut
     assert summary.finished == [FINE[0].id] and tables(damaged / FINE[0].id) == whole
     assert str(summary).endswith("; 1 damaged runs were set aside and made again")
@@ -135,14 +134,15 @@ def test_a_damaged_run_is_named_set_aside_and_made_again(damaged, capsys, one_co
 
 def test_what_was_set_aside_before_is_kept(damaged, one_core):
     (damaged / f"{FINE[0].id}.damaged-1").mkdir()
-    sweep([FINE[0]], damaged, processes=1, quiet=True)
+    with pytest.warns(UserWarning, match="damaged-2"):
+        sweep([FINE[0]], damaged, processes=1, quiet=True)
     assert (damaged / f"{FINE[0].id}.damaged-2" / "metrics.parquet").exists() and is_complete(damaged, FINE[0].id)
 
 
 def test_a_damaged_run_that_another_sweep_holds_is_left_to_it(damaged):
     with claim(damaged, FINE[0].id):
         summary = sweeping.Summary()
-        assert Child(sweeping.damaged, damaged, FINE[0].id, summary, True).result()
+        assert Child(sweeping.damaged, damaged, FINE[0].id, summary).result()
     assert (damaged / FINE[0].id).exists()
 
 
