@@ -190,4 +190,12 @@ def frames() -> dict[str, pd.DataFrame]:
         "variance_vs_depth": sloped("depth", [1, 2, 3, 4, 5]).assign(place=lambda f: f["block"].map({0: "first", 1: "last"})),
         "variance_vs_width": sloped("width", [16, 50, 100, 200, 400, 800, 1600, 3200]),
     }
+    seeds = crossed(
+        setting=["mnist_fc", "fashion_fc", "cifar_cnn", "mnist_fc_100"],
+        component=[m for m in METHODS if not m.startswith(("fdfa", "frozen"))],
+        variant=["momentum", "adam"],
+        seed=range(10),
+    )
+    seeds = seeds.assign(value=np.resize([0.95, -0.3, 0.001, 0.02], len(seeds)), margin=0.01)
+    crowded["seeds"] = seeds
     return {name: options.described(frame, MEANINGS) for name, frame in crowded.items()}
