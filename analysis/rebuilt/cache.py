@@ -96,6 +96,7 @@ def kept(folder: Path, key: str, compute: Callable[[], pd.DataFrame]) -> pd.Data
     return frame
 
 
+@functools.cache
 def _file(tree: Path, name: str) -> Path | None:
     """Return the file of a module of the project, or None for any other."""
     if name.split(".")[0] not in PACKAGES:
@@ -104,8 +105,16 @@ def _file(tree: Path, name: str) -> Path | None:
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
-def _modules_of(tree: Path, target: str) -> Iterator[str]:
-    """Yield the modules that importing a dotted name runs: its packages, and where a lazy package takes the name from."""
+@functools.cache
+def _modules_of(tree: Path, target: str) -> tuple[str, ...]:
+    """Return the modules that importing a dotted name runs: its packages, and where a lazy package takes the name from.
+
+    Which modules there are is looked up once in a process, what they hold every time.
+    """
+    return tuple(_resolved(tree, target))
+
+
+def _resolved(tree: Path, target: str) -> Iterator[str]:
     if target.endswith(".*"):
         package = target.removesuffix(".*")
         place = tree.joinpath(*package.split("."))
@@ -122,7 +131,7 @@ def _modules_of(tree: Path, target: str) -> Iterator[str]:
             package = ".".join(parts[: end - 1])
             for passed_on in _imported(stub.read_bytes(), package):
                 if passed_on.rpartition(".")[2] == parts[end - 1]:
-                    yield from _modules_of(tree, passed_on.rpartition(".")[0])
+                    yield from _resolved(tree, passed_on.rpartition(".")[0])
 
 
 @functools.cache
