@@ -13,7 +13,7 @@ STAMP     := $(VENV)/.installed
 VENV_PY   := "$(VENV)/bin/python"
 OLDEST    := $(VENV)-oldest
 DOCS      := $(VENV)/.installed-docs
-TEST      := -m pytest -n 2 -m "not slow"
+TEST      := -m pytest -n 2 --dist worksteal -m "not slow"
 FDFA      := "$(VENV)/bin/fdfa"
 JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
 # In order of worth, so that what an interrupted `make reproduce` leaves is what matters most.
@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml requirements.txt
 figures: $(STAMP) ## train what is missing (recorded profiles are only drawn), analyse and draw, into figures/out/PROFILE/
 	$(FDFA) figures --profile $(PROFILE) $(JOBS_FLAG)
 
-# Two test processes of one thread each: two processes that both take two threads stand in each other's way.
+# Two test processes of one thread each, for two that both take two threads stand in each other's way; who has none left takes the other's.
 test: $(STAMP) ## run the tests
 	OMP_NUM_THREADS=1 $(VENV_PY) $(TEST)
 

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
 from fdfa_core.errors import InvalidInput
@@ -381,6 +380,9 @@ def intersection_union(p: ArrayLike) -> float:
 def holm(p: ArrayLike) -> np.ndarray:
     """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence.
 
+    The k-th smallest of m is multiplied by m − k + 1, and none may fall below one that is smaller. This is not left to
+    `statsmodels.stats.multitest`, which starts a full garbage collection at every call: a second, in a large process.
+
     Examples:
         >>> holm([0.01, 0.04, 0.03])
         array([0.03, 0.06, 0.06])
@@ -388,7 +390,10 @@ def holm(p: ArrayLike) -> np.ndarray:
     p = _finite("p", p, at_least=0)
     if p.size and not (0 <= p.min() and p.max() <= 1):
         raise InvalidInput("p", p.tolist(), "probabilities in [0, 1]")
-    return multipletests(p, method="holm")[1] if p.size else p
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1.0)
+    return corrected
 
 
 def _finite(name: str, values: ArrayLike | Iterable[float], at_least: int) -> np.ndarray:

@@ -14,13 +14,11 @@ if not all.
 from __future__ import annotations
 
 import functools
-import gc
 import html
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -41,17 +39,6 @@ PREVIEW_DPI = 110
 _PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels", "tabulate", "jinja2")
 
 
-@contextmanager
-def little_to_collect() -> Iterator[None]:
-    """Keep the garbage collector from searching what is loaded already; statsmodels calls it whenever it corrects p-values."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@little_to_collect()
 def render(
     profile: str,
     root: str | Path,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from analysis import statistics
 from fdfa_core.errors import InvalidInput
@@ -209,6 +210,12 @@ def test_equivalence_is_not_shown_by_a_wide_interval(rng):
 
 def test_holm_multiplies_by_the_number_of_hypotheses_left():
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_holm_equals_the_library_with_ties_zeros_and_ones(rng):
+    for p in ([], [0.3], [0.02, 0.02, 0.5, 1.0, 0.0], rng.random(50), rng.random(200) ** 8):
+        expected = multipletests(p, method="holm")[1] if len(p) else []
+        np.testing.assert_allclose(statistics.holm(p), expected, rtol=1e-15)
 
 
 def test_intersection_union_is_as_weak_as_its_weakest_part():
