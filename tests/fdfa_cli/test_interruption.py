@@ -1,5 +1,6 @@
 """Commands that are interrupted: exit codes, what they say, and that no process is left."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -30,8 +31,11 @@ RESUMES = "Interrupted. The same command resumes where it stopped."
 
 
 def start(*arguments):
+    """Start a command as a terminal does; the tests themselves may run in the background of a shell, which ignores Ctrl-C."""
     command = [sys.executable, "-m", "fdfa_cli", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    output = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=hears, **output)
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_a_killed_sweep_leaves_no_process(sweeping):
 
 
 def test_interrupted_training_resumes(tmp_path):
-    (tmp_path / "short.toml").write_text(LONG.replace("100_000", "300"))
+    (tmp_path / "short.toml").write_text(LONG.replace("100_000", "60"))
     runs = tmp_path / "runs"
     process = start("train", tmp_path / "short.toml", "--runs", runs)
     until(lambda: list(runs.glob("*.partial/config.json")))

@@ -1,6 +1,8 @@
 """Every kind of damage to a run is an error that names the file and what is accepted; a sound run passes."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,10 +17,16 @@ from fdfa_core.runs.store import open_store
 FEEDBACK = synthetic_logs.METHODS.replace("[[cases]]", "feedback = true\n[[cases]]", 1)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The directory of a sound run with all four tables, which no test may change."""
+    return written(tmp_path_factory.mktemp("sound"))[0]
+
+
 @pytest.fixture
-def run(tmp_path):
-    """The directory of a sound run with all four tables."""
-    return written(tmp_path)[0]
+def run(sound, tmp_path):
+    """A copy of the directory of the sound run."""
+    return Path(shutil.copytree(sound, tmp_path / "runs" / sound.name))
 
 
 def written(place, *, diverged=False):
@@ -193,7 +201,7 @@ def test_damage_is_seen_without_reading_a_table(run, damage, said):
 
 @pytest.mark.parametrize("reader", [validation.damage, check], ids=["seen", "checked"])
 def test_a_link_to_another_run_is_damage(run, reader):
-    other = next(path for path in run.parent.iterdir() if path.is_dir() and path.name not in (run.name, ".locks"))
+    other = Path(shutil.copytree(run, run.with_name("0123456789ab")))
     run.rename(run.with_name("elsewhere"))
     run.symlink_to(other)
     try:
