@@ -153,12 +153,13 @@ def seeds_needed(values: Sequence[float], question: protocol.Question, margin: f
     values = np.asarray(values, float)
     mean, spread = abs(values.mean()), values.std(ddof=1) * spread_bound(len(values))
     level = protocol.LEVEL / size
-    for n in np.unique(np.geomspace(2, MOST_SEEDS, 200).astype(int)):
-        if question.key != "Q3 parity" and _power_t(mean / spread * np.sqrt(n), n, level / 2) >= POWER:
-            return float(n)
-        if np.isfinite(margin) and mean < margin and _power_t((margin - mean) / spread * np.sqrt(n), n, level) >= POWER:
-            return float(n)
-    return np.inf
+    n = np.unique(np.geomspace(2, MOST_SEEDS, 200).astype(int))
+    decided = np.zeros(len(n), bool)
+    if question.key != "Q3 parity":
+        decided |= _power_t(mean / spread * np.sqrt(n), n, level / 2) >= POWER
+    if np.isfinite(margin) and mean < margin:
+        decided |= _power_t((margin - mean) / spread * np.sqrt(n), n, level) >= POWER
+    return float(n[decided.argmax()]) if decided.any() else np.inf
 
 
 def spread_bound(n: int, level: float = POWER) -> float:
@@ -166,9 +167,9 @@ def spread_bound(n: int, level: float = POWER) -> float:
     return float(np.sqrt((n - 1) / stats.chi2.ppf(1 - level, n - 1)))
 
 
-def _power_t(shift: float, n: int, level: float) -> float:
-    """Return the power of a one-sided t-test with n values whose statistic is shifted by `shift`."""
-    return float(stats.nct.sf(stats.t.isf(level, n - 1), n - 1, shift))
+def _power_t(shift: np.ndarray, n: np.ndarray, level: float) -> np.ndarray:
+    """Return the powers of one-sided t-tests with n values whose statistics are shifted by `shift`."""
+    return stats.nct.sf(stats.t.isf(level, n - 1), n - 1, shift)
 
 
 def check_plan(values: pd.DataFrame, planned: pd.DataFrame) -> None:
