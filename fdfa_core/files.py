@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and errors that say what could not be written."""
+"""Files that are whole or absent, and errors that say what could not be written, or read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fdfa_core.errors import RunError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def make_directory(path: Path) -> None:
@@ -41,6 +45,21 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_arrow(path: Path, remedy: str) -> pa.Table:
+    """Return a Parquet file's table; a `RunError` names the file, what is wrong with it, and the remedy."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False)  # small files: starting threads costs more
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: is missing; {remedy}") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise RunError(f"{path}: is truncated or not Parquet ({reason}); {remedy}") from error
 
 
 @contextmanager

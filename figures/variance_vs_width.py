@@ -32,25 +32,5 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel a hidden block, with the fitted slope at the end of each line."""
-    blocks = sorted(frame["block"].unique())
-    labels = style.ordered(frame["estimator"])
-    fig, axes = style.panels([style.block_title(b, len(blocks)) for b in blocks], columns=2, height=3)
-    for ax, block in zip(axes, blocks, strict=True):
-        rows = frame[frame["block"] == block]
-        ax.set(xscale="log", xlabel="width of the hidden layers")
-        style.log_limits([ax], rows)
-        for label in labels:
-            curve = rows[rows["estimator"] == label]
-            style.bars(ax, curve, "width", label)
-            _scaling.theory_line(ax, curve, "width")
-        style.ticks(ax, rows["width"])
-        ends = rows[rows["width"] == rows.groupby("estimator")["width"].transform("max")]
-        style.end_labels(
-            ax, [(r.estimate, _scaling.slope_text(r), style.look(r.estimator).color) for r in ends.itertuples()], "slope [95 %]"
-        )
-    axes[0].set_ylabel("total variance ÷ ‖∇ of the block‖²")
-    handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]
-    handles += [_scaling.theory_handle()] if "theory" in frame else []
-    style.legend(fig, handles, style.seeds_text(frame, "bars and slopes"))
-    return fig
+    """Draw one panel per hidden block, with the fitted slope at the end of each line."""
+    return _scaling.draw_noise(frame, "width", "width of the hidden layers", 3, {"bp": style.NOISE})

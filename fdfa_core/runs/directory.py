@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import reported, unwritable, write_atomically
+from fdfa_core.files import read_arrow, reported, unwritable, write_atomically
 from fdfa_core.runs import validation
 from fdfa_core.runs.schema import TABLES
 
@@ -239,18 +239,7 @@ def set_aside(root: str | Path, run: str) -> Path:
 
 
 def _read_arrow(directory: Path, name: str) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = directory / f"{name}.parquet"
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(use_threads=False)  # small files: starting threads costs more
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing; expected the {name} table of a run") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].removesuffix(".")
-        raise RunError(f"{path}: is truncated or not Parquet ({reason}); expected the {name} table of a run") from error
+    return read_arrow(directory / f"{name}.parquet", f"expected the {name} table of a run")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.files import read_arrow
 from fdfa_core.runs import validation
 from fdfa_core.runs.schema import TABLES
 
@@ -259,14 +260,4 @@ def _canonical(content: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(use_threads=False)  # small files: starting threads costs more
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: is missing; the record of the experiment is damaged. Restore the file") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].removesuffix(".")
-        raise RunError(f"{path}: is truncated or not Parquet ({reason}); the record is damaged. Restore the file") from error
+    return read_arrow(path, "the record of the experiment is damaged. Restore the file")
