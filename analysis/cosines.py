@@ -31,12 +31,12 @@ def against_dimension(probes: pd.DataFrame) -> pd.DataFrame:
     rows["combine"] = options.column(rows, "combine")
     rows["se"] = statistics.mean_se(rows["cosine_m2"], rows["draws"])
     by = ["method", "tangents", "combine", "dimension"]
-    found = statistics.over_seeds(rows, "cosine_mean", by, se="se", bounds=(-1, 1))
-    how = [(int(row.dimension), row.tangents, row.combine) for row in found.itertuples()]
+    curves = statistics.over_seeds(rows, "cosine_mean", by, se="se", bounds=(-1, 1))
+    how = [(int(row.dimension), row.tangents, row.combine) for row in curves.itertuples()]
     theory = pd.Series([laws.expected_cosine(*key) for key in how])
     squares = pd.Series([laws.expected_squared_cosine(*key) for key in how])
-    ratios = {f"ratio{name}": found[column] / theory for name, column in _BOUNDS.items()}
-    return found.assign(theory=theory, spread=(squares - theory**2).clip(lower=0) ** 0.5, **ratios)
+    ratios = {f"ratio{name}": curves[column] / theory for name, column in _BOUNDS.items()}
+    return curves.assign(theory=theory, spread=(squares - theory**2).clip(lower=0) ** 0.5, **ratios)
 
 
 _BOUNDS = {"": "estimate", "_low": "low", "_high": "high"}

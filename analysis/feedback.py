@@ -24,9 +24,9 @@ def error(feedback: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         by: columns that name a group.
     """
     rows = feedback.assign(se=feedback["error2_se"] / feedback["jacobian_norm"] ** 2)
-    found = statistics.over_seeds(rows, "relative", by, se="se", log=True)
+    curves = statistics.over_seeds(rows, "relative", by, se="se", log=True)
     theory = statistics.over_seeds(rows, "predicted", by, log=True)
-    return found.merge(theory[[*by, "estimate"]].rename(columns={"estimate": "theory"}), on=list(by))
+    return curves.merge(theory[[*by, "estimate"]].rename(columns={"estimate": "theory"}), on=list(by))
 
 
 def bias_parts(feedback: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

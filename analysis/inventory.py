@@ -37,7 +37,7 @@ def inventory(root: str | Path | Store, experiments: Iterable[Experiment]) -> pd
     return pd.DataFrame(rows)
 
 
-def cost(found: pd.DataFrame) -> pd.DataFrame:
+def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Return what the runs of each experiment take, from those that are there.
 
     Returns:
@@ -45,10 +45,10 @@ def cost(found: pd.DataFrame) -> pd.DataFrame:
         missing run taken for an average one of its estimator, or of its experiment where its estimator has none; NaN where
         nothing is there. Hours are of one process with the threads it had, on the machine of the record, however busy it was.
     """
-    found = found if "seconds" in found else found.assign(seconds=np.nan)
-    mean_of = found.groupby(["experiment", "trained_with"], sort=False)["seconds"].transform("mean")
-    guess = mean_of.fillna(found.groupby("experiment", sort=False)["seconds"].transform("mean"))
-    hours = found.assign(hours=found["seconds"] / 3600, hours_all=found["seconds"].fillna(guess) / 3600)
+    runs = runs if "seconds" in runs else runs.assign(seconds=np.nan)
+    mean_of = runs.groupby(["experiment", "trained_with"], sort=False)["seconds"].transform("mean")
+    guess = mean_of.fillna(runs.groupby("experiment", sort=False)["seconds"].transform("mean"))
+    hours = runs.assign(hours=runs["seconds"] / 3600, hours_all=runs["seconds"].fillna(guess) / 3600)
     table = hours.groupby("experiment", sort=False).agg(
         runs=("there", "sum"),
         planned=("there", "size"),

@@ -98,13 +98,13 @@ def meanings(sources: Iterable[pd.DataFrame]) -> Meanings:
     Args:
         sources: frames of logs, with `method`, `options`, and the label in `estimator`, or in `trained_with` (of runs).
     """
-    found: Meanings = {}
+    known: Meanings = {}
     for frame in sources:
         label = "estimator" if "estimator" in frame else "trained_with"
         if {label, "method", "options"} <= set(frame):
             rows = frame[[label, "method", "options"]].drop_duplicates().itertuples(index=False)
-            found |= {name: (method, given(options)) for name, method, options in rows}
-    return found
+            known |= {name: (method, given(options)) for name, method, options in rows}
+    return known
 
 
 def described(frame: pd.DataFrame, known: Meanings) -> pd.DataFrame:
@@ -131,15 +131,15 @@ def described(frame: pd.DataFrame, known: Meanings) -> pd.DataFrame:
 
 def labels_of(frame: pd.DataFrame) -> Meanings:
     """Return what the labels in a frame of `described` stand for: label → method and the options that were given."""
-    found: Meanings = {}
+    known: Meanings = {}
     for name in LABELS:
         columns = [name, f"{name}.method", f"{name}.options"]
         if set(columns) <= set(frame):
             rows = frame[columns].drop_duplicates().itertuples(index=False)
-            found |= {label: (method, given(options)) for label, method, options in rows}
+            known |= {label: (method, given(options)) for label, method, options in rows}
     for text in frame[KNOWN].unique() if KNOWN in frame else ():
-        found |= {label: (method, options) for label, (method, options) in json.loads(text).items()}
-    return found
+        known |= {label: (method, options) for label, (method, options) in json.loads(text).items()}
+    return known
 
 
 def _column(values: list[Any]) -> pd.Series:

@@ -39,8 +39,8 @@ def diagram(log: logs.Logs, batch_sizes: np.ndarray, feedback_lrs: np.ndarray) -
         limit = float(np.exp(np.log(group["batch_limit"]).mean()))
         frames.append(grid.assign(**dict(zip(WAY, way, strict=True)), seeds=len(seeds), interval="none", batch_limit=limit))
     grid = pd.concat(frames, ignore_index=True).assign(kind="grid")
-    found = _measured(log.probes).merge(grid.drop_duplicates(WAY)[[*WAY, "batch_limit"]], on=WAY)
-    return pd.concat([grid, found.assign(kind="measured")], ignore_index=True)
+    measured = _measured(log.probes).merge(grid.drop_duplicates(WAY)[[*WAY, "batch_limit"]], on=WAY)
+    return pd.concat([grid, measured.assign(kind="measured")], ignore_index=True)
 
 
 def _measured(probes: pd.DataFrame) -> pd.DataFrame:
@@ -54,8 +54,8 @@ def _measured(probes: pd.DataFrame) -> pd.DataFrame:
     if both.empty:
         raise InvalidInput("probes", "no FDFA beside FG-A at the post site", "both, perturbing in the same way")
     by = ["batch_size", "feedback_lr", *WAY]
-    found = []
+    ratios = []
     for criterion, column in CRITERIA.items():
         ratio = both.assign(ratio=both[column] / both[f"{column}_fg_a"])
-        found.append(statistics.over_seeds(ratio, "ratio", by, log=True).assign(criterion=criterion))
-    return pd.concat(found, ignore_index=True)
+        ratios.append(statistics.over_seeds(ratio, "ratio", by, log=True).assign(criterion=criterion))
+    return pd.concat(ratios, ignore_index=True)

@@ -35,12 +35,12 @@ def read(path: Path = RECORD) -> pd.DataFrame:
     if not path.is_file():
         raise RunError(f"{path}: is missing; `python -m benchmarks.released_code CHECKOUT` writes it")
     try:
-        found = pd.read_csv(path)
+        rows = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: is not a CSV file: {error}") from error
-    if missing := [column for column in COLUMNS if column not in found]:
+    if missing := [column for column in COLUMNS if column not in rows]:
         raise RunError(f"{path}: lacks {', '.join(missing)}; `python -m benchmarks.released_code CHECKOUT` writes it anew")
-    return found
+    return rows
 
 
 def compare(metrics: pd.DataFrame, theirs: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:

@@ -55,10 +55,10 @@ def keys(probes: pd.DataFrame) -> pd.DataFrame:
 
 def _flat(table: dict[str, object], above: str = "") -> dict[str, object]:
     """Return nested tables as one of dotted keys."""
-    found: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{above}{key}.")
+            flat |= _flat(value, f"{above}{key}.")
         else:
-            found[above + key] = json.dumps(value) if isinstance(value, list) else value
-    return found
+            flat[above + key] = json.dumps(value) if isinstance(value, list) else value
+    return flat

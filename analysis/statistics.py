@@ -372,16 +372,8 @@ def equivalence(values: ArrayLike, target: float, margin: float) -> float:
     return float(DescrStatsW(values).ttost_mean(target - margin, target + margin)[0])
 
 
-def intersection_union(p: ArrayLike) -> float:
-    """Return the p-value of "all of these hold" (an ordering, say): the largest, without correction (Berger 1982)."""
-    return float(_finite("p", p, at_least=1).max())
-
-
 def holm(p: ArrayLike) -> np.ndarray:
     """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence.
-
-    The k-th smallest of m is multiplied by m − k + 1, and none may fall below one that is smaller. This is not left to
-    `statsmodels.stats.multitest`, which starts a full garbage collection at every call: a second, in a large process.
 
     Examples:
         >>> holm([0.01, 0.04, 0.03])
@@ -390,7 +382,7 @@ def holm(p: ArrayLike) -> np.ndarray:
     p = _finite("p", p, at_least=0)
     if p.size and not (0 <= p.min() and p.max() <= 1):
         raise InvalidInput("p", p.tolist(), "probabilities in [0, 1]")
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p, kind="stable")  # statsmodels would collect garbage at every call: a second in a large process
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1.0)
     return corrected

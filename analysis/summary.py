@@ -27,18 +27,18 @@ def tables(log: Logs) -> dict[str, pd.DataFrame]:
     setting = [*SETTING, *extra]
     metrics = metrics_with_settings(log, extra)
     metrics = metrics[metrics["run"].isin(_trained(log))]
-    found = {}
+    written = {}
     if len(metrics):
-        found["accuracy"] = accuracy.table(metrics, setting)
+        written["accuracy"] = accuracy.table(metrics, setting)
         curves = {q: convergence.curves(metrics, q, [*setting, "trained_with"]) for q in ("train_loss", "test_accuracy")}
-        found["convergence"] = pd.concat([frame.assign(quantity=q) for q, frame in curves.items()], ignore_index=True)
+        written["convergence"] = pd.concat([frame.assign(quantity=q) for q, frame in curves.items()], ignore_index=True)
     if len(log.probes):
         by = [*setting, "trained_with", "step", "source", "estimator", "level", "block", "parameter"]
         probes = log.probes.join(extra, on="run")
-        found["variance"] = statistics.over_seeds(variance.normalised(probes), "nsr", by, se="nsr_se", log=True)
-        found["bias"] = statistics.over_seeds(bias.split(probes), "value", [*by, "quantity"], se="se")
-        found["alignment"] = alignment.angles(probes, by)
-    return found
+        written["variance"] = statistics.over_seeds(variance.normalised(probes), "nsr", by, se="nsr_se", log=True)
+        written["bias"] = statistics.over_seeds(bias.split(probes), "value", [*by, "quantity"], se="se")
+        written["alignment"] = alignment.angles(probes, by)
+    return written
 
 
 def metrics_with_settings(log: Logs, extra: pd.DataFrame | None = None) -> pd.DataFrame:

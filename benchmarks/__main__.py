@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Other processes keep {machine['load']:.1f} cores busy: ratios will be disturbed.", file=sys.stderr)
     rows, tables = [], {}
     for n in threads:
-        found = _in_child(options.only, n, first=n == threads[0])
-        for (kind, name), contents in groupby(found, key=itemgetter(0, 1)):
+        measured = _in_child(options.only, n, first=n == threads[0])
+        for (kind, name), contents in groupby(measured, key=itemgetter(0, 1)):
             if kind == "row":
                 for row in report.pooled([content for *_, content in contents], name, n):
                     rows.append(row)

@@ -48,14 +48,14 @@ SIZES = {
 
 
 def _milliseconds(seconds: np.ndarray) -> dict[str, float]:
-    found = spread(1e3 * seconds)
-    return {"milliseconds": found["value"], "low": found["low"], "high": found["high"]}
+    shown = spread(1e3 * seconds)
+    return {"milliseconds": shown["value"], "low": shown["low"], "high": shown["high"]}
 
 
 def _compared(seconds: np.ndarray, bp: np.ndarray) -> dict[str, float]:
-    found = spread(ratio(seconds, bp))
+    shown = spread(ratio(seconds, bp))
     bp_milliseconds = 1e3 * float(np.median(bp))
-    return {"bp_milliseconds": bp_milliseconds, "ratio": found["value"], "ratio_low": found["low"], "ratio_high": found["high"]}
+    return {"bp_milliseconds": bp_milliseconds, "ratio": shown["value"], "ratio_low": shown["low"], "ratio_high": shown["high"]}
 
 
 def cost_scaling() -> Iterator[dict[str, object]]:
@@ -124,19 +124,19 @@ def cost_vs_alignment(draws: int = 32, steps: int = 100) -> Iterator[dict[str, o
     reference = Reference.on_batch(net, *batch)
     requests = [(name, {}) for name in available_estimators()] + VARIANTS
     single: dict[str, Callable[[], object]] = {}
-    found: dict[str, dict[str, object]] = {}
+    angles: dict[str, dict[str, object]] = {}
     for name, options in requests:
         key = label(name, options)
         estimator = make_estimator(name, net, replicas=draws, **options)
         for _ in range(estimator.stationary_steps() if estimator.stateful else 0):
             estimator.advance(*batch)
         rows = probe(net, *batch, {key: estimator}, reference, replicates=draws)
-        found[key] = next(row for row in rows if row["level"] == "hidden")
+        angles[key] = next(row for row in rows if row["level"] == "hidden")
         single[key] = partial(make_estimator(name, net, **options).backward, *batch)
     seconds = take_turns(single, 25)
     for name, options in requests:
         key = label(name, options)
-        row = found[key]
+        row = angles[key]
         yield {
             "estimator": key,
             "method": name,

@@ -104,8 +104,8 @@ def main() -> None:
     jobs = product(options.seeds, options.modes)
     checkout = options.checkout.resolve()
     parallel = joblib.Parallel(os.cpu_count())
-    found = parallel(joblib.delayed(run)(checkout, mode, seed, options.epochs, options.dataset) for seed, mode in jobs)
-    released.write(row for rows in found for row in rows)
+    results = parallel(joblib.delayed(run)(checkout, mode, seed, options.epochs, options.dataset) for seed, mode in jobs)
+    released.write(row for rows in results for row in rows)
 
 
 if __name__ == "__main__":

@@ -49,11 +49,11 @@ def pooled(rows: Sequence[Mapping[str, object]], bench: str, threads: int) -> li
         bench: its name.
         threads: of torch.
     """
-    found: dict[str, list[Mapping[str, object]]] = {}
+    by_figure: dict[str, list[Mapping[str, object]]] = {}
     for row in rows:
-        found.setdefault(row["figure"], []).append(row)
+        by_figure.setdefault(row["figure"], []).append(row)
     flat = []
-    for figure, same in found.items():
+    for figure, same in by_figure.items():
         value = spread([sample for row in same for sample in row["samples"]])
         limit, baselines = same[0]["limit"], [row["baseline"] for row in same]
         flat.append(
@@ -113,8 +113,8 @@ def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: di
     results = root / "benchmarks" / "results"
     results.mkdir(parents=True, exist_ok=True)
     where = {"machine": f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"}
-    for name, found in tables.items():
-        pd.DataFrame(found).assign(**where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
+    for name, table in tables.items():
+        pd.DataFrame(table).assign(**where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
     if not rows:
         return
     page = root / "docs" / "performance.md"

@@ -25,17 +25,17 @@ def main(picture="variance_of_fg.png"):
         net = fully_connected([16, width, width, 4], activation="tanh", seed=0)
         frame = measure(net, x, y, ESTIMATORS, replicates=64).query("level == 'network'")
         frames.append(frame.assign(width=width, parameters=sum(p.numel() for p in net.parameters())))
-    found = pd.concat(frames)
+    variances = pd.concat(frames)
 
     # One line of pandas for a table, three of matplotlib for a picture: `measure` returns an ordinary tidy frame.
-    table = found.pivot(index=["width", "parameters"], columns="estimator", values="relative_variance")
+    table = variances.pivot(index=["width", "parameters"], columns="estimator", values="relative_variance")
     print("variance ÷ ‖∇‖²; theory has (P + 1) for fg-w, P the number of parameters\n")
     print(pd.DataFrame(table).map("{:.3g}".format).to_string())
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", xlabel="width of the hidden blocks", ylabel="variance ÷ ‖∇‖²")
-    for estimator, rows in found.groupby("estimator", sort=False):
+    for estimator, rows in variances.groupby("estimator", sort=False):
         error = rows["variance_se"] / rows["target_norm"] ** 2
         axes.errorbar(rows["width"], rows["relative_variance"], error, marker="o", label=estimator)
     axes.plot(rows["width"], rows["parameters"] + 1, "k--", label="P + 1")

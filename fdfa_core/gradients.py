@@ -48,8 +48,8 @@ def true_gradient(net: BlockNetwork, x: Tensor, y: Tensor, loss="cross_entropy")
     with torch.enable_grad(), preserve_random_stream(x.device, net, host=True), as_written():
         with explained(net, x):
             outputs = functional_call(net, {**parameters, **buffers}, (x,))
-        found = gradients_of(loss(outputs, y), list(parameters.values()))
-    return dict(zip(parameters, found, strict=True))
+        gradients = gradients_of(loss(outputs, y), list(parameters.values()))
+    return dict(zip(parameters, gradients, strict=True))
 
 
 def gradients_of(loss: Tensor, tensors: Sequence[Tensor], sparse: bool = False) -> list[Tensor]:

@@ -69,15 +69,15 @@ class Option:
 @functools.cache
 def options_of(*functions: Callable[..., Any]) -> Mapping[str, Option]:
     """Return the options of functions by name; of an option of several functions, the last default and annotation hold."""
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     for function in functions:
         for parameter in signature(function).parameters.values():
             if parameter.kind is Parameter.KEYWORD_ONLY:
                 annotation = _resolved(function, parameter)
-                if annotation is Any and parameter.name in found:
-                    annotation = found[parameter.name].annotation
-                found[parameter.name] = Option(parameter.name, parameter.default, annotation)
-    return types.MappingProxyType(found)
+                if annotation is Any and parameter.name in options:
+                    annotation = options[parameter.name].annotation
+                options[parameter.name] = Option(parameter.name, parameter.default, annotation)
+    return types.MappingProxyType(options)
 
 
 def check_options(known: Mapping[str, Option], given: Mapping[str, Any]) -> None:

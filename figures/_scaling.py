@@ -64,12 +64,12 @@ def curves(log: logs.Logs, x: str, with_slopes: bool = True) -> pd.DataFrame:
     """
     noisy = variance.normalised(select.last_step(select.hidden_blocks(log.probes)))
     keys = ["block", "estimator"]
-    found = statistics.over_seeds(noisy, "nsr", [*keys, x], se="nsr_se", log=True)
-    found = closed_forms.with_theory(found, closed_forms.curve(log, [*keys, x]), [*keys, x])
+    rows = statistics.over_seeds(noisy, "nsr", [*keys, x], se="nsr_se", log=True)
+    rows = closed_forms.with_theory(rows, closed_forms.curve(log, [*keys, x]), [*keys, x])
     if not with_slopes:
-        return found
+        return rows
     slopes = statistics.slopes(noisy, x, "nsr", keys).drop(columns=["seeds", "points", "curvature"])
-    return found.merge(slopes.rename(columns={c: f"slope_{c}" for c in ("low", "high", "interval")}), on=keys)
+    return rows.merge(slopes.rename(columns={c: f"slope_{c}" for c in ("low", "high", "interval")}), on=keys)
 
 
 def slope_text(row) -> str:

@@ -43,8 +43,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         for quantity, (_, color, line) in LOOKS.items():
             part = rows[rows["quantity"] == quantity]
             ax.plot(part[against], part["estimate"].clip(lower=FLOOR / 100), color=color, linestyle=line)
-        found = rows[rows["quantity"] == "measured"]
-        seen, bound = found[found["detected"]], found[~found["detected"] & (found["high"] > 0)]
+        measured = rows[rows["quantity"] == "measured"]
+        seen, bound = measured[measured["detected"]], measured[~measured["detected"] & (measured["high"] > 0)]
         ax.plot(seen[against], seen["estimate"], "o", color=style.INK, markerfacecolor="white", zorder=5)
         ax.vlines(seen[against], seen["low"], seen["high"], color=style.INK, linewidth=1)
         ax.plot(bound[against], bound["high"], "v", color=style.INK, markerfacecolor="white", zorder=5)

@@ -33,12 +33,12 @@ def draw(frame: pd.DataFrame) -> Figure:
         rows = frame[frame["panel"] == panel]
         for (method, quantity), group in rows.groupby(["method", "quantity"]):
             how = style.look(method)
-            theory, found = (group[group["kind"] == kind].sort_values("rate") for kind in ("theory", "measured"))
+            theory, measured = (group[group["kind"] == kind].sort_values("rate") for kind in ("theory", "measured"))
             if len(theory) == 1:  # plain FG-A averages nothing
                 ax.axhline(theory["estimate"].iloc[0], color=how.color, linewidth=0.9)
             ax.plot(theory["rate"], theory["estimate"], color=how.color, linewidth=0.9)
-            seen = found[found["low"] > 0]
-            bound = found[(found["low"] <= 0) & (found["high"] > 0)]
+            seen = measured[measured["low"] > 0]
+            bound = measured[(measured["low"] <= 0) & (measured["high"] > 0)]
             face = "white" if quantity == "bias2" else how.color
             line = {"step": "none", "mean": "none"}.get(panel, ":" if quantity == "bias2" else "-")
             ax.plot(seen["rate"], seen["estimate"], how.marker, color=how.color, markerfacecolor=face, linestyle=line)

@@ -19,9 +19,9 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     probes = select.last_step(select.hidden_blocks(log.probes))
     probes = probes.assign(alpha=options.alpha(probes))
     probes = probes[(probes["method"] == "fdfa") & (probes["source"] == "shadow") & probes["alpha"].notna()]
-    found = bias.split_over_seeds(probes, ["block", "alpha"])
+    parts = bias.split_over_seeds(probes, ["block", "alpha"])
     warmup = bool(options.column(probes, "warmup").eq(True).all())
-    return pd.concat([found, momentum.variance_law(found, int(probes["step"].max()), warmup)], ignore_index=True)
+    return pd.concat([parts, momentum.variance_law(parts, int(probes["step"].max()), warmup)], ignore_index=True)
 
 
 @style.styled

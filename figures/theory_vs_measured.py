@@ -15,10 +15,10 @@ OPTIONAL = ("batch", "layers")
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return measured / closed form per setting and hidden block over seeds, and how many intervals hold the closed form."""
-    found = closed_forms.agreement(list(logs_of.values()))
-    method = found["estimator"].map(lambda label: _labels.meaning(label)[0])
-    counts = found.drop_duplicates("estimator").assign(method=method).groupby("method")[["held", "of"]].sum()
-    return found.drop(columns=["held", "of"]).assign(method=method).merge(counts.reset_index(), on="method")
+    ratios = closed_forms.agreement(list(logs_of.values()))
+    method = ratios["estimator"].map(lambda label: _labels.meaning(label)[0])
+    counts = ratios.drop_duplicates("estimator").assign(method=method).groupby("method")[["held", "of"]].sum()
+    return ratios.drop(columns=["held", "of"]).assign(method=method).merge(counts.reset_index(), on="method")
 
 
 @style.styled

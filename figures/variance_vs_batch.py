@@ -13,9 +13,9 @@ EXPERIMENTS = ("batch",)
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR = total variance / ‖∇‖² per hidden block, estimator and batch size, over seeds, with closed form and slope."""
     (log,) = logs_of.values()
-    found = _scaling.curves(log, "batch_size")
+    curves = _scaling.curves(log, "batch_size")
     usual = log.probes.loc[options.at_default(log.probes, "tangents", "site"), "estimator"]
-    return found[found["estimator"].isin(usual)]
+    return curves[curves["estimator"].isin(usual)]
 
 
 @style.styled

@@ -14,9 +14,9 @@ PLACES = {"first": "first hidden block (at the input)", "last": "last hidden blo
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return NSR = total variance / ‖∇‖² of the first and the last hidden block, per estimator and depth, over seeds."""
     (log,) = logs_of.values()
-    found = _scaling.curves(log, "depth", with_slopes=False)
-    first = found[found["block"] == 0].assign(place="first")
-    last = found[found["block"] == found["depth"] - 1].assign(place="last")
+    curves = _scaling.curves(log, "depth", with_slopes=False)
+    first = curves[curves["block"] == 0].assign(place="first")
+    last = curves[curves["block"] == curves["depth"] - 1].assign(place="last")
     return pd.concat([first, last], ignore_index=True)
 
 

@@ -71,12 +71,12 @@ def run(profile: str = "full", jobs: int | None = None) -> pd.DataFrame:
     cases = suite(profile)
     dear_first = sorted(cases, key=lambda case: -case.draws * max(case.steps, 1))
     if jobs == 1:
-        found = [rows(case) for case in dear_first]
+        results = [rows(case) for case in dear_first]
     else:
         with worker_processes():
-            found = Parallel(n_jobs=jobs or -1)(delayed(rows)(case) for case in dear_first)
+            results = Parallel(n_jobs=jobs or -1)(delayed(rows)(case) for case in dear_first)
     order = {case.label: i for i, case in enumerate(cases)}
-    frame = pd.DataFrame([row for each in found for row in each])
+    frame = pd.DataFrame([row for each in results for row in each])
     return judge(frame.sort_values("case", key=lambda label: label.map(order), kind="stable", ignore_index=True))
 
 
@@ -85,11 +85,11 @@ def rows(case: Case) -> list[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = CHECKS[case.kind](case)
+        compared = CHECKS[case.kind](case)
     finally:
         torch.set_num_threads(threads)
     named = {"case": case.label, "estimator": case.estimator, "network": case.network, "batch_size": case.batch_size}
-    return [named | row for row in found]
+    return [named | row for row in compared]
 
 
 def judge(frame: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 def _summary(frame: pd.DataFrame) -> pd.DataFrame:
     groups = frame.assign(failed=frame.verdict == "FAIL", off=frame.z.abs()).groupby(["estimator", "quantity"], sort=False)
-    found = groups.agg(
+    summary = groups.agg(
         rows=("p", "size"), largest_z=("off", "max"), smallest_p_holm=("p_holm", "min"), failed=("failed", "sum")
     )
-    return found.reset_index().round({"largest_z": 2, "smallest_p_holm": 3})
+    return summary.reset_index().round({"largest_z": 2, "smallest_p_holm": 3})

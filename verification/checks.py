@@ -220,9 +220,9 @@ def _estimator(case: Case, seed: int, replicas: int | None = None):
 
 def check_draws(case: Case) -> list[Row]:
     """Forward gradients: draws given every batch."""
-    found = Comparison(case, _predict(case))
+    comparison = Comparison(case, _predict(case))
     estimator, x, y = _estimator(case, case.seed)
-    kept = GradientStrata(found)
+    kept = GradientStrata(comparison)
     for indices, weight in batches(case.samples, case.batch_size):
         kept.open(weight)
         count = max(64, math.ceil(case.draws * weight))
@@ -230,9 +230,9 @@ def check_draws(case: Case) -> list[Row]:
         each = math.ceil(count / calls)
         for _ in range(calls):
             drawn = flat(estimator.sample(x[indices], y[indices], each), each)
-            kept.add(drawn, (drawn - found.mean).square())
+            kept.add(drawn, (drawn - comparison.mean).square())
     kept.rows()
-    return found.rows
+    return comparison.rows
 
 
 def check_feedback(case: Case) -> list[Row]:
@@ -242,12 +242,12 @@ def check_feedback(case: Case) -> list[Row]:
     variance: the mean over batches scatters by the feedback part alone.
     """
     prediction = _predict(case, steps=case.steps)
-    found, law = Comparison(case, prediction), prediction.feedback_law
+    comparison, law = Comparison(case, prediction), prediction.feedback_law
     estimator, x, y = _estimator(case, case.seed, replicas=1)
     last = list(batches(case.samples, case.batch_size))
     constant = case.network == "linear"  # its Jacobian is: which batches taught the feedback does not matter
     sequences = [[last[t % len(last)] for t in range(case.steps)]] if constant else itertools.product(last, repeat=case.steps)
-    kept, feedback = GradientStrata(found), FeedbackStrata(found, law, case.steps)
+    kept, feedback = GradientStrata(comparison), FeedbackStrata(comparison, law, case.steps)
     for number, sequence in enumerate(sequences):
         weight = 1.0 if constant else math.prod(w for _, w in sequence)
         kept.open(weight)
@@ -260,12 +260,12 @@ def check_feedback(case: Case) -> list[Row]:
             mean = square = 0.0
             for indices, w in last:
                 g = flat(estimator.sample(x[indices], y[indices], chains), chains)
-                mean, square = mean + w * g, square + w * (g - found.mean).square()
+                mean, square = mean + w * g, square + w * (g - comparison.mean).square()
             kept.add(mean, square)
             feedback.add(mean, estimator.feedback)
     kept.rows()
     feedback.rows()
-    return found.rows
+    return comparison.rows
 
 
 class FeedbackStrata:
@@ -305,22 +305,22 @@ def check_fixed(case: Case) -> list[Row]:
     """Estimators that draw nothing: mean and variance over every batch, to rounding."""
     estimator, x, y = _estimator(case, case.seed)
     feedback = {"feedback": estimator.feedback} if hasattr(estimator, "feedback") else {}
-    found = Comparison(case, _predict(case, **feedback))
+    comparison = Comparison(case, _predict(case, **feedback))
     visited = list(batches(case.samples, case.batch_size))
     gradients = torch.stack([flat(estimator.estimate(x[i], y[i])) for i, _ in visited])
     weights = gradients.new_tensor([w for _, w in visited])
     mean = weights @ gradients
     zero = torch.zeros_like(mean)
-    found.add_family("component means", found.mean, mean, zero)
-    found.add_family("component variances", found.variance, weights @ (gradients - mean).square(), zero)
-    return found.rows
+    comparison.add_family("component means", comparison.mean, mean, zero)
+    comparison.add_family("component variances", comparison.variance, weights @ (gradients - mean).square(), zero)
+    return comparison.rows
 
 
 def check_pieces(case: Case) -> list[Row]:
     """Rank-one pieces (J u) uᵀ of each sample's Jacobian: the mean squared cosine with the Jacobian is 1/n in every block."""
     net, x, y = problem(case.network, case.samples)
     estimator, *_ = _estimator(case, case.seed)
-    found = Comparison(case, predict("bp", net, x, y, 1))
+    comparison = Comparison(case, predict("bp", net, x, y, 1))
     kept = [Strata() for _ in net.hidden]
     jacobians = []
     for i in range(len(x)):
@@ -334,8 +334,8 @@ def check_pieces(case: Case) -> list[Row]:
             kept[block].add(squared / jacobians[block].square().sum())
     for block, strata in enumerate(kept):
         predicted = laws.rank_one_squared_cosine(jacobians[block].shape[1])
-        found.add("squared cosine of a piece", block, predicted, *map(float, strata.mean()), n=len(x) * case.draws)
-    return found.rows
+        comparison.add("squared cosine of a piece", block, predicted, *map(float, strata.mean()), n=len(x) * case.draws)
+    return comparison.rows
 
 
 def check_order(case: Case) -> list[Row]:
@@ -344,40 +344,41 @@ def check_order(case: Case) -> list[Row]:
     The feedback after a step is (1 − α) B + α D; at α < 1 two steps on one batch leave B in the estimate with its weight.
     """
     estimator, x, y = _estimator(case, case.seed)
-    found = Comparison(case, _predict(case, steps=0))
+    comparison = Comparison(case, _predict(case, steps=0))
     for step in range(3):
         before = flat(estimator.estimate(x, y))
         estimator.backward(x, y)
         written = flat({name: p.grad for name, p in estimator.net.named_parameters()})
         scale = max(float(before.abs().max()), 1e-12)
-        found.add(f"gradient of step {step + 1} minus estimate", ALL, 0.0, float((written - before).abs().max()) / scale, 0.0)
+        largest = float((written - before).abs().max())
+        comparison.add(f"gradient of step {step + 1} minus estimate", ALL, 0.0, largest / scale, 0.0)
         if step == 0:
-            hidden = float(before[found.owner < found.blocks[-1]].abs().max())
-            found.add("hidden gradient of step 1", ALL, 0.0, hidden, 0.0)
+            hidden = float(before[comparison.owner < comparison.blocks[-1]].abs().max())
+            comparison.add("hidden gradient of step 1", ALL, 0.0, hidden, 0.0)
     estimator.net.zero_grad()
-    return found.rows
+    return comparison.rows
 
 
 def check_instruments(case: Case) -> list[Row]:
     """What the probes report from R = 4 draws, averaged: an unbiased variance and an unbiased squared bias."""
     each = 4
     net, x, y = problem(case.network, case.samples)
-    found = Comparison(case, predict(case.estimator, net, x, y, len(x), sampling="given_batch", **case.options))
+    comparison = Comparison(case, predict(case.estimator, net, x, y, len(x), sampling="given_batch", **case.options))
     estimator, *_ = _estimator(case, case.seed)
-    target = found.prediction.target
+    target = comparison.prediction.target
     variance, bias2 = [], []
     for _ in range(case.draws // each):
         draws = estimator.draws(x, y, each)
-        hidden = {n: g for n, g in draws.items() if int(n.split(".", 1)[0]) < found.blocks[-1]}
+        hidden = {n: g for n, g in draws.items() if int(n.split(".", 1)[0]) < comparison.blocks[-1]}
         scalars = measure_draws(lambda drawn=hidden: iter([drawn]), each, target, target)
         row = summarise(sum(list(scalars.values())[1:], next(iter(scalars.values()))))
         variance.append(row["variance"])
         bias2.append(row["bias2"])
-    expected = sum(found.prediction.total("variance", b) for b in found.blocks[:-1])
+    expected = sum(comparison.prediction.total("variance", b) for b in comparison.blocks[:-1])
     for quantity, values, predicted in (("reported variance", variance, expected), ("reported squared bias", bias2, 0.0)):
         se = np.std(values, ddof=1) / len(values) ** 0.5
-        found.add(quantity, ALL, predicted, float(np.mean(values)), float(se), log=predicted > 0, n=case.draws)
-    return found.rows
+        comparison.add(quantity, ALL, predicted, float(np.mean(values)), float(se), log=predicted > 0, n=case.draws)
+    return comparison.rows
 
 
 CHECKS: dict[str, Callable[[Case], list[Row]]] = {

@@ -45,18 +45,18 @@ def code(*modules: str, prose: bool = True, without: Collection[str] = (), tree:
 def sources(*modules: str, without: Collection[str] = (), tree: Path | None = None) -> dict[str, Path]:
     """Return the modules that `code` hashes, dotted name → file."""
     tree = paths.TREE if tree is None else tree
-    found: dict[str, Path] = {}
+    read: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         path = _file(tree, name)
-        if name in found or name in without or path is None:
+        if name in read or name in without or path is None:
             continue
-        found[name] = path
+        read[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         for target in _imported(path.read_bytes(), package):
             waiting += _modules_of(tree, target)
-    return found
+    return read
 
 
 def versions(*packages: str) -> str:

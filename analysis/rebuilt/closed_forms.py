@@ -111,10 +111,10 @@ def agreement(logs: Sequence[logs.Logs]) -> pd.DataFrame:
         raise InvalidInput("logs", "no probe with a closed form", "frozen weights, fresh batches, no batch normalisation")
     probes = probes.assign(theory=np.log(probes["predicted"] / probes["reference_norm"] ** 2))
     by = ["experiment", "depth", "width", "batch_size", "block", "estimator"]
-    found = statistics.over_seeds(probes, "ratio", by, se="ratio_se", log=True)
-    found = found.merge(np.exp(probes.groupby(by, sort=False)["theory"].mean()).reset_index(), on=by)
+    ratios = statistics.over_seeds(probes, "ratio", by, se="ratio_se", log=True)
+    ratios = ratios.merge(np.exp(probes.groupby(by, sort=False)["theory"].mean()).reset_index(), on=by)
     counts = probes.groupby("estimator")["covered"].agg(held="sum", of="size").reset_index()
-    return found.merge(counts, on="estimator").assign(measured=lambda f: f["estimate"] * f["theory"])
+    return ratios.merge(counts, on="estimator").assign(measured=lambda f: f["estimate"] * f["theory"])
 
 
 def curve(logs: logs.Logs, by: Sequence[str], quantity: str = "nsr") -> pd.DataFrame:
@@ -151,8 +151,8 @@ def feedback_errors(logs: logs.Logs) -> pd.DataFrame:
             frames.append(mine.merge(predicted, on=["step", "estimator", "block"]))
     if not frames:
         raise InvalidInput("logs", "no feedback of frozen weights", 'runs with optimizer = "none" and feedback = true')
-    found = pd.concat(frames, ignore_index=True)
-    return found.assign(relative=found["error2"] / found["jacobian_norm"] ** 2)
+    rows = pd.concat(frames, ignore_index=True)
+    return rows.assign(relative=rows["error2"] / rows["jacobian_norm"] ** 2)
 
 
 def contests(logs: logs.Logs) -> pd.DataFrame:

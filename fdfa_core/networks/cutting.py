@@ -183,8 +183,8 @@ def _name(module: nn.Module, layer: nn.Module) -> str:
     return f"{type(layer).__name__} {path}" if path else type(layer).__name__
 
 
-def _require_equal(expected: Tensor, found: Tensor, when: str) -> None:
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
+def _require_equal(expected: Tensor, outputs: Tensor, when: str) -> None:
+    if outputs.shape != expected.shape or not torch.allclose(outputs, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InvalidInput("parts", f"layers that compute something else than the module{when}", _ACCEPTED, _HINT)
 
 

@@ -192,12 +192,12 @@ class _Pull:
 
 
 def _feedback_columns(held: Tensor, jacobian: Tensor) -> dict[str, float]:
-    found = summarise(scalars_of(held, held.mean(0, keepdim=True), jacobian, jacobian))
+    moments = summarise(scalars_of(held, held.mean(0, keepdim=True), jacobian, jacobian))
     return {
-        "jacobian_norm": found["target_norm"],
-        "error2": found["error_mean"],
-        "error2_se": math.sqrt(found["error_m2"] / (len(held) - 1)),
-        **{name: found[name] for name in ("variance", "variance_se", "bias2", "bias2_se")},
+        "jacobian_norm": moments["target_norm"],
+        "error2": moments["error_mean"],
+        "error2_se": math.sqrt(moments["error_m2"] / (len(held) - 1)),
+        **{name: moments[name] for name in ("variance", "variance_se", "bias2", "bias2_se")},
     }
 
 
@@ -213,10 +213,10 @@ def _gradient_columns(of: _Pull, held: Tensor, jacobian: Tensor, averages: Tenso
             parts[part].append(vector)
         scalars = scalars_of(g, draws.mean(g), true, true)
         measured = scalars if measured is None else measured + scalars
-    found = summarise(measured)
+    moments = summarise(measured)
     return {
-        "gradient_norm": found["target_norm"],
-        "gradient_bias2": found["bias2"],
-        "gradient_bias2_se": found["bias2_se"],
+        "gradient_norm": moments["target_norm"],
+        "gradient_bias2": moments["bias2"],
+        "gradient_bias2_se": moments["bias2_se"],
         **{f"{part}2": sum(float(v.double().square().sum()) for v in vectors) for part, vectors in parts.items()},
     }

@@ -65,13 +65,13 @@ def _code() -> dict[str, Any]:
 
 @functools.cache
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found | {"torch": str(torch.__version__)}  # names the build (CPU, which CUDA), as the package's version need not
+            versions[package] = None
+    return versions | {"torch": str(torch.__version__)}  # names the build (CPU, which CUDA), as the package's version need not
 
 
 @functools.cache

@@ -27,8 +27,8 @@ def run(jobs: int | None = None) -> pd.DataFrame:
     Columns: `mutant`, `where`, `caught`, `case`, `quantity`, `block`, `predicted`, `measured`, `z`.
     """
     with worker_processes():
-        found = Parallel(n_jobs=jobs or -1)(delayed(_row)(i) for i in range(len(MUTANTS)))
-    return pd.DataFrame(found)
+        rows = Parallel(n_jobs=jobs or -1)(delayed(_row)(i) for i in range(len(MUTANTS)))
+    return pd.DataFrame(rows)
 
 
 def _row(index: int) -> dict[str, object]:

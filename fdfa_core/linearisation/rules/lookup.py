@@ -41,9 +41,9 @@ class EmbeddingMap(Map):
     def pull(self, signal, need_input):
         signal = signal if self.trained is None else signal * self.trained
         lead = signal.shape[: signal.dim() - self.index.dim() - 1]
-        found = signal.new_zeros(*lead, *self.shape)
+        table = signal.new_zeros(*lead, *self.shape)
         rows = signal.reshape(*lead, -1, self.shape[1])
-        return {self.name: found.index_add_(len(lead), self.index.flatten(), rows)}, None
+        return {self.name: table.index_add_(len(lead), self.index.flatten(), rows)}, None
 
     def back(self, signal):
         return torch.zeros((), device=signal.device)  # integers have no gradient; nobody reads it
