@@ -11,8 +11,8 @@ from analysis.theory import laws
 def against_dimension(probes: pd.DataFrame) -> pd.DataFrame:
     """Return the mean cosine over seeds against the dimension that is perturbed, with the closed form.
 
-    The dimension is the number of parameters for FG-W, and for FG-A, with one hidden block and one sample a batch, that of the
-    block's units. The law is the same: cos² of the mean of K directions in n dimensions is Beta(K/2, (n−1)/2), that of the
+    The dimension is the number of parameters for FG-W. For FG-A, with one hidden block and a batch of one, it is the number of
+    units of the block. The law is the same: cos² of the mean of K directions in n dimensions is Beta(K/2, (n−1)/2), that of the
     projection on them Beta(K/2, (n−K)/2).
 
     Args:

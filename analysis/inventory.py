@@ -1,4 +1,4 @@
-"""What a directory of runs holds of the experiments that are planned: provenance and cost, a row a run."""
+"""What a directory of runs holds of the experiments that are planned: provenance and cost, one row per run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _MEASURED = frozenset(PROBE_COLUMNS) - {"size", "valid"}
 
 
 def settings(log: Logs) -> pd.DataFrame:
-    """Return what else tells runs apart that are equal in `RUN_COLUMNS`: a row a run, a column a key of the configuration.
+    """Return what else tells runs apart that are equal in `RUN_COLUMNS`: one row per run, one column per configuration key.
 
     An experiment may vary anything ("network.activation", "data.train_size"); such runs are no replicates of one another. The
     columns are named as in the experiment's grid; lists are JSON, and "" stands where a key is not set. Which estimators were

@@ -55,7 +55,7 @@ def _stand_in() -> types.ModuleType:
 
 
 def run(checkout: Path, mode: str, seed: int, epochs: int, dataset: str) -> list[dict[str, object]]:
-    """Train once, on one thread; return a row an epoch."""
+    """Train once, on one thread; return one row per epoch."""
     torch.set_num_threads(1)
     sys.modules["torchvision"] = _stand_in()
     sys.path.insert(0, str(checkout))

@@ -136,7 +136,7 @@ def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(recorded: pd.DataFrame) -> str:
-    """Return the rows of performance.csv as a table in Markdown: a line a figure, a column a number of threads."""
+    """Return the rows of performance.csv as a table in Markdown: one line per figure, one column per number of threads."""
     # NaN stands for nothing
     rows = [{k: None if v != v else v for k, v in row.items()} for row in recorded.to_dict("records")]
     rows = [row | {"unit": row["unit"] or "", "met": row["limit"] is None or row["value"] <= row["limit"]} for row in rows]

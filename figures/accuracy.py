@@ -17,7 +17,7 @@ CAPTION = (
 
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
-    """Return a row an estimator and setting, compared with FDFA where it is there."""
+    """Return one row per estimator and setting, compared with FDFA where it is there."""
     (log,) = logs_of.values()
     fdfa = style.ordered(log.runs.loc[log.runs["method"] == "fdfa", "trained_with"])
     table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=fdfa[0] if fdfa else None)

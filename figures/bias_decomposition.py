@@ -30,7 +30,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw a row of panels against α and one against steps, a column a hidden block."""
+    """Draw a row of panels against α and one against steps, with one column per hidden block."""
     blocks = sorted(frame["block"].unique())
     slow = frame.loc[frame["against"] == "step", "alpha"].iloc[0]
     last = int(frame.loc[frame["against"] == "alpha", "step"].max())

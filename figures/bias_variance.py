@@ -28,7 +28,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel a hidden block, one line an estimator; an arrow where no bias was detected ends at its upper bound."""
+    """Draw one panel per hidden block; an arrow where no bias was detected ends at its upper bound."""
     blocks = sorted(frame["block"].unique())
     labels = style.ordered(frame["estimator"])[::-1]
     cells = [(path, block) for path in style.ordered(frame["trained_with"]) for block in blocks]

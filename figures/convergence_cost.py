@@ -24,7 +24,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw a row of panels a quantity, a column a cost."""
+    """Draw one row of panels per quantity and one column per cost."""
     titles = [title if effort == "flops" else "" for title in PANELS.values() for effort in AXES]
     fig, axes = style.panels(titles, columns=2, height=2.5, sharey="row")
     labels = style.ordered(frame["trained_with"])

@@ -25,7 +25,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel a depth; a short line is the closed form."""
+    """Draw one panel per depth; a short line is the closed form."""
     depths = np.unique(frame["depth"])
     depths = depths[np.unique(np.linspace(0, len(depths) - 1, SHOWN).round().astype(int))]
     frame = frame[frame["depth"].isin(depths)]

@@ -29,7 +29,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw a panel a setting, a line an estimator; the readout alone is at 0, and BP is the dashed line."""
+    """Draw one panel per setting and one line per estimator; the readout alone is at 0, and BP is the dashed line."""
     settings = frame[SETTING].drop_duplicates().sort_values(SETTING).itertuples(index=False, name=None)
     cells = [(key, frame[(frame[SETTING] == list(key)).all(axis=1)]) for key in settings]
     labels = [label for label in style.ordered(frame["trained_with"])[::-1] if label != BASELINE]

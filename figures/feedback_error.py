@@ -19,7 +19,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel a hidden block."""
+    """Draw one panel per hidden block."""
     blocks = sorted(frame["block"].unique())
     labels = style.ordered(frame["estimator"])
     fig, axes = style.panels([style.block_title(b, len(blocks)) for b in blocks], columns=2, height=3, sharey=True)

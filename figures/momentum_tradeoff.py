@@ -26,7 +26,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel a hidden block; where no bias was detected, its upper bound as a triangle."""
+    """Draw one panel per hidden block; where no bias was detected, its upper bound as a triangle."""
     looks = {
         "mse": ("mean squared error", style.INK, "s", "-"),
         "variance": ("variance", "#E69F00", "o", "--"),

@@ -24,7 +24,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw a column a way of perturbing, a row a criterion: field and contour from theory, dots measured, one colour scale."""
+    """Draw one column per way of perturbing and one row per criterion: a field from theory, dots as measured."""
     ways = sorted(set(zip(frame["joint"], frame["tangents"], strict=True)), key=lambda way: way[1])
     cells = [(way, criterion) for criterion in NAMES for way in ways]
     titles = [_way(*way) if criterion == "variance" else "" for way, criterion in cells]

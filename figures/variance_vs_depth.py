@@ -22,7 +22,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel a place in the network."""
+    """Draw one panel per place in the network."""
     labels = style.ordered(frame["estimator"])
     fig, axes = style.panels(list(PLACES.values()), columns=2, height=3.2, sharey=True)
     for ax, place in zip(axes, PLACES, strict=True):

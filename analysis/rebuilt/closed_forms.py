@@ -118,7 +118,7 @@ def agreement(logs: Sequence[logs.Logs]) -> pd.DataFrame:
 
 
 def curve(logs: logs.Logs, by: Sequence[str], quantity: str = "nsr") -> pd.DataFrame:
-    """Return the geometric mean over seeds of a closed form as column `theory`, one row a group.
+    """Return the geometric mean over seeds of a closed form as column `theory`, one row per group.
 
     Args:
         logs: of an experiment.

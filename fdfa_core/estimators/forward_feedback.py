@@ -85,7 +85,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         perturbation: law of u, a name or an object.
         site: "post" perturbs and injects at the block output (as published), "pre" at the affine output.
         joint: perturb all blocks in one tangent pass (True, as published), one block at a time (False: more passes, no
-            cross-talk in D_l), or one block a step in turn ("cyclic": no cross-talk for one pass, but each B_l learns every
+            cross-talk in D_l), or one block per step in turn ("cyclic": no cross-talk for one pass, but each B_l learns every
             (L−1)th step only).
         tangents: directions per sample and step, whose D_l are averaged.
         directions: "independent"; "orthogonal": a step's K N isotropic directions stand in orthogonal blocks, which lowers the

@@ -60,7 +60,7 @@ class GradientAlignedProjectedError(DirectFeedback):
     Args:
         perturbation: law of p, a name or an object.
         site: "post" perturbs and injects at the block output (as published), "pre" at the affine output.
-        joint: perturb all blocks in one tangent pass (True), one at a time (False), or one block a step in turn ("cyclic").
+        joint: perturb all blocks in one tangent pass (True), one at a time (False), or one block per step in turn ("cyclic").
         tangents: directions per sample and step, whose pieces are averaged (published: one).
         directions: "independent", "orthogonal" or "antithetic", as for FDFA.
         space: "activations", or "smaller": see above; "weights" is refused.

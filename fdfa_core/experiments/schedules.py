@@ -42,7 +42,7 @@ def build(config: Every | Geometric | At | Epochs | FirstAndLast, steps_per_epoc
 
     Args:
         config: one of the schedule tables of `fdfa_core.config`.
-        steps_per_epoch: optimiser steps an epoch.
+        steps_per_epoch: optimiser steps per epoch.
         last: the step that counts as the last one.
     """
     match config:

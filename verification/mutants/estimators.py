@@ -202,7 +202,7 @@ def _():
     return forward_feedback.OutputResponses, "groups", lambda self, blocks, step: [[i] for i in range(blocks)]
 
 
-@mutant("one block a step, but always the same", "estimator", "joint=cyclic")
+@mutant("one block per step, but always the same", "estimator", "joint=cyclic")
 def _():
     return after(forward_feedback.OutputResponses, "groups", lambda g, self, n, step: [[0]] if self.joint == "cyclic" else g)
 
