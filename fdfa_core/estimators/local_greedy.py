@@ -234,8 +234,7 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
         trained = self.blocks[i]
         if not trained:
             return {}
-        sizes = [p.numel() for p in trained.values()]
-        v = self.tangents.sample(lead, (sum(sizes),), self.generator, self.dtype)
+        v = self.tangents.sample_parameters(lead, [p.shape for p in trained.values()], self.generator, self.dtype)
         axes = self.tangents.axes(lead)
         directions = self._split(trained, v.reshape(*axes, -1))
         still = {name: torch.zeros_like(p) for name, p in self._blocks[i].items() if name not in trained}

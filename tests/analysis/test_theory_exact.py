@@ -86,6 +86,38 @@ def test_weight_perturbation_with_two_tangents(law):
     agree(predict("fg-w", net, x, y, 1, perturbation=law, tangents=2), expected)
 
 
+@pytest.mark.parametrize(
+    "rank, hidden, outputs, bias, options",
+    [
+        (1, (2, 2), 1, False, {}),
+        (1, (1, 1), 2, True, {}),
+        (2, (1, 1), 2, False, {}),
+        (1, (1, 1), 2, False, {"per_sample": True}),
+    ],
+)
+def test_weight_perturbation_of_low_rank(rank, hidden, outputs, bias, options):
+    inputs, units = hidden
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        first = Block(nn.Linear(inputs, units, bias=bias), nn.Tanh())
+        net = BlockNetwork(first, nn.Linear(units, outputs, bias=False), input_shape=(inputs,)).double()
+    x, y = data(net)
+    y, loss = (y, "cross_entropy") if outputs > 1 else (y[:, None].double(), "mse")
+    size = 1 if options else 2
+    expected = exhaustive.fg_w(net, x, y, size, perturbation=f"low-rank-{rank}", loss=loss, **options)
+    agree(predict("fg-w", net, x, y, size, loss, perturbation=f"low-rank-{rank}", **options), expected)
+
+
+def test_low_rank_directions_add_two_times_rows_and_columns_and_one_over_the_rank():
+    """Of one matrix (m, n): total variance ÷ ‖∇‖² is mn + 1 + 2 (m + n + 1)/r, whatever its spectrum."""
+    net = BlockNetwork(Block(nn.Linear(4, 3, bias=False), nn.Tanh()), nn.Linear(3, 2, bias=False), input_shape=(4,)).double()
+    net[1].weight.data.zero_()  # so that all of the gradient is the readout's
+    x, y = data(net, 5)
+    found = predict("fg-w", net, x, y, 5, sampling="given_batch", perturbation="low-rank-2")
+    relative = float(found.variance["1.weight"].sum()) / found.total("target")
+    assert relative == pytest.approx(2 * 3 + 1 + 2 * (2 + 3 + 1) / 2, rel=1e-12)
+
+
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("options", [{}, {"joint": False}], ids=["joint", "single"])

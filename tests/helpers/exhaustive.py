@@ -32,6 +32,20 @@ def law_points(law: str, dimension: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([axes, -axes, signs]), torch.tensor(weights, dtype=torch.float64)
 
 
+def low_rank_points(rank: int, shapes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (n, P) and weights of A Bᵀ/√r for matrices; a fourth power has degree four in A and in B each."""
+    points, weights = torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    for shape in shapes:
+        rows, columns = shape[0], math.prod(shape[1:])
+        more, chance = law_points("gaussian", rank * (rows + columns) if len(shape) > 1 else rows)
+        if len(shape) > 1:
+            a, b = more[:, : rank * rows].view(-1, rows, rank), more[:, rank * rows :].view(-1, rank, columns)
+            more = (a @ b).flatten(1) / rank**0.5
+        points = torch.cat([points.repeat_interleave(len(more), 0), more.repeat(len(points), 1)], 1)
+        weights = (weights[:, None] * chance).flatten()
+    return points, weights
+
+
 class Sample:
     """Everything that one sample contributes, from whole-network Jacobians by reverse mode."""
 
@@ -111,7 +125,10 @@ def population(per_sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fg_w(net, x, y, batch_size, *, perturbation="gaussian", tangents=1, per_sample=False, **options):
     gradients = [torch.cat([z @ a for z, a in zip(s.signals, s.local, strict=True)]) for s in samples(net, x, y, **options)]
-    points, weights = law_points(perturbation, len(gradients[0]))
+    if perturbation.startswith("low-rank-"):
+        points, weights = low_rank_points(int(perturbation[9:]), [p.shape for p in net.parameters()])
+    else:
+        points, weights = law_points(perturbation, len(gradients[0]))
 
     def outcomes(g):
         return tangent_mean(points, weights, tangents, lambda v: (g @ v) * v)

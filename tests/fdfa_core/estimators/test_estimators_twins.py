@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import twins
 from fdfa_core.estimators import make_estimator
-from fdfa_core.perturbations import Gaussian
+from fdfa_core.perturbations import Gaussian, LowRank
 from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
 from twins import Recorder, Slow
 
@@ -73,6 +73,25 @@ def test_fg_w(toy):
 def test_fg_w_of_several_tangents(toy, combine):
     found, (v,), slow = Case("fg-w", toy, tangents=3, combine=combine).estimate()
     assert_equal(found, twins.fg_w(slow, v, combine))
+
+
+class RecordedLowRank(LowRank):
+    """Directions of low rank, kept."""
+
+    def sample_parameters(self, *arguments):
+        self.drawn = super().sample_parameters(*arguments)
+        return self.drawn.clone()
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_fg_w_of_low_rank(toy):
+    net = make_toy(toy)
+    law, batch = RecordedLowRank(rank=2), make_batch(net)
+    found = make_estimator("fg-w", net, perturbation=law, seed=3).estimate(*batch)
+    slow = Slow(net, *batch)
+    assert_equal(found, twins.fg_w(slow, law.drawn))
+    for name, v in slow.split(law.drawn[0]).items():
+        assert v.dim() < 2 or torch.linalg.matrix_rank(v.flatten(1)) == min(2, len(v), v[0].numel()), name
 
 
 @pytest.mark.parametrize("toy", [name for name in ALL if name not in COUPLED])
