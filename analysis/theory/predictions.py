@@ -29,6 +29,7 @@ from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import PARTS, Prediction, Values
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
+from fdfa_core.estimators.activity_perturbation import require_maskable
 from fdfa_core.estimators.options import Count, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import LowRank, make_law
@@ -167,12 +168,15 @@ def fg_a(
     tangents,
     combine,
     slope,
+    mask,
 ) -> Prediction:
     r"""K directions per sample over the perturbed units; the error of block l is the estimate's part there, pulled through A_p.
 
     With `slope="sample"` directions meet the sample's own signal z_p, and N estimates are averaged. With `slope="batch"` they
-    meet the signals of the whole batch, one vector over all its units.
+    meet the signals of the whole batch, one vector over all its units. With `mask="active"` a parameter meets noise only from
+    units that move the outputs; z_p is zero at the others.
     """
+    require_maskable(mask, site, combine)
     checked("readout", Readout, readout)
     shared = checked("slope", Slope, slope) == "batch"
     last = population.hidden + (readout == "perturbed")
@@ -188,11 +192,17 @@ def fg_a(
         norms = [z.square().sum(1, keepdim=True) for z in signals[:last]]
         heard = [sum(norms)] * last if joint else norms
         heard += [torch.zeros_like(chunk.error[:, :1])] * (len(signals) - last)
+        lengths = heard
+        if mask == "active":
+            moving = [*chunk.active(), torch.ones_like(chunk.error)]
+            heard = [norm * units for norm, units in zip(heard, moving, strict=True)]
+        else:
+            moving = [torch.ones_like(norm) for norm in heard]
         sums = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
         sums.append(sums[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, sums[1]))
         if shared:
-            sums.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
-            sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
+            sums.append(_each(chunk, "energy", moving))
+            sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, lengths, strict=True)))
         return sums
 
     mean, second, energy, fourth, *apart = population.mean(terms)
@@ -342,6 +352,7 @@ FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
             "tangents": 1,
             "combine": "mean",
             "slope": "sample",
+            "mask": "none",
         },
     ),
     "dfa": (dfa, {"site": "post", "feedback": None}),

@@ -119,6 +119,17 @@ def test_low_rank_directions_add_two_times_rows_and_columns_and_one_over_the_ran
 
 
 @pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("options", [{}, {"joint": False}, {"readout": "perturbed"}, {"tangents": 2}], ids=str)
+def test_activity_perturbation_of_active_units(law, options):
+    net = dense("relu", (2, 3, 2))
+    x, y = data(net, 3)
+    options = options | {"site": "pre", "mask": "active", "perturbation": law}
+    idle = sum(int((units == 0).sum()) for s in exhaustive.samples(net, x, y, site="pre") for units in s.active(net))
+    assert 0 < idle < 9  # some units are idle, and not all
+    agree(predict("fg-a", net, x, y, 1, **options), exhaustive.fg_a(net, x, y, 1, **options))
+
+
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("options", [{}, {"joint": False}], ids=["joint", "single"])
 def test_activity_perturbation(network, law, options):
@@ -154,13 +165,16 @@ def test_activity_perturbation_of_a_batch_of_two():
     agree(predict("fg-a", net, x, y, 2, perturbation="rademacher"), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"joint": False}, {"sampling": "given_batch"}], ids=str)
+MASKED = {"site": "pre", "mask": "active"}
+
+
+@pytest.mark.parametrize("options", [{}, {"joint": False}, {"sampling": "given_batch"}, MASKED], ids=str)
 @pytest.mark.parametrize("law", ["gaussian", "rademacher"])
 def test_activity_perturbation_with_the_batchs_slope(law, options):
-    net = NETWORKS["layer-norm"]()
+    net = dense("relu", (2, 3, 2)) if options == MASKED else NETWORKS["layer-norm"]()
     x, y = data(net)
     expected = exhaustive.fg_a_batch_slope(net, x, y, 2, perturbation=law, **options)
-    agree(predict("fg-a", net, x, y, 2, site="post", slope="batch", perturbation=law, **options), expected)
+    agree(predict("fg-a", net, x, y, 2, slope="batch", perturbation=law, **{"site": "post"} | options), expected)
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -35,6 +35,11 @@ def _():
     return after(perturbations.Gaussian, "sample", lambda v, *_, **__: 1.05 * v)
 
 
+@mutant("idle units perturbed in place of the active ones", "estimator", "mask=active")
+def _():
+    return after(BlockMap, "active", lambda moving, *_: 1 - moving)
+
+
 @mutant("low-rank direction not divided by √r", "estimator", "perturbation=low-rank-2")
 def _():
     return after(perturbations.LowRank, "sample_parameters", lambda v, *_: v * 2**0.5)
