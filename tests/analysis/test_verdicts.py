@@ -186,12 +186,6 @@ def test_the_upper_bound_of_a_spread_covers_it_four_times_of_five():
     assert (bounds > 1).mean() == pytest.approx(0.8, abs=0.01)
 
 
-def test_the_matrix_shows_one_cell_per_question_and_setting_as_strong_as_its_components():
-    values = planted({("mnist_fc", "dfa"): 0.01, ("mnist_fc", "dkp"): 0.0, ("cifar_fc", "dfa"): -0.05}, spread=0.0004)
-    cells = judgement.matrix(judge(values)).set_index("setting")["verdict"]
-    assert cells.to_dict() == {"mnist_fc": "equivalent", "cifar_fc": "refuted"}
-
-
 def test_the_summary_over_settings_covers_the_mean_effect():
     """Random effects: 400 records of six settings; the 95 % interval holds the true mean about as often as it says."""
     rng, held = np.random.default_rng(0), 0

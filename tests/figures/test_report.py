@@ -6,15 +6,11 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 import recorded
-from analysis import claims
 from fdfa_core.errors import InvalidInput
-from figures import claims as claims_table
 from figures import plan, report
 from places import ROOT
 
@@ -70,7 +66,7 @@ def test_page_is_well_formed(page):
 def test_page_needs_nothing_from_outside(page):
     links = [a[key] for _, a in page.elements for key in ("src", "href", "srcset", "action") if key in a]
     assert links and all(link.startswith(("data:", "#")) for link in links)
-    assert not page.all("script") and not page.all("iframe")
+    assert not page.all("iframe") and all("src" not in script for script in page.all("script"))
 
 
 def test_style_needs_nothing_from_outside(written):
@@ -173,23 +169,6 @@ def test_results_state_accuracy_seeds_and_what_is_missing(written):
     assert "23 of 36 planned runs" in text and re.search(r"\| DFA +\|.* \(2\) +\|", text)
     assert re.search(r"\| FDFA α=0.1 +\|.* ± .* \(3\)", text)
     assert "mnist_fc" in text.splitlines()[-1] and "digits_fc" not in text.splitlines()[-1]
-
-
-def test_claims_about_training_are_told_of_every_further_data_set(monkeypatch):
-    """The claims about variance, whose evidence is the same everywhere, are not repeated."""
-    tested = pd.DataFrame(
-        [
-            ["4", "`fdfa` against `dkp`", "convergence", 0.97, 0.9, 1.1, 3, 0.2, 0.8],
-            ["1a", "hidden block 1", "width", 9.0, 8.0, 10.0, 3, 0.0, 1.0],
-        ],
-        columns=["claim", "component", "evidence", "estimate", "low", "high", "seeds", "p", "p_opposite"],
-    )
-    monkeypatch.setattr(report, "_computed", lambda *_: claims.verdicts(tested))
-    monkeypatch.setattr(report, "gaps", lambda *_: "")
-    jobs = [plan.Job(f"claims-{on}", claims_table, {"convergence": [SimpleNamespace(name=on)]}) for on in ("one", "two")]
-    head, table = report._elsewhere(jobs, "runs")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert [row[:4] for row in rows] == [[on, "4", "inconclusive", "0.97 [0.9, 1.1]"] for on in ("one", "two")]
 
 
 def test_results_of_an_empty_record_say_so(written, tmp_path):
