@@ -39,7 +39,8 @@ UNITS = (
 
 def whole(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of a matrix with empty texts in place of NaN, which a CSV makes of them."""
-    return cells.fillna(dict.fromkeys(["dataset", "network", "component", *matrix.DECIDED, "reason"], ""))
+    texts = ["dataset", "network", "component", *matrix.DECIDED, "reason"]
+    return cells.assign(**{name: cells[name].astype(object).where(cells[name].notna(), "") for name in texts})
 
 
 def named(component: str) -> str:

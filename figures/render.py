@@ -217,16 +217,18 @@ def _latex(shown: pd.DataFrame, caption: str, name: str) -> str:
 def _html(shown: pd.DataFrame) -> str:
     """Return the table as HTML; the class of a cell says whether it may be broken, and what a verdict is."""
     table = shown.reset_index(drop=True).style.hide(axis="index").format_index(escape="html", axis="columns")
-    return table.format(_html_cell).to_html(exclude_styles=True)
+    return table.format(html_cell).to_html(exclude_styles=True)
 
 
-def _html_cell(text: str) -> str:
+def html_cell(text: str) -> str:
+    """Return a text of a table as HTML: lines apart, code as code, and a verdict in its class."""
     return "<br>".join(_html_line(line) for line in text.split("\n"))
 
 
 def _html_line(text: str) -> str:
     classes = ["short" if len(text) < 28 else "long", *filter(None, [_symbols.kind(text)])]
     content = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
+    content = re.sub(r"\[[^]]*\]", lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), content)
     return f'<span class="{" ".join(classes)}">{content}</span>'
 
 

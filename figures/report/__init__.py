@@ -104,7 +104,10 @@ def _verdicts(jobs: list[Job], shown: list[dict], out: Path) -> dict[str, object
         return None
     frame = pd.read_csv(out / f"{MATRIX}.csv")
     (_, lead), *paragraphs = job.module.explain(frame)
+    table = job.module.show(frame)
     of = {item["name"]: item for item in shown}
     behind = [of[name] for name in BEHIND if name in of]
     reasons = job.module.reasons(frame)
-    return {"matrix": of[MATRIX], "lead": lead, "paragraphs": paragraphs, "reasons": reasons, "behind": behind}
+    rows = table.map(render.html_cell).to_numpy().tolist()
+    matrix = of[MATRIX] | {"columns": list(table), "cells": rows}
+    return {"matrix": matrix, "lead": lead, "paragraphs": paragraphs, "reasons": reasons, "behind": behind}

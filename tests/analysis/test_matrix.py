@@ -32,7 +32,8 @@ def recorded(*values, earlier=(), seeds=10, also=()):
     """Return a record of these numbers, with `also` hypotheses (question, setting, component) of which nothing is recorded."""
     empty = pd.DataFrame(columns=list(evidence.COLUMNS))
     values = pd.concat(values, ignore_index=True) if values else empty
-    keys = [*values[protocol.KEYS].drop_duplicates().itertuples(index=False, name=None), *((*a, protocol.ON_TRIAL) for a in also)]
+    keys = [*values[protocol.KEYS].drop_duplicates().itertuples(index=False, name=None)]
+    keys += [(*key, protocol.ON_TRIAL) for key in also]
     planned = pd.DataFrame([(*key, tuple(range(seeds))) for key in keys], columns=[*protocol.KEYS, "planned"])
     table = judgement.verdicts(values, planned, DATASETS)
     return record.Record(table, values, pd.concat(earlier) if earlier else empty, SETTINGS)
@@ -59,7 +60,9 @@ def test_a_cell_is_as_strong_as_its_components(means, verdict, weakest):
 
 
 def test_scatter_in_one_component_leaves_a_cell_undecided():
-    found = cell(numbers("Q3 accuracy", "mnist_fc", {"dfa": 0.1}), numbers("Q3 accuracy", "mnist_fc", {"dkp": 0.003}, spread=0.01))
+    clear = numbers("Q3 accuracy", "mnist_fc", {"dfa": 0.1})
+    scattered = numbers("Q3 accuracy", "mnist_fc", {"dkp": 0.003}, spread=0.01)
+    found = cell(clear, scattered)
     assert (found["verdict"], found["inconclusive"]) == ("inconclusive", "dkp") and found["seeds_needed"] > 10
 
 
