@@ -372,11 +372,6 @@ def equivalence(values: ArrayLike, target: float, margin: float) -> float:
     return float(DescrStatsW(values).ttost_mean(target - margin, target + margin)[0])
 
 
-def intersection_union(p: ArrayLike) -> float:
-    """Return the p-value of "all of these hold" (an ordering, say): the largest, without correction (Berger 1982)."""
-    return float(_finite("p", p, at_least=1).max())
-
-
 def holm(p: ArrayLike) -> np.ndarray:
     """Return Holm's corrected p-values (Holm 1979): family-wise error control under any dependence.
 

@@ -100,7 +100,7 @@ def lead(cells: pd.DataFrame) -> str:
     """Say what the cells of a matrix show, and what is not judged."""
     judged = cells["verdict"].map(matrix.is_judged)
     if not judged.any():
-        said = "No question is judged yet: of no cell are all seeds recorded that the protocol asks for. "
+        said = "No question is judged yet: of no cell are all planned seeds recorded. "
     else:
         said = (
             "A cell has the verdict over all competitors, the weakest effect with its simultaneous 95 % interval, and the "

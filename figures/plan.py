@@ -58,15 +58,7 @@ class Job:
 
 
 class Coverage:
-    """How many runs of an experiment there are and how many are planned; each experiment is counted once.
-
-    Example:
-        >>> from analysis import logs
-        >>> from figures.plan import Coverage
-        >>> counted = Coverage("runs")(logs.find("mnist_fc", "paper"))
-        >>> list(counted.columns)
-        ['trained_with', 'method', 'options', 'runs', 'planned']
-    """
+    """How many runs of an experiment there are and how many are planned; each experiment is counted once."""
 
     def __init__(self, root: str | Path | log_frames.Store):
         self._store = log_frames.open_store(root)

@@ -50,8 +50,8 @@ def cells(record: Record) -> pd.DataFrame:
         `equivalent` and `inconclusive` name the components with this verdict, separated by "; ". `estimate`, `low` and `high`
         (ratios where `ratio` is true) belong to `component`, the weakest of the `measured` ones. `interval` says what they are:
         "simultaneous" over the family; "own", the 95 % t-interval of runs that do not count for the protocol, `reason` says
-        why; or "none", where nothing can be shown. `seeds` and `seeds_planned` are those of the component with the fewest,
-        and with interval "own" `seeds` is the number of seeds of the earlier runs.
+        why; or "none", where nothing can be shown. `seeds` and `seeds_planned` are those of the weakest component where a
+        verdict is given, and otherwise of the one that lacks the most; with interval "own" `seeds` counts the earlier runs.
     """
     of = record.table
     mine = of[(of["family"] == protocol.PRIMARY) & (of["variant"] == protocol.ON_TRIAL)]
@@ -112,6 +112,8 @@ def _cell(question: protocol.Question, planned: pd.DataFrame, earlier: pd.DataFr
         cell |= {"measured": len(shown), "interval": interval if weakest["low"] == weakest["low"] else "none"}
         if interval == "own":
             cell["seeds"] = weakest["seeds"]
+        elif is_judged(cell["verdict"]):
+            cell |= {"seeds": weakest["seeds"], "seeds_planned": weakest["seeds_planned"]}
     return cell | ({"reason": ""} if interval == "simultaneous" and len(shown) else {})
 
 

@@ -72,14 +72,8 @@ def departures(experiments: Iterable[Experiment], settings: Iterable[protocol.Se
     return found
 
 
-def conforming(log: Logs, experiments: Iterable[Experiment], settings: Iterable[protocol.Setting]) -> Logs:
-    """Return the logs without the experiments whose runs cannot answer the protocol (`departures`)."""
-    gone = set(departures(experiments, settings))
-    return without(log, gone)
-
-
 def without(log: Logs, gone: Collection[str]) -> Logs:
-    """Return the logs without the experiments of these names."""
+    """Return the logs without the experiments of these names, such as those that depart from the protocol (`departures`)."""
     frames = {name: frame[~frame["experiment"].isin(gone)] if len(frame) else frame for name, frame in vars(log).items()}
     return Logs(**frames)
 

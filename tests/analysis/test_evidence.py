@@ -147,8 +147,8 @@ def test_the_protocol_names_what_a_profile_lacks(planned):
 def test_runs_of_another_length_than_the_protocols_are_left_out(planned, logs_of):
     wanted = protocol.Setting("convergence", 1, {"bp": (0, 1, 2)})
     log = logs_of["convergence"]
-    assert plan.conforming(log, planned, [wanted]).runs.empty
-    assert len(plan.conforming(log, planned, []).runs) == len(log.runs)
+    assert plan.without(log, plan.departures(planned, [wanted])).runs.empty
+    assert len(plan.without(log, plan.departures(planned, [])).runs) == len(log.runs)
 
 
 # --- what counts, and what is only shown -----------------------------------------------------------------------------

@@ -28,13 +28,14 @@ def numbers(question, setting, means, seeds=10, spread=0.0004, variant=protocol.
     return pd.DataFrame(rows, columns=list(evidence.COLUMNS))
 
 
-def recorded(*values, earlier=(), seeds=10, also=()):
+def recorded(*values, earlier=(), also=(), seeds_of=()):
     """Return a record of these numbers, with `also` hypotheses (question, setting, component) of which nothing is recorded."""
     empty = pd.DataFrame(columns=list(evidence.COLUMNS))
     values = pd.concat(values, ignore_index=True) if values else empty
     keys = [*values[protocol.KEYS].drop_duplicates().itertuples(index=False, name=None)]
     keys += [(*key, protocol.ON_TRIAL) for key in also]
-    planned = pd.DataFrame([(*key, tuple(range(seeds))) for key in keys], columns=[*protocol.KEYS, "planned"])
+    planned = [(*key, tuple(range(dict(seeds_of).get(key[2], 10)))) for key in keys]
+    planned = pd.DataFrame(planned, columns=[*protocol.KEYS, "planned"])
     table = judgement.verdicts(values, planned, DATASETS)
     return record.Record(table, values, pd.concat(earlier) if earlier else empty, SETTINGS)
 
@@ -75,6 +76,12 @@ def test_a_component_without_runs_keeps_its_cell_from_a_verdict():
     found = cell(numbers("Q3 accuracy", "mnist_fc", {"dfa": 0.01}), also=[("Q3 accuracy", "mnist_fc", "grape")])
     assert (found["verdict"], found["seeds"], found["components"], found["measured"]) == ("0 of 10 seeds", 0, 2, 1)
     assert found["component"] == "dfa"
+
+
+def test_a_judged_cell_states_the_seeds_of_the_effect_that_it_shows():
+    values = numbers("Q3 accuracy", "mnist_fc", {"dfa": 0.05}), numbers("Q3 accuracy", "mnist_fc", {"fg-w": 0.01}, seeds=5)
+    found = cell(*values, seeds_of={"fg-w": 5})
+    assert (found["verdict"], found["component"], found["seeds"], found["seeds_planned"]) == ("supported", "fg-w", 5, 5)
 
 
 def test_the_adam_rule_never_answers_for_the_fdfa_on_trial():

@@ -218,10 +218,6 @@ def test_holm_equals_the_library_with_ties_zeros_and_ones(rng):
         np.testing.assert_allclose(statistics.holm(p), expected, rtol=1e-15)
 
 
-def test_intersection_union_is_as_weak_as_its_weakest_part():
-    assert statistics.intersection_union([0.001, 0.2]) == 0.2
-
-
 def test_bootstrap_interval_covers_a_median(rng):
     samples = rng.exponential(size=(200, 30))
     bounds = [statistics.bootstrap_interval(s, np.median, resamples=499)[1:3] for s in samples]
