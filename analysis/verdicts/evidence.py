@@ -33,10 +33,10 @@ def values(logs_of: Mapping[str, logs.Logs]) -> Rows:
         InvalidInput: two runs of one seed answer the same hypothesis, so that it is unclear which one counts.
     """
     parts: list[Rows] = []
-    rates = rates_on_trial(logs_of["convergence"].runs) if "convergence" in logs_of else {}
-    for role in ("width", "trajectory"):
-        if role in logs_of:
-            parts += _of_estimates(logs_of[role], rates)
+    probed = [logs_of[role] for role in ("width", "trajectory") if role in logs_of and len(logs_of[role].probes)]
+    rates = rates_on_trial(logs_of["convergence"].runs) if probed and "convergence" in logs_of else {}
+    for log in probed:
+        parts += _of_estimates(log, rates)
     if "convergence" in logs_of:
         parts += _of_training(logs_of["convergence"])
     parts = [part[list(COLUMNS)] for part in parts if len(part)]
@@ -72,8 +72,6 @@ def rates_on_trial(runs: Rows) -> dict[tuple[str, str], float]:
 
 def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> list[Rows]:
     """Return the values of Q1 and of the mechanisms from one role's probes."""
-    if log.probes.empty:
-        return []
     rows = select.hidden_blocks(log.probes)
     rows = rows[(rows["target_norm"] > 0) & np.isfinite(rows["variance"]) & (rows["variance"] > 0)].copy()
     rows["variant"] = variant(rows)

@@ -182,6 +182,16 @@ def test_two_experiments_with_two_rates_on_one_network_are_refused(logs_of):
         evidence.rates_on_trial(pd.concat([runs, other]))
 
 
+def test_two_rates_do_no_harm_where_no_variance_is_asked_for(logs_of):
+    log = logs_of["convergence"]
+    again = {name: frame.assign(experiment="again", run=frame["run"] + "'") for name, frame in vars(log).items() if len(frame)}
+    again["runs"] = again["runs"].assign(**{"option.feedback_lr": again["runs"]["option.feedback_lr"] / 10})
+    both = logs.pooled([log, logs.Logs(**again)])
+    assert set(evidence.values({"convergence": both})["setting"]) == {"convergence", "again"}
+    with pytest.raises(InvalidInput, match="feedback_lr of fdfa in again, convergence"):
+        evidence.values({"convergence": both, "width": logs_of["width"]})
+
+
 def test_runs_of_another_length_are_kept_apart_with_the_reason(planned, logs_of, monkeypatch):
     monkeypatch.setattr(plan, "settings_of", lambda planned: (protocol.Setting("convergence", 1, {"dfa": (0, 1, 2)}),))
     found = record.record(logs_of, planned)
