@@ -75,6 +75,14 @@ _METHODS = {
     "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
     "frozen": ("Frozen", "#888888", "x", ":"),
 }
+DATASETS = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar-10": "CIFAR-10",
+    "cifar-100": "CIFAR-100",
+    "tiny-imagenet": "Tiny ImageNet",
+}
 _SPARE = ("#6A51A3", "#B15928", "#1B7837", "#8C2D04", "#01665E", "#7A0177")  # for methods that are registered elsewhere
 _ALPHA_SHADES = matplotlib.colors.LinearSegmentedColormap.from_list("alpha", ["#56B4E9", "#0072B2", "#00406b", "#001a33"])
 
@@ -114,6 +122,11 @@ def look(label: str, method: str | None = None, options: Mapping[str, Any] | Non
     if method is None:
         method, options = _labels.meaning(label)
     return _look(method, json.dumps(dict(options or {}), sort_keys=True))
+
+
+def dataset(name: str) -> str:
+    """Return the name of a data set in print; one that is unknown here keeps its own."""
+    return DATASETS.get(name, name)
 
 
 @functools.cache

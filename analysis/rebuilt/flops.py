@@ -39,7 +39,11 @@ def per_step(config: RunConfig | str) -> int:
         UnknownName: the run's data set is not in `IMAGES`.
     """
     table = json.loads(config if isinstance(config, str) else config.canonical())
-    table["seed"] = 0  # one count serves all seeds, rates and lengths
+    table["seed"] = 0  # one count serves all seeds, rates and lengths, and data sets with images of one shape
+    require_known("data.name", table["data"]["name"], IMAGES)
+    shape = IMAGES[table["data"]["name"]]
+    name = next(name for name, other in IMAGES.items() if other == shape)
+    table["data"] = {"name": name, "image_size": table["data"].get("image_size")}
     table["training"] = {key: table["training"][key] for key in ("batch_size", "loss")} | {"steps": 1}
     for irrelevant in ("probe", "evaluation"):
         table.pop(irrelevant, None)
@@ -49,7 +53,6 @@ def per_step(config: RunConfig | str) -> int:
 @functools.cache
 def _count(text: str) -> int:
     config = RunConfig.from_json(text)
-    require_known("data.name", config.data.name, IMAGES)
     (channels, *size), classes = IMAGES[config.data.name]
     size = size if config.data.image_size is None else [config.data.image_size] * 2
     with torch.random.fork_rng():

@@ -8,7 +8,7 @@ import pytest
 
 import synthetic_logs
 from analysis import logs
-from analysis.verdicts import evidence, judgement, plan, protocol
+from analysis.verdicts import evidence, judgement, plan, protocol, record
 from fdfa_core.errors import InvalidInput
 
 ROLES = ("width", "trajectory", "convergence")
@@ -147,5 +147,69 @@ def test_the_protocol_names_what_a_profile_lacks(planned):
 def test_runs_of_another_length_than_the_protocols_are_left_out(planned, logs_of):
     wanted = protocol.Setting("convergence", 1, {"bp": (0, 1, 2)})
     log = logs_of["convergence"]
-    assert plan.conforming(log, planned, [wanted]).runs.empty
-    assert len(plan.conforming(log, planned, []).runs) == len(log.runs)
+    assert plan.without(log, plan.departures(planned, [wanted])).runs.empty
+    assert len(plan.without(log, plan.departures(planned, [])).runs) == len(log.runs)
+
+
+# --- what counts, and what is only shown -----------------------------------------------------------------------------
+
+
+def test_the_protocols_seeds_count_for_variance_and_not_the_files(planned):
+    rows = plan.hypotheses(planned, [protocol.Setting("convergence", 1, {"bp": (0,)})])
+    assert set(rows.loc[rows["setting"].isin(["width", "trajectory"]), "planned"]) == {protocol.SEEDS}
+
+
+def test_an_experiment_that_the_protocol_does_not_name_plans_nothing(planned):
+    elsewhere = [protocol.Setting("mars_fc", 1, {"dfa": (0,)})]
+    assert "convergence" not in set(plan.hypotheses(planned, elsewhere)["setting"])
+    assert plan.departures(planned, elsewhere)["convergence"] == "the protocol does not ask for it"
+    assert plan.departures(planned, []) == {}
+
+
+def test_two_networks_of_one_data_set_have_their_own_rates_on_trial(logs_of):
+    runs = logs_of["convergence"].runs
+    other = runs[runs["method"] == "fdfa"].assign(run="other", architecture="convolutional", **{"option.feedback_lr": 0.01})
+    assert evidence.rates_on_trial(pd.concat([runs, other])) == {
+        ("digits", "fully_connected"): 0.1,
+        ("digits", "convolutional"): 0.01,
+    }
+
+
+def test_two_experiments_with_two_rates_on_one_network_are_refused(logs_of):
+    runs = logs_of["convergence"].runs
+    other = runs[runs["method"] == "fdfa"].assign(experiment="again", run="other", **{"option.feedback_lr": 0.01})
+    with pytest.raises(InvalidInput, match=r"feedback_lr of fdfa in again, convergence"):
+        evidence.rates_on_trial(pd.concat([runs, other]))
+
+
+def test_two_rates_do_no_harm_where_no_variance_is_asked_for(logs_of):
+    log = logs_of["convergence"]
+    again = {name: frame.assign(experiment="again", run=frame["run"] + "'") for name, frame in vars(log).items() if len(frame)}
+    again["runs"] = again["runs"].assign(**{"option.feedback_lr": again["runs"]["option.feedback_lr"] / 10})
+    both = logs.pooled([log, logs.Logs(**again)])
+    assert set(evidence.values({"convergence": both})["setting"]) == {"convergence", "again"}
+    with pytest.raises(InvalidInput, match="feedback_lr of fdfa in again, convergence"):
+        evidence.values({"convergence": both, "width": logs_of["width"]})
+
+
+def test_runs_of_another_length_are_kept_apart_with_the_reason(planned, logs_of, monkeypatch):
+    monkeypatch.setattr(plan, "settings_of", lambda planned: (protocol.Setting("convergence", 1, {"dfa": (0, 1, 2)}),))
+    found = record.record(logs_of, planned)
+    assert set(found.earlier["setting"]) == {"convergence"} and "convergence" not in set(found.values["setting"])
+    rows = found.table[found.table["setting"] == "convergence"]
+    assert set(rows["verdict"]) == {"0 of 3 seeds"} and rows["estimate"].isna().all()
+    reasons = found.settings.set_index("setting")["reason"]
+    assert reasons["convergence"] == "its runs take 5 steps, the protocol asks for 1 epochs"
+    assert reasons["width"] == reasons["trajectory"] == record.NO_RATE  # the rate on trial is that of the runs that count
+
+
+def test_runs_that_count_are_judged_and_have_no_reason(planned, logs_of):
+    found = record.record(logs_of, planned)
+    assert found.earlier.empty and set(found.settings["reason"]) == {""}
+    assert set(found.settings["setting"]) == set(ROLES) and (found.table["seeds"] == 3).all()
+
+
+def test_a_setting_without_runs_says_so(planned, logs_of):
+    found = record.record({"convergence": logs_of["convergence"]}, planned)
+    reasons = found.settings.set_index("setting")["reason"]
+    assert reasons["width"] == record.NO_RUN and reasons["convergence"] == ""

@@ -48,6 +48,7 @@ def test_competitors_are_local_methods_or_bp():
         ("seeds 100, 101 and 102", protocol.TUNING.seeds == (100, 101, 102)),
         ("for five full", protocol.TUNING.epochs == 5),
         (protocol.TUNING.rule, True),
+        ("the seeds 0 to 9 of `width` and `trajectory`", set(protocol.VARIANCE_EXPERIMENTS.values()) == {tuple(range(10))}),
         ("momentum rule, the equation of the paper", protocol.ON_TRIAL == "momentum"),
         ("Adam rule of the", protocol.BESIDE == "adam"),
     ],

@@ -125,11 +125,13 @@ def test_table_is_written_for_readers_and_for_latex(rendered):
 
 
 def test_what_latex_and_html_would_misread_is_escaped():
-    shown = pd.DataFrame({"a & b": ["50 % of x_1", "−1 ≤ α < 2"], "": ["supported", "not supported"]})
+    shown = pd.DataFrame({"a & b": ["50 % of x_1", "−1 ≤ α < 2"], "": ["supported", "✗ refuted\n`b_c` [1, 2]"]})
     latex, page = render._latex(shown, "10 % of mnist_fc", "t"), render._html(shown)
     assert r"\caption{10 \% of mnist\_fc}" in latex and r"a \& b & " in latex and r"50 \% of x\_1 & supported" in latex
     assert r"$-$1 $\le$ $\alpha$ < 2" in latex and r"\label{tab:t}" in latex and r"\begin{tabular}{ll}" in latex
-    assert "a &amp; b" in page and ">−1 ≤ α &lt; 2<" in page and 'class="short not-supported">not supported<' in page
+    assert "a &amp; b" in page and ">−1 ≤ α &lt; 2<" in page and ">supported<" in page
+    assert 'refuted">✗ refuted</span><br><span class="short"><code>b_c</code> [1,\N{NO-BREAK SPACE}2]<' in page
+    assert r"& $\times$ refuted; b\_c [1, 2] \\" in latex and "✗ refuted<br>`b_c` [1, 2]" in render.markdown(shown)
 
 
 def test_previews_are_small_pictures_from_the_csv_files(rendered, tmp_path):
