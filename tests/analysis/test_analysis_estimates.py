@@ -76,9 +76,17 @@ def test_a_vanished_reference_normalises_nothing(unbiased):
     assert variance.normalised(unbiased.assign(reference_norm=1e-9)).empty
 
 
-def test_an_unknown_norm_is_refused(unbiased):
-    with pytest.raises(InvalidInput, match='"reference" or "target"'):
-        variance.normalised(unbiased, by="batch")
+def test_noise_over_that_of_the_batch_is_a_ratio_of_variances_whatever_the_norms(unbiased):
+    """The yardstick is 1, and so is an estimator of equal variance, although the norms of the two gradients differ by 50."""
+    planted = unbiased.assign(reference_variance=8.0, variance=8.0, variance_se=0.8, target_norm=0.1, reference_norm=5.0)
+    assert variance.over_data_noise(variance.data_noise(planted))["ratio"].to_numpy() == pytest.approx(1)
+    assert variance.over_data_noise(planted)["ratio"].to_numpy() == pytest.approx(1)
+    found = variance.over_data_noise(planted.assign(variance=24.0))
+    assert found["ratio"].to_numpy() == pytest.approx(3) and found["ratio_se"].to_numpy() == pytest.approx(0.1)
+
+
+def test_batches_that_do_not_differ_are_no_yardstick(unbiased):
+    assert variance.over_data_noise(unbiased.assign(reference_variance=0.0)).empty
 
 
 def test_component_intervals_cover_the_variance_of_products():

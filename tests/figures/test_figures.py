@@ -99,6 +99,13 @@ def test_measured_slope_of_a_forward_gradient_is_one(rendered):
     assert (frame["slope_low"] < 1).all() and (frame["slope_high"] > 1).all()
 
 
+def test_noise_along_training_is_in_units_of_the_batch_gradients_own(rendered):
+    """FG-W's variance is n + 1 = 25 times ‖τ‖², and that of the batch gradient was logged as 0.3 ‖τ‖²."""
+    frame = pd.read_csv(rendered[2] / "variance_during_training.csv")
+    assert (frame.query("estimator == 'bp'")["estimate"] - 1).abs().max() < 1e-12
+    assert frame.query("estimator == 'fg-w'")["estimate"].to_numpy() == pytest.approx(25 / 0.3, rel=0.4)
+
+
 def test_vanished_references_are_flagged_and_have_no_angle(rendered):
     frame = pd.read_csv(rendered[2] / "alignment_angles.csv").query("block == 1 and step == 4 and estimator == 'dfa'")
     assert frame["quantity"].tolist() == ["vanished"]
