@@ -191,6 +191,32 @@ def test_an_estimate_of_zero_has_no_angle():
     assert len(alignment.angles(frame, ["estimator"])) == 0
 
 
+def test_angle_to_the_reference_is_not_that_to_the_batch():
+    """The estimate follows its batch's gradient to the bit, and stands 60° from that of all data."""
+    frame = probes(forward, trials=3).assign(cosine_mean=1.0, cosine_reference_mean=0.5)
+    found = {against: alignment.angles(frame, ["estimator"], against)["estimate"].item() for against in alignment.AGAINST}
+    assert found == {"target": pytest.approx(0), "reference": pytest.approx(60)}
+
+
+def test_share_of_a_reference_is_what_it_has_in_common_with_the_gradient_behind_it():
+    """Batches of gradient μ and noise of 9 ‖μ‖²: the mean of 16 has cos² = 1/(1 + 9/16) to μ, and two have the cosine 0.1."""
+    rng, batches, size = np.random.default_rng(3), 16, 20_000
+    batch = np.ones(size) + 3 * rng.standard_normal((batches, size))
+    mean, unit = batch.mean(0), batch / np.linalg.norm(batch, axis=1, keepdims=True)
+    stability = ((unit @ unit.T).sum() - batches) / (batches * (batches - 1))
+    truth = mean.sum() ** 2 / (size * (mean @ mean))
+    assert truth == pytest.approx(1 / (1 + 9 / 16), abs=0.01)
+    assert alignment.share(stability, batches) == pytest.approx(truth, abs=0.01)
+
+
+@pytest.mark.parametrize("stability, stable", [([0.06, 0.06], True), ([0.9, 0.05], False), ([0.9, np.nan], False)])
+def test_a_mean_over_seeds_is_stable_only_where_every_seed_is(stability, stable):
+    """With 16 batches the threshold is a cosine of 1/17 = 0.059; one seed below it does not hide behind another."""
+    frame = probes(forward, trials=2).assign(reference_stability=stability, reference_batches=16)
+    found = alignment.angles(frame, ["estimator"]).iloc[0]
+    assert found["stable"] == stable and found["stability"] == pytest.approx(np.nan_to_num(stability).mean())
+
+
 def test_chance_is_the_spread_of_random_directions():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 4000, 100))

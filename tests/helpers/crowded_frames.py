@@ -140,7 +140,8 @@ def frames() -> dict[str, pd.DataFrame]:
     """Return a frame for every figure, by its name."""
     parts = ["measured", "expected", "averaging", "lag", "start", "sampling"]
     rates, steps = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001], [0, 1, 10, 100, 1000, 30_000]
-    angles = measured(crossed(block=[0, 1, 2], estimator=METHODS, step=steps), 1, 120, "estimator").assign(chance=1.0)
+    angles = crossed(quantity=["angle", "angle_reference", "share"], block=[0, 1, 2], estimator=METHODS, step=steps)
+    angles = measured(angles, 1, 120, "estimator").assign(chance=1.0, stable=lambda f: f["step"] < 50)
     drift = [
         crossed(against=["alpha"], block=[0, 1], quantity=parts, alpha=rates, step=[20_000]),
         crossed(against=["step"], block=[0, 1], quantity=parts, alpha=[0.01], step=[3, 15, 60, 20_000]),
@@ -153,12 +154,13 @@ def frames() -> dict[str, pd.DataFrame]:
     joint = cross["joint"].map({True: named("fdfa", feedback_lr=1.0), False: named("fdfa", feedback_lr=1.0, joint=False)})
     feedback = [named("fdfa", feedback_lr=rate) for rate in rates] + [named("fdfa", feedback_lr=0.001, warmup=True)]
     error = measured(crossed(block=[0, 1], estimator=feedback, step=steps), fewer="estimator")
-    depth = crossed(quantity=["first", "mean", "accuracy"], trained_with=METHODS, depth=[2, 3, 5, 8])
-    depth = measured(depth, 0.01, 0.9, "trained_with")
+    shown = ["first", "mean", "first_reference", "mean_reference", "share", "accuracy"]
+    depth = crossed(quantity=shown, trained_with=METHODS, depth=[2, 3, 5, 8])
+    depth = measured(depth, 0.01, 0.9, "trained_with").assign(stable=lambda f: f["depth"] < 4)
     utility = measured(pd.DataFrame([(*key, label) for key in SETTINGS for label in METHODS]), 1e-3, 0.2)
     utility.columns = ["dataset", "architecture", "epochs", "trained_with", *utility.columns[4:]]
     crowded = {
-        "alignment_angles": pd.concat([angles.assign(quantity="angle"), angles[:3].assign(quantity="vanished")]),
+        "alignment_angles": pd.concat([angles, angles[:3].assign(quantity="vanished")]),
         "alignment_vs_depth": depth,
         "bias_decomposition": measured(pd.concat(drift), 1e-6, 10).assign(detected=lambda f: f["alpha"] < 0.5),
         "bias_variance": split.assign(detected=split["block"] == 0),
