@@ -19,7 +19,7 @@ def curves(
 
     Seconds are those of training steps alone (no instruments, no evaluation), averaged over the seeds: steps times
     the run's median seconds a step, of the intervals between evaluations, so that a pause of the process does not count. Runs
-    that shared a processor with other work took more than their method needs. Operations are those of `analysis.flops`.
+    that shared a processor with other work took more than their method needs. Operations are those of `analysis.rebuilt.flops`.
 
     Returns:
         Columns of `convergence.curves`, `seconds` and `flops`, both since the start of training.
