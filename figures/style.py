@@ -298,15 +298,16 @@ def plain_log(axis) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def accuracy_axis(ax: Axes, accuracies: pd.Series) -> None:
-    """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
-    ax.set_yscale("logit", nonpositive="clip")
+def accuracy_axis(ax: Axes, accuracies: pd.Series, which: str = "y") -> None:
+    """Make y (or x) an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
+    axis = getattr(ax, f"{which}axis")
+    getattr(ax, f"set_{which}scale")("logit", nonpositive="clip")
     odds = (accuracies / (1 - accuracies)).clip(0.02, 500)
     low, high = odds.min() / 2, odds.max() * 2
-    ax.set_ylim(low / (1 + low), high / (1 + high))
-    ax.yaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set(**{f"{which}lim": (low / (1 + low), high / (1 + high))})
+    axis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def steps_axis(ax: Axes, steps: Iterable[float]) -> None:

@@ -168,6 +168,9 @@ def frames() -> dict[str, pd.DataFrame]:
         "convergence_cost": trained(epoch=[1.0, 2.0, 3.0]).assign(
             flops=lambda f: np.geomspace(7e7, 1.2e13, len(f)), seconds=lambda f: np.geomspace(0.02, 400, len(f))
         ),
+        "equal_cost": trained(kind=["curve", "end"], step=[1, 2]).assign(
+            flops=lambda f: f["step"] * 6e12, spent=lambda f: np.linspace(0.13, 1, len(f))
+        ),
         "cosine_vs_dimension": measured(cosine, 1e-4, 1).assign(
             theory=lambda f: f["estimate"], ratio=1, ratio_low=0.7, ratio_high=1.3
         ),
