@@ -353,6 +353,8 @@ def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:
     kinds = set(frame["interval"])
     if kinds == {"none"}:
         return f"{count}: no interval"
+    if kinds == {"binomial"}:
+        return f"{count}; {what}: 95 % binomial interval in which a seed counts once"
     if "seeds" in kinds:
         return f"{count}; {what}: 95 % t-interval over seeds"
     return f"{count}; {what}: 95 % interval over draws (other seeds not covered)"

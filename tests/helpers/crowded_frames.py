@@ -168,6 +168,9 @@ def frames() -> dict[str, pd.DataFrame]:
         "convergence_cost": trained(epoch=[1.0, 2.0, 3.0]).assign(
             flops=lambda f: np.geomspace(7e7, 1.2e13, len(f)), seconds=lambda f: np.geomspace(0.02, 400, len(f))
         ),
+        "descent_frequency": measured(crossed(block=[0, 1, 2, -1], estimator=METHODS, window=[0, 1, 2]), 0.01, 0.9).assign(
+            first=lambda f: f["window"] * 1024, last=lambda f: f["window"] * 4096, draws=16, stable=False, interval="binomial"
+        ),
         "equal_cost": trained(kind=["curve", "end"], step=[1, 2]).assign(
             flops=lambda f: f["step"] * 6e12, spent=lambda f: np.linspace(0.13, 1, len(f))
         ),
