@@ -203,7 +203,13 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
 
 
 def legend(fig: Figure, handles: Sequence, note: str) -> None:
-    """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval)."""
+    """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval).
+
+    A figure whose frame holds FG-A with a slope that is biased, since batch normalisation couples the samples, says so here.
+    """
+    if biased := ordered(_labels.with_biased_slopes()):
+        names = ", ".join(look(label).name for label in biased)
+        note += f"; {names}: each sample's own slope, biased under batch normalisation but in the last block"
     layout.legend(fig, handles, note, GREY)
 
 

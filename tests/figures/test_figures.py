@@ -245,6 +245,17 @@ def test_recorded_benchmarks_feed_the_figures_of_cost():
             assert np.isfinite(frame.select_dtypes("number").to_numpy()).all() and module.draw(frame).axes
 
 
+def test_a_figure_says_that_fg_a_is_biased_under_batch_normalisation_and_only_there(tmp_path, rendered):
+    said = "FG-A (post), FG-A (pre): each sample's own slope, biased under batch normalisation"
+    text = synthetic_logs.TRAJECTORY.replace("hidden = [8, 8]", "hidden = [8, 8]\nbatch_norm = true")
+    experiments, root = synthetic_logs.write(tmp_path, {"trajectory": text})
+    render.render("tiny", root, tmp_path / "out", ["variance_during_training"], experiments=experiments)
+    for out, expected in ((tmp_path / "out", True), (rendered[2], False)):
+        frame = pd.read_csv(out / "variance_during_training.csv")
+        note = render.discover()["variance_during_training"].draw(frame).legends[0].get_title().get_text()
+        assert (said in note.replace("\n", " ")) == expected
+
+
 # --- which a profile has ---------------------------------------------------------------------------------------------
 
 

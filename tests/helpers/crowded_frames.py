@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from analysis import options
+from analysis import coupling, options
 from fdfa_core.estimators.registry import label
 
 MEANINGS: options.Meanings = {}  # what the labels with options stand for
@@ -206,4 +206,5 @@ def frames() -> dict[str, pd.DataFrame]:
     )
     seeds = seeds.assign(value=np.resize([0.95, -0.3, 0.001, 0.02], len(seeds)), margin=0.01)
     crowded["seeds"] = seeds
-    return {name: options.described(frame, MEANINGS) for name, frame in crowded.items()}
+    biased = {"fg-a", label("fg-a", {"site": "pre"}), label("fg-a", {"site": "post"})}
+    return {name: coupling.marked(options.described(frame, MEANINGS), biased) for name, frame in crowded.items()}
