@@ -1,8 +1,9 @@
 """Which estimators of some logs are biased because batch normalisation couples the samples of a batch.
 
 FG-A gives a sample's perturbation the slope of that sample's own loss (``slope="sample"``). Where batch normalisation in
-training mode stands above the perturbed site, in all but the last hidden block, the perturbation moves the other samples' losses
-too, which this slope does not see. A slope of the whole batch's loss (``slope="batch"``) sees all. docs/estimators.md says more.
+training mode stands above the perturbed site, in all but the last hidden block, the perturbation moves the other samples'
+losses too, which this slope does not see. A slope of the whole batch's loss (``slope="batch"``) sees all of it.
+docs/estimators.md says more.
 """
 
 from __future__ import annotations
