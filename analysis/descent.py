@@ -2,7 +2,7 @@
 
 Logs have the cosine of every probe's estimate with ∇, averaged over the probe's draws, and not that of every draw. Where the
 draws are alike (feedback that is given, as in training) the sign is that of the step itself. Where they differ (forward
-gradients) it is that of their mean, and that of a single step is closer to a coin's; `draws` is then above 1.
+gradients, GrAPE) it is that of their mean, and that of a single step is closer to a coin's; `draws` is then above 1.
 """
 
 from __future__ import annotations

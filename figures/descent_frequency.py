@@ -28,7 +28,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     hidden = sum(block >= 0 for block in blocks)
     labels = style.ordered(frame["estimator"])
     titles = [style.block_title(block, hidden) if block >= 0 else "all hidden blocks together" for block in blocks]
-    fig, axes = style.panels(titles, height=0.8 + 0.29 * len(labels), sharey=True)
+    fig, axes = style.panels(titles, columns=2 if len(titles) == 4 else 3, height=0.8 + 0.29 * len(labels), sharey=True)
     windows = frame.drop_duplicates("window").sort_values("window")
     for ax, block in zip(axes, blocks, strict=True):
         ax.axvline(0.5, color=style.GREY, linewidth=0.8)

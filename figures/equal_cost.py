@@ -38,7 +38,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             curve = curves[curves["trained_with"] == label]
             style.band(ax, curve, "flops", label, shade, markevery=style.marks(curve), markersize=3.5)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.set_xlabel("operations spent (FLOP; G = 10⁹, T = 10¹²)")
+        ax.set_xlabel("operations spent (FLOP; M, G, T: 10⁶, 10⁹, 10¹²)")
         _dots(below, ends, labels, named=quantity == "train_loss")
         if quantity == "train_loss":
             for axis, set_scale in ((ax.yaxis, ax.set_yscale), (below.xaxis, below.set_xscale)):

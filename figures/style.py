@@ -209,7 +209,7 @@ def legend(fig: Figure, handles: Sequence, note: str) -> None:
     """
     if biased := ordered(_labels.with_biased_slopes()):
         names = ", ".join(look(label).name for label in biased)
-        note += f"; {names}: each sample's own slope, biased under batch normalisation but in the last block"
+        note += f"; {names}: each sample's own slope, biased under batch normalisation except in the last block"
     layout.legend(fig, handles, note, GREY)
 
 
