@@ -20,6 +20,10 @@ from fdfa_core.errors import InvalidInput
 COLUMNS = ("question", "setting", "component", "variant", "seed", "value")
 ROLES = ("width", "trajectory", "convergence")
 NETWORK = ["dataset", "architecture", "width", "depth"]
+UNBIASED = ("fg-w", "fg-a")  # for the gradient of the network's loss, whose norm the probes hold
+# Each block of these follows a loss of its own. Probes hold neither its gradient nor the error against it: the squared error
+# that they hold is against the gradient of the network's loss, which these do not estimate.
+OWN_OBJECTIVE = ("lg-fg-w", "lg-fg-a")
 Rows = pd.DataFrame
 
 
@@ -78,7 +82,8 @@ def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> lis
     rows["signal"] = _expected_norm2(rows)
     rows["noise"] = np.log(rows["variance"] / rows["signal"].where(rows["signal"] > 0))
     rows["nsr"] = np.log(rows["variance"] / rows["reference_norm"] ** 2)
-    rows["squared_error"] = np.log(rows["error_mean"].where(rows["error_mean"] > 0) / rows["target_norm"] ** 2)
+    of_the_loss = (rows["error_mean"] > 0) & ~rows["method"].isin(OWN_OBJECTIVE)
+    rows["squared_error"] = np.log(rows["error_mean"].where(of_the_loss) / rows["target_norm"] ** 2)
     networks = zip(rows["dataset"], rows["architecture"], strict=True)
     on_trial = options.alpha(rows) == np.array([rates.get(network, np.nan) for network in networks])
     trial = rows[(rows["variant"] == protocol.ON_TRIAL) & on_trial]
@@ -100,9 +105,12 @@ def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> lis
 
 
 def _expected_norm2(rows: Rows) -> pd.Series:
-    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise."""
+    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise.
+
+    The second holds for an estimator of another objective, too, since it needs no target.
+    """
     corrected = rows["mean_norm2"] - rows["variance"] / rows["draws"]
-    return corrected.where(~rows["method"].isin(protocol.FORWARD), rows["target_norm"] ** 2)
+    return corrected.where(~rows["method"].isin(UNBIASED), rows["target_norm"] ** 2)
 
 
 def _unbiased(rows: Rows) -> Rows:
