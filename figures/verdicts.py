@@ -20,7 +20,7 @@ CAPTION = (
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
     """Return one row per hypothesis."""
-    settings = protocol.SETTINGS if any(e.path.parent.name == protocol.PROFILE for e in planned) else ()
+    settings = protocol.SETTINGS if any(e.path.parent.name in protocol.PROFILES for e in planned) else ()
     hypotheses = plan.hypotheses(planned, settings)
     kept = {role: plan.conforming(log, planned, settings) for role, log in logs_of.items()}
     return judgement.verdicts(evidence.values(kept), hypotheses, plan.datasets(planned))
