@@ -67,7 +67,7 @@ def finals(experiment: Experiment, rows: pd.DataFrame, command: str) -> str:
         "role": "finals",
     }
     kept = {key: tables[key] for key in ("data", "network", "training", "evaluation") if key in tables}
-    kept["training"] = kept["training"] | {"epochs": epochs}
+    kept["training"] = {key: of for key, of in kept["training"].items() if key != "steps"} | {"epochs": epochs}
     cases = [_case(row.method, row.given, row.second, row.value, row.learning_rate) for row in best.itertuples()]
     grid = {"seed": list(TUNING.final.seeds)}
     comment = (

@@ -14,7 +14,6 @@ import pandas as pd
 
 from analysis import accuracy, options, select, summary
 from analysis.logs import Logs
-from analysis.verdicts import protocol
 from analysis.verdicts.protocol import TUNING
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.labels import label
@@ -106,12 +105,12 @@ def edges(rows: pd.DataFrame) -> pd.DataFrame:
         checked = [("learning_rate", best.learning_rate, mine["learning_rate"], axes.get(best.optimizer))]
         checked += [(best.second, best.value, mine["value"], second.axis)] if second else []
         for setting, at, tried, axis in checked:
-            low, high = tried.min(), tried.max()
-            more = axis or protocol.Axis((), (), ())
+            line = [] if axis is None else [*axis.below, *axis.start, *axis.above]
+            about, low, high = [best.trained_with, best.method, best.given, setting], tried.min(), tried.max()
             if at == low:
-                found.append([best.trained_with, best.method, best.given, setting, "below", at, _beyond(more.below, low, -1)])
+                found.append([*about, "below", at, max((v for v in line if v < low), default=np.nan)])
             if at == high:
-                found.append([best.trained_with, best.method, best.given, setting, "above", at, _beyond(more.above, high, 1)])
+                found.append([*about, "above", at, min((v for v in line if v > high), default=np.nan)])
     return pd.DataFrame(found, columns=["trained_with", *METHOD, "setting", "side", "best", "next"])
 
 
@@ -187,11 +186,6 @@ def _in_order(part: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     order = {key: i for i, key in enumerate(rows[METHOD].drop_duplicates().itertuples(index=False, name=None))}
     place = [order[key] for key in part[METHOD].itertuples(index=False, name=None)]
     return part.assign(place=place).sort_values(["place", "rank"]).drop(columns="place").reset_index(drop=True)
-
-
-def _beyond(values: Sequence[float], edge: float, direction: int) -> float:
-    """Return the nearest of some values that lies beyond an edge, or NaN."""
-    return next((value for value in values if direction * (value - edge) > 0), np.nan)
 
 
 def chosen(metrics: pd.DataFrame, setting: Sequence[str] = SETTING) -> pd.DataFrame:
