@@ -115,9 +115,11 @@ def applied(text: str, chosen: pd.DataFrame, where: str) -> str:
         where: the file, for errors.
 
     Raises:
-        InvalidInput: nothing is chosen for a method of the file, or the file cannot be changed in place.
+        InvalidInput: nothing is chosen for a method of the file, the file has another optimiser or architecture than the
+            finals, or it cannot be changed in place.
     """
     tables = tomllib.loads(text)
+    _require_like(tables, chosen, where)
     for index, case in enumerate(tables.get("cases", ())):
         if "estimator" not in case:
             raise InvalidInput(f"{where}: cases[{index}]", sorted(case), "cases with an estimator each")
@@ -137,6 +139,16 @@ def applied(text: str, chosen: pd.DataFrame, where: str) -> str:
             probe["estimators"] = [new if estimator == old else estimator for estimator in probe["estimators"]]
     tables.pop(OPEN, None)
     return writing.verified(writing.without("\n".join(lines), OPEN), tables, where)
+
+
+def _require_like(tables: Mapping[str, Any], chosen: pd.DataFrame, where: str) -> None:
+    """Refuse a file that trains otherwise than the finals did, whose settings mean nothing there."""
+    parts = [tables, *tables.get("cases", ())]
+    for table, key, default in (("training", "optimizer", "adam"), ("network", "architecture", "fully_connected")):
+        said = {part[table][key] for part in parts if key in part.get(table, {})} or {default}
+        if said != set(chosen[key]):
+            accepted = f"{', '.join(sorted(set(chosen[key]))) or 'nothing yet'}, which the finals were trained with"
+            raise InvalidInput(f"{where}: {table}.{key}", ", ".join(sorted(said)), accepted)
 
 
 def _chosen(estimator: Mapping[str, Any], chosen: pd.DataFrame, where: str) -> tuple[dict[str, Any], float]:

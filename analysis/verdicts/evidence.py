@@ -50,8 +50,10 @@ def variant(frame: Rows) -> pd.Series:
     return pd.Series(np.where(frame["method"] == "fdfa", kind, ""), index=frame.index)
 
 
-def rates_on_trial(runs: Rows) -> dict[str, float]:
-    """Return the feedback rate α of the FDFA on trial by data set: that of the FDFA that trains there.
+def rates_on_trial(runs: Rows) -> dict[tuple[str, str], float]:
+    """Return the feedback rate α of the FDFA on trial by data set and architecture: that of the FDFA that trains there.
+
+    Where several experiments train it on one data set and architecture, that of the protocol's first one counts.
 
     Raises:
         InvalidInput: FDFA trains with several rates on one data set and network, so that it is unclear which one is on trial.
@@ -63,13 +65,15 @@ def rates_on_trial(runs: Rows) -> dict[str, float]:
         if len(found) > 1:
             accepted = "one rate of the momentum rule in an experiment that verdicts rest on: the one chosen by tuning"
             raise InvalidInput(f"feedback_lr of fdfa in {key[0]}", sorted(found), accepted)
-    return rates.groupby("dataset")["alpha"].first().to_dict()
+    order = {setting.experiment: place for place, setting in enumerate(protocol.SETTINGS)}
+    rates = rates.assign(place=rates["experiment"].map(order).fillna(len(order))).sort_values("place", kind="stable")
+    return rates.groupby(["dataset", "architecture"])["alpha"].first().to_dict()
 
 
 # --- estimates: variance and error -----------------------------------------------------------------------------------
 
 
-def _of_estimates(log: logs.Logs, rates: Mapping[str, float]) -> list[Rows]:
+def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> list[Rows]:
     """Return the values of Q1 and of the mechanisms from one role's probes."""
     if log.probes.empty:
         return []
@@ -80,7 +84,8 @@ def _of_estimates(log: logs.Logs, rates: Mapping[str, float]) -> list[Rows]:
     rows["noise"] = np.log(rows["variance"] / rows["signal"].where(rows["signal"] > 0))
     rows["nsr"] = np.log(rows["variance"] / rows["reference_norm"] ** 2)
     rows["squared_error"] = np.log(rows["error_mean"].where(rows["error_mean"] > 0) / rows["target_norm"] ** 2)
-    trial = rows[(rows["variant"] == protocol.ON_TRIAL) & (options.alpha(rows) == rows["dataset"].map(rates))]
+    on_trial = [rates.get(key, np.nan) for key in zip(rows["dataset"], rows["architecture"], strict=True)]
+    trial = rows[(rows["variant"] == protocol.ON_TRIAL) & (options.alpha(rows) == on_trial)]
     fdfas = {protocol.ON_TRIAL: trial, protocol.BESIDE: rows[rows["variant"] == protocol.BESIDE]}
     one = rows[(rows["variant"] == "alpha = 1")]
     forward = {name: _unbiased(rows[rows["method"] == name]) for name in protocol.FORWARD}

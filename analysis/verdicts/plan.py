@@ -23,16 +23,18 @@ def hypotheses(experiments: Iterable[Experiment], settings: Iterable[protocol.Se
     Args:
         experiments: of a profile.
         settings: what the protocol asks of training experiments. Where it names an experiment, its competitors and seeds count
-            and not those of the file; other experiments plan whatever their files hold.
+            and not those of the file, and other training experiments are not judged: the family is that of the protocol.
+            Without any, every experiment plans whatever its file holds.
     """
+    settings = tuple(settings)
     by_name = {setting.experiment: setting for setting in settings}
     rows: list[tuple] = []
     for experiment in experiments:
         runs = experiment.runs()
-        if experiment.role == "convergence":
+        if experiment.role == "convergence" and (experiment.name in by_name or not settings):
             rows += _training(experiment.name, runs, by_name.pop(experiment.name, None))
         elif experiment.role in ("width", "trajectory"):
-            rows += _estimates(experiment.name, runs)
+            rows += _estimates(experiment.name, runs, protocol.VARIANCE_EXPERIMENTS if settings else {})
     for setting in by_name.values():  # the protocol names what the profile has no file of
         rows += _training(setting.experiment, [], setting)
     return pd.DataFrame(rows, columns=[*KEYS, "planned"])
@@ -60,8 +62,12 @@ def departures(experiments: Iterable[Experiment], settings: Iterable[protocol.Se
 
 
 def conforming(log: Logs, experiments: Iterable[Experiment], settings: Iterable[protocol.Setting]) -> Logs:
-    """Return the logs without the experiments whose runs cannot answer the protocol (`departures`)."""
+    """Return the logs without the training experiments that the protocol does not name, or whose runs cannot answer it."""
+    settings = tuple(settings)
     gone = set(departures(experiments, settings)) if settings else set()
+    if settings:
+        named = {setting.experiment for setting in settings}
+        gone |= {e.name for e in experiments if e.role == "convergence" and e.name not in named}
     frames = {name: frame[~frame["experiment"].isin(gone)] if len(frame) else frame for name, frame in vars(log).items()}
     return Logs(**frames)
 
@@ -112,11 +118,14 @@ def _seeds_by_method(runs: list[RunConfig]) -> dict[str, set[int]]:
     return found
 
 
-def _estimates(name: str, runs: list[RunConfig]) -> list[tuple]:
-    """Return the hypotheses on variance and error that an experiment's probes can answer, block by block."""
+def _estimates(name: str, runs: list[RunConfig], planned: Mapping[str, tuple[int, ...]]) -> list[tuple]:
+    """Return the hypotheses on variance and error that an experiment's probes can answer, block by block.
+
+    `planned` are seeds by experiment, for those whose seeds do not follow from their file.
+    """
     probed = {e.name if e.name != "self" else r.estimator.name for r in runs if r.probe for e in r.probe.estimators}
     variants = {variant_of(e) for r in runs if r.probe for e in [r.estimator, *r.probe.estimators]}
-    seeds = tuple(sorted({r.seed for r in runs}))
+    seeds = planned.get(name, tuple(sorted({r.seed for r in runs})))
     blocks = range(1, 1 + max((len(r.network.options.get("hidden", ())) for r in runs), default=0))
     # with one path of weights the component does not name it; shadows follow every path
     paths = list(dict.fromkeys(_label(r.estimator) for r in runs))

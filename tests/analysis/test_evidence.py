@@ -104,6 +104,26 @@ def test_two_rates_of_the_momentum_rule_are_refused_by_name(logs_of):
         evidence.rates_on_trial(pd.concat([log.runs, other]))
 
 
+def test_the_rate_on_trial_is_that_of_the_same_data_and_network(logs_of):
+    """Convolutions have a rate of their own, and so has another optimiser: dense probes are not judged by either."""
+    runs = logs_of["convergence"].runs
+    first = runs.assign(experiment="mnist_cnn", architecture="convolutional", **{"option.feedback_lr": 0.5})
+    other = runs.assign(experiment="another", **{"option.feedback_lr": 0.25})
+    dense = runs.assign(experiment="mnist_fc")
+    found = evidence.rates_on_trial(pd.concat([first, other, dense]))
+    assert found == {("digits", "convolutional"): 0.5, ("digits", "fully_connected"): 0.1}
+
+
+def test_the_family_of_the_protocol_has_no_hypothesis_that_it_does_not_name(planned):
+    """Training experiments beside its settings are not judged, and its seeds count where a file has others."""
+    wanted = protocol.Setting("convergence", 5, protocol.MappingProxyType({"dfa": (0, 1, 2, 3)}))
+    assert set(plan.hypotheses(planned, [wanted]).query("question == 'Q3 accuracy'")["planned"]) == {(0, 1, 2, 3)}
+    other = protocol.Setting("elsewhere", 5, wanted.seeds)
+    rows = plan.hypotheses(planned, [other]).set_index("setting")
+    assert "convergence" not in rows.index and set(rows.loc["trajectory", "planned"]) == {protocol.SEEDS}
+    assert set(rows.loc["elsewhere", "planned"]) == {(0, 1, 2, 3)}
+
+
 def test_every_number_is_planned_and_every_plan_has_its_row(values, planned):
     hypotheses = plan.hypotheses(planned)
     table = judgement.verdicts(values, hypotheses, plan.datasets(planned))

@@ -1,16 +1,17 @@
 """Settings are chosen as the protocol says: from whole grids, by the one-standard-error rule, and written where they belong."""
 
 import json
+import tomllib
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import tuned_files, tuning
-from analysis.logs import Logs
-from analysis.verdicts import protocol
+from analysis import logs, tuned_files, tuning
+from analysis.verdicts import plan, protocol
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments.loading import load_experiment, load_profile
+from places import ROOT
 
 HEAD = """
 description = "Round 1 of tuning: every method's trials."
@@ -69,7 +70,7 @@ def log(planned, accuracy, lost=lambda run: False, there=lambda run: True):
          "status": "diverged" if lost(run) else "finished"}
         for run in runs for step in (0, 9)
     ]  # fmt: skip
-    return Logs(pd.DataFrame({"run": [run.id for run in runs]}), pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame())
+    return logs.Logs(pd.DataFrame({"run": [run.id for run in runs]}), pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame())
 
 
 def peak(rate, alpha=0.01):
@@ -296,7 +297,7 @@ CHOSEN = pd.DataFrame(
     [["bp", "bp", "{}", "", np.nan, 3e-4], ["fdfa", "fdfa", "{}", "feedback_lr", 0.01, 2e-3],
      ["fdfa(adam)", "fdfa", json.dumps({"feedback_rule": "adam"}), "feedback_lr", 1e-5, 0.1]],
     columns=["trained_with", "method", "given", "second", "value", "learning_rate"],
-)  # fmt: skip
+).assign(optimizer="adam", architecture="fully_connected")  # fmt: skip
 
 
 def test_choices_are_written_into_the_cases_and_the_marked_estimators(tmp_path):
@@ -313,6 +314,15 @@ def test_choices_are_written_into_the_cases_and_the_marked_estimators(tmp_path):
 def test_a_method_that_nothing_was_chosen_for_is_named(tmp_path):
     with pytest.raises(InvalidInput, match=r"cases\[1\].estimator: got 'fdfa'"):
         tuned_files.applied(TARGET, CHOSEN[CHOSEN["method"] == "bp"], "target")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("hidden = [8]", 'architecture = "convolutional"'), ("decay = 0.95", 'decay = 0.95\noptimizer = "sgd"')],
+)
+def test_settings_of_another_network_or_optimiser_are_refused(old, new):
+    with pytest.raises(InvalidInput, match="which the finals were trained with"):
+        tuned_files.applied(TARGET.replace(old, new), CHOSEN, "target")
 
 
 def test_a_layout_that_cannot_be_changed_in_place_is_refused():
@@ -361,3 +371,67 @@ def test_a_grid_has_every_method_that_is_compared_with_its_choices(name):
     variants = set(rows.loc[rows["method"] == "fdfa", "given"])
     assert variants == {"{}", json.dumps({"feedback_rule": protocol.BESIDE})}
     assert set(rows.loc[rows["method"] == "fg-a", "given"]) == {json.dumps({"slope": "batch"})}
+
+
+# --- the experiments that take their settings from them ------------------------------------------------------------------
+
+TO_COME = load_profile("protocol")
+
+
+def chosen_by(grid):
+    """The choices of a grid's finals, or None unless all of their runs are in results/tuning."""
+    finals, root = load_profile("tuning").get(f"{grid}_finals"), ROOT / "results" / "tuning"
+    if finals is None or (logs.coverage(root, finals)["runs"] < logs.coverage(root, finals)["planned"]).any():
+        return None
+    rows = tuning.choices(tuning.trials(finals, logs.read(root, finals)))
+    return rows[rows["chosen"]]
+
+
+def alphas(name):
+    """The rates α at which an experiment probes FDFA with the momentum rule."""
+    probed = [e for run in TO_COME[name].runs() for e in run.probe.estimators]
+    return {e.options["feedback_lr"] for e in probed if e.name == "fdfa" and "feedback_rule" not in e.options}
+
+
+def test_the_experiments_to_come_are_those_of_the_protocol():
+    assert plan.departures(TO_COME.values(), protocol.SETTINGS) == {}
+    assert TO_COME.keys() == protocol.TUNING.uses.keys() | {"width"}
+    for name, seeds in protocol.VARIANCE_EXPERIMENTS.items():
+        assert {run.seed for run in TO_COME[name].runs()} == set(seeds)
+
+
+@pytest.mark.parametrize("name", protocol.TUNING.uses)
+def test_an_experiment_has_the_settings_that_recorded_finals_chose_or_is_open(name):
+    grid, target = protocol.TUNING.uses[name], TO_COME[name]
+    chosen = chosen_by(grid)
+    if chosen is None:
+        assert target.open == f"fdfa tuned experiments/tuning/{grid}_finals.toml --apply experiments/protocol/{name}.toml"
+        return
+    text = target.path.read_text(encoding="utf-8")
+    assert tuned_files.applied(text, chosen, name) == text
+
+
+@pytest.mark.parametrize("name", protocol.VARIANCE_EXPERIMENTS)
+def test_the_rate_on_trial_is_probed_whichever_is_chosen(name):
+    assert alphas(name) >= set(protocol.TUNING.second("fdfa", {}).axis.start)
+    chosen = chosen_by("mnist_fc")
+    if chosen is not None:
+        assert set(chosen.loc[(chosen["method"] == "fdfa") & (chosen["given"] == "{}"), "value"]) <= alphas(name)
+
+
+@pytest.mark.parametrize("name", protocol.TUNING.uses)
+def test_choices_of_a_whole_grid_fit_into_every_experiment(name):
+    """Every method has a choice, and what is written is what was chosen, in every case and marked shadow."""
+    rows = tuning.trials(GRIDS[f"{protocol.TUNING.uses[name]}_trials"])
+    chosen = rows.groupby(tuning.METHOD, sort=False).tail(1)
+    target = TO_COME[name]
+    text = tuned_files.applied(target.path.read_text(encoding="utf-8"), chosen, name)
+    assert "open =" not in text and tuned_files.applied(text, chosen, name) == text
+    wanted = {(row.method, row.given): (row.learning_rate, row.value) for row in chosen.itertuples()}
+
+    for case in tomllib.loads(text)["cases"]:
+        method, options = case["estimator"]["name"], {k: v for k, v in case["estimator"].items() if k != "name"}
+        rest, _, value = tuning.split(method, options)
+        rate, second = wanted[method, json.dumps(rest, sort_keys=True)]
+        assert case["training"]["learning_rate"] == rate and (value == second or np.isnan(second))
+    assert text.count("# tuned") == {"trajectory": 3, "momentum": 1}.get(name, 0)
