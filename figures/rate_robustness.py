@@ -1,12 +1,10 @@
 """How much luck a single learning rate is: validation accuracy against the rate, as the trials of tuning found it."""
 
-import json
-
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import logs, options, tuning
-from figures import style
+from analysis import logs, tuning
+from figures import _labels, style
 
 EXPERIMENTS = ("trials", "finals")
 OPTIONAL = ("finals",)
@@ -16,6 +14,7 @@ PROFILES = ("tuning",)
 PANEL = ["dataset", "architecture", "optimizer"]
 
 
+@_labels.labelled
 def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
     """Return one row per method and learning rate of a grid (`round` 1), and one per finalist (`round` 2).
 
@@ -33,8 +32,8 @@ def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
         else:
             parts.append(tuning.choices(rows).drop(columns=["best", "within"]).dropna(subset=["accuracy"]).assign(round=2))
     frame = pd.concat(parts, ignore_index=True).fillna({"value": 0.0, "se": 0.0})
-    known = {label: (method, json.loads(given)) for label, method, given in frame[["trained_with", *tuning.METHOD]].to_numpy()}
-    return options.described(frame, known)
+    # a method here is an estimator without its second setting, which no log has a label for
+    return frame.assign(**{"trained_with.method": frame["method"], "trained_with.options": frame["given"]})
 
 
 @style.styled
