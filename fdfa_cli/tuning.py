@@ -9,7 +9,7 @@ import click
 from fdfa_cli.shared import experiment_files, load_experiments, options
 
 
-@click.command(short_help="Show the best settings of each estimator in its grid, and write what follows.")
+@click.command(short_help="Show the best settings of each estimator in its grid.")
 @experiment_files
 @click.option("--extend", is_flag=True, help="Extend the grid FILE in place where a best trial stands at its edge.")
 @click.option("--finalists", type=click.Path(path_type=Path), metavar="OUT", help="Write the experiment of round 2 there.")

@@ -10,6 +10,7 @@ import synthetic_logs
 from analysis import logs
 from analysis.verdicts import evidence, judgement, plan, protocol
 from fdfa_core.errors import InvalidInput
+from fdfa_core.experiments.loading import load_profile
 
 ROLES = ("width", "trajectory", "convergence")
 
@@ -122,6 +123,14 @@ def test_the_family_of_the_protocol_has_no_hypothesis_that_it_does_not_name(plan
     rows = plan.hypotheses(planned, [other]).set_index("setting")
     assert "convergence" not in rows.index and set(rows.loc["trajectory", "planned"]) == {protocol.SEEDS}
     assert set(rows.loc["elsewhere", "planned"]) == {(0, 1, 2, 3)}
+
+
+def test_the_older_record_can_answer_no_question_of_training():
+    """Its files have other lengths and fewer seeds, so that every row says how many seeds there are."""
+    files = load_profile("paper").values()
+    assert set(plan.departures(files, protocol.SETTINGS)) == {setting.experiment for setting in protocol.SETTINGS}
+    planned = plan.hypotheses(files, protocol.SETTINGS).set_index("setting").loc[["width", "trajectory"], "planned"]
+    assert set(planned) == {protocol.SEEDS} and len({run.seed for e in files for run in e.runs()}) < len(protocol.SEEDS)
 
 
 def test_every_number_is_planned_and_every_plan_has_its_row(values, planned):
