@@ -18,6 +18,7 @@ from analysis import logs as log_frames
 from fdfa_core.errors import RunError, UnknownName
 from figures import style
 
+APART = {"tuning"}  # profiles of grids, which only figures that name them can draw
 NOT_FIGURES = {"layout", "plan", "render", "report", "style"}
 
 
@@ -110,7 +111,7 @@ def plan(
     possible: list[Job] = []
     missing: dict[str, str] = {}
     for name, module in discover().items():
-        if profile not in getattr(module, "PROFILES", (profile,)):
+        if profile not in getattr(module, "PROFILES", {profile} - APART):
             continue
         lacking = [role for role in module.EXPERIMENTS if role not in by_role and role not in optional(module)]
         bench = getattr(module, "BENCH", None)

@@ -19,7 +19,7 @@ TRAINING = ("Q2 epoch", "Q2 operation", "Q3 accuracy")
 
 def settings_of(experiments: Iterable[Experiment]) -> tuple[protocol.Setting, ...]:
     """Return what the protocol asks of these experiments: its settings for the paper profile, nothing for any other."""
-    return protocol.SETTINGS if any(e.path.parent.name == protocol.PROFILE for e in experiments) else ()
+    return protocol.SETTINGS if any(e.path.parent.name in protocol.PROFILES for e in experiments) else ()
 
 
 def hypotheses(experiments: Iterable[Experiment], settings: Iterable[protocol.Setting] = ()) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import synthetic_logs
 from analysis import logs
 from analysis.verdicts import evidence, judgement, plan, protocol, record
 from fdfa_core.errors import InvalidInput
+from fdfa_core.experiments.loading import load_profile
 
 ROLES = ("width", "trajectory", "convergence")
 
@@ -117,6 +118,34 @@ def test_two_rates_of_the_momentum_rule_are_refused_by_name(logs_of):
     other = log.runs[log.runs["method"] == "fdfa"].assign(run="other", **{"option.feedback_lr": 0.01})
     with pytest.raises(InvalidInput, match=r"feedback_lr of fdfa in convergence.*0\.01.*0\.1"):
         evidence.rates_on_trial(pd.concat([log.runs, other]))
+
+
+def test_the_rate_on_trial_is_that_of_the_same_data_and_network(logs_of):
+    """Convolutions have a rate of their own, and so has another optimiser: dense probes are not judged by either."""
+    runs = logs_of["convergence"].runs
+    first = runs.assign(experiment="mnist_cnn", architecture="convolutional", **{"option.feedback_lr": 0.5})
+    other = runs.assign(experiment="another", **{"option.feedback_lr": 0.25})
+    dense = runs.assign(experiment="mnist_fc")
+    found = evidence.rates_on_trial(pd.concat([first, other, dense]))
+    assert found == {("digits", "convolutional"): 0.5, ("digits", "fully_connected"): 0.1}
+
+
+def test_the_family_of_the_protocol_has_no_hypothesis_that_it_does_not_name(planned):
+    """Training experiments beside its settings are not judged, and its seeds count where a file has others."""
+    wanted = protocol.Setting("convergence", 5, protocol.MappingProxyType({"dfa": (0, 1, 2, 3)}))
+    assert set(plan.hypotheses(planned, [wanted]).query("question == 'Q3 accuracy'")["planned"]) == {(0, 1, 2, 3)}
+    other = protocol.Setting("elsewhere", 5, wanted.seeds)
+    rows = plan.hypotheses(planned, [other]).set_index("setting")
+    assert "convergence" not in rows.index and set(rows.loc["trajectory", "planned"]) == {protocol.SEEDS}
+    assert set(rows.loc["elsewhere", "planned"]) == {(0, 1, 2, 3)}
+
+
+def test_the_older_record_can_answer_no_question_of_training():
+    """Its files have other lengths and fewer seeds, so that every row says how many seeds there are."""
+    files = load_profile("paper").values()
+    assert set(plan.departures(files, protocol.SETTINGS)) == {setting.experiment for setting in protocol.SETTINGS}
+    planned = plan.hypotheses(files, protocol.SETTINGS).set_index("setting").loc[["width", "trajectory"], "planned"]
+    assert set(planned) == {protocol.SEEDS} and len({run.seed for e in files for run in e.runs()}) < len(protocol.SEEDS)
 
 
 def test_every_number_is_planned_and_every_plan_has_its_row(values, planned):
