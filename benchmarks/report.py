@@ -113,8 +113,8 @@ def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: di
     results = root / "benchmarks" / "results"
     results.mkdir(parents=True, exist_ok=True)
     where = {"machine": f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"}
-    for name, table in tables.items():
-        pd.DataFrame(table).assign(**where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
+    for name, contents in tables.items():
+        pd.DataFrame(contents).assign(**where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
     if not rows:
         return
     page = root / "docs" / "performance.md"
