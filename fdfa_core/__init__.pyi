@@ -10,11 +10,13 @@ from .networks.cutting import cut
 from .networks.dense import fully_connected
 from .networks.residual import residual
 from .networks.transformer import transformer
+from .training.monitor import Monitor
 
 __all__ = [
     "Block",
     "BlockNetwork",
     "Estimator",
+    "Monitor",
     "alexnet",
     "available_estimators",
     "convolutional",

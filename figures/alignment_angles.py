@@ -7,6 +7,7 @@ from analysis import alignment, logs, select
 from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
+OWN = ("trajectory",)
 BY = ["estimator", "block", "step"]
 
 
@@ -15,7 +16,8 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return long rows: `quantity` "angle" (degrees, over seeds) and "vanished" (share of seeds without a reference)."""
     (log,) = logs_of.values()
     probes = select.hidden_blocks(log.probes)
-    probes = probes[probes["source"] == "self"]
+    own = probes["source"] == "self"
+    probes = probes[own] if own.any() else probes  # in a loop of the user's no estimator of the project trains
     angles = alignment.angles(probes, BY).drop(columns=["untrusted", "of"]).assign(quantity="angle")
     gone = alignment.vanished(probes, BY)
     share = gone["rows"] / gone["of"]

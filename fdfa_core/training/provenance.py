@@ -36,6 +36,12 @@ def describe(device: torch.device, seed: int, dataset) -> dict[str, Any]:
     }
 
 
+def taken_up(origin: dict[str, Any], step: int, present: dict[str, Any]) -> dict[str, Any]:
+    """Return what `describe` said at the start of a run that is taken up again at a step, where it now says `present`."""
+    resumed = {"step": step, "time": present["started"], "code": present["code"]}
+    return origin | {"resumed": [*origin.get("resumed", []), resumed]}
+
+
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -84,8 +84,7 @@ def _run(
     checkpoint = partial.read_checkpoint()
     if checkpoint and checkpoint.get("format") == _CHECKPOINT:
         session.load_state_dict(checkpoint["session"])
-        resumed = {"step": session.step, "time": origin["started"], "code": origin["code"]}
-        origin = checkpoint["origin"] | {"resumed": [*checkpoint["origin"].get("resumed", []), resumed]}
+        origin = provenance.taken_up(checkpoint["origin"], session.step, origin)
     else:
         session.evaluate_if_due()
 
@@ -103,15 +102,9 @@ def _run(
             now = time.monotonic()
             due = now + (max(checkpoint_seconds, 20 * (now - start)) if checkpoint_seconds else 0)
 
-    partial.write_table("metrics", session.metrics)
-    partial.write_table("timing", session.timing)
-    if session.instruments:
-        partial.write_table("probes", session.instruments.rows)
-        if session.instruments.feedback:
-            partial.write_table("feedback", session.instruments.feedback.rows)
-    partial.write_json("provenance.json", origin | {"finished": provenance.now()})
-    partial.write_json("summary.json", session.summary())
-    return partial.publish()
+    tables = {"metrics": session.metrics, "timing": session.timing}
+    tables |= session.instruments.tables() if session.instruments else {}
+    return partial.finish(tables, origin | {"finished": provenance.now()}, session.summary())
 
 
 def choose_device(name: str) -> torch.device:
