@@ -348,8 +348,8 @@ class Monitor:
 def _checked(name: str, value: Any) -> float:
     """Return a metric as a number, or raise `InvalidInput` where it cannot be one."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
         raise InvalidInput(name, value, "a number") from None
     if name.endswith("accuracy") and not 0 <= number <= 1:
         raise InvalidInput(name, value, "a share between 0 and 1, not a percentage")

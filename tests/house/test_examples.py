@@ -62,7 +62,8 @@ def test_variance_of_forward_gradients_is_drawn(run, tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_code_of_the_documentation_runs(document):
+def test_code_of_the_documentation_runs(document, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     names = {"__name__": "documentation"}
     for code in blocks(document):
         exec(compile(code, document, "exec"), names)
