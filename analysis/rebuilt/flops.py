@@ -13,9 +13,11 @@ import json
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fdfa_core import data
 from fdfa_core.estimators import make_estimator
 from fdfa_core.experiments.tables import RunConfig, require_known
 from fdfa_core.networks.registry import build
+from fdfa_core.references import is_reference
 from fdfa_core.training.build import takes_vectors
 
 # Channels, height and width of an image, and number of classes: enough to count without the data set at hand
@@ -49,8 +51,12 @@ def per_step(config: RunConfig | str) -> int:
 @functools.cache
 def _count(text: str) -> int:
     config = RunConfig.from_json(text)
-    require_known("data.name", config.data.name, IMAGES)
-    (channels, *size), classes = IMAGES[config.data.name]
+    if is_reference(config.data.name):
+        dataset = data.load(config.data.name)
+        (channels, *size), classes = dataset.shape, len(dataset.classes)
+    else:
+        require_known("data.name", config.data.name, IMAGES)
+        (channels, *size), classes = IMAGES[config.data.name]
     size = size if config.data.image_size is None else [config.data.image_size] * 2
     with torch.random.fork_rng():
         net = build(config.network.architecture, (channels, *size), classes, seed=0, **config.network.options)
