@@ -8,14 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdfa_core import available_estimators, make_estimator, true_gradient
+from fdfa_core import make_estimator, true_gradient
 from fdfa_core.errors import FdfaError
-from verification.support.networks import Row
+from verification.support.networks import ROWS, Row
+from verification.support.table import COLUMNS, expected
 
-# column → (method, options): every method as it is, but at the site that all blocks have
-COLUMNS: dict[str, tuple[str, dict[str, object]]] = {
-    name: (name, {"site": "post"} if "fg-a" in name else {}) for name in available_estimators()
-} | {"fg-a, slope of the batch": ("fg-a", {"site": "post", "slope": "batch"})}
 OWN_READOUT = ("fg-w", "pepita", "fg-a-averaged", "fdfa-averaged")  # whose readout does not get the gradient of this batch
 BIASED = 5.0  # standard errors at which a mean is not the gradient
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative
@@ -68,6 +65,21 @@ def outcome(row: Row, column: str, draws: int) -> tuple[str, str]:
             return "as defined", f"relative error of the readout's gradient {error:.1g}"
     except FdfaError as error:
         return "refused", str(error)
+
+
+def fault(row: str, column: str, draws: int) -> str:
+    """Say how a cell differs from its declaration, or return an empty text.
+
+    Args:
+        row: of `networks.ROWS`.
+        column: of `table.COLUMNS`.
+        draws: as in `outcome`; with 0 a declared bias is not looked for.
+    """
+    declared, (verdict, seen) = expected(row, column), outcome(ROWS[row], column, draws)
+    wanted = "unbiased" if declared.verdict == "biased" and not draws else declared.verdict
+    if verdict != wanted or declared.message not in seen:
+        return f"{row} × {column}: declared {wanted} {declared.message!r}, seen {verdict}: {seen}"
+    return ""
 
 
 def _slope(net, x, y, row: Row, tolerance: float) -> tuple[str, str]:
