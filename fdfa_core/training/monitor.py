@@ -223,7 +223,7 @@ class Monitor:
         if self._closed:
             return self.path
         if not self.step:
-            self._release()
+            self.leave()
             raise RunError(f"{self._partial.path}: the monitor has observed no batch, and there is no run to write")
         unknown = {"training_seconds": math.nan, "evaluation_seconds": math.nan}
         timing = [
@@ -232,15 +232,20 @@ class Monitor:
         ]
         tables = {"metrics": self._rows, "timing": timing} | self.instruments.tables()
         self._partial.finish(tables, self._origin | {"finished": provenance.now()}, self._summary())
-        self._release()
+        self.leave()
         return self.path
+
+    def leave(self) -> None:
+        """Let go of the run without finishing it: the partial directory stays, and another monitor may take it up."""
+        self._closed = True
+        self._held.close()
 
     def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the run, or after an error leave it unfinished."""
-        self.close() if kind is None else self._release()
+        self.close() if kind is None else self.leave()
 
     @property
     def epoch(self) -> float:
@@ -311,7 +316,7 @@ class Monitor:
         self._held = ExitStack()
         if not self._held.enter_context(claim(root, self.config.id, wait=False)):
             self._held.close()
-            raise RunError(f"{self.path}: is being written by another monitor; {_APART}")
+            raise RunError(f"{self.path}: is being written by another monitor: end that one (close() or leave()), or {_APART}")
         try:
             if is_complete(root, self.config.id):
                 raise RunError(f"{self.path}: holds this run already; {_APART}, or remove it")
@@ -324,10 +329,6 @@ class Monitor:
             raise
         self._interrupted: int | None = note["step"] if note else None
         self._closed = False
-
-    def _release(self) -> None:
-        self._closed = True
-        self._held.close()
 
     def _require_open(self) -> None:
         if self._closed:

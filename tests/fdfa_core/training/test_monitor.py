@@ -227,7 +227,7 @@ def test_a_state_of_another_run_is_refused(tmp_path):
 
 def test_a_run_that_is_there_or_being_written_is_refused(tmp_path):
     with monitor(model(), tmp_path / "runs") as instrument:
-        with pytest.raises(RunError, match="being written by another monitor; give another name or seed"):
+        with pytest.raises(RunError, match=r"written by another monitor: end that one .*or give another name"):
             monitor(model(), tmp_path / "runs")
         instrument.observe(X[:8], Y[:8])
     with pytest.raises(RunError, match="holds this run already; give another name or seed"):
@@ -236,6 +236,16 @@ def test_a_run_that_is_there_or_being_written_is_refused(tmp_path):
         with pytest.raises(RunError, match="the monitor is closed"):
             act()
     assert instrument.close() == instrument.path
+
+
+def test_a_run_that_was_left_may_be_taken_up_by_another_monitor(tmp_path):
+    one = monitor(model(), tmp_path / "runs")
+    one.observe(X[:8], Y[:8])
+    state = one.state_dict()
+    one.leave()
+    other = monitor(model(), tmp_path / "runs")
+    other.load_state_dict(state)
+    assert other.step == 1 and not other.path.exists() and other.close().exists()
 
 
 def test_nothing_observed_leaves_no_run(tmp_path):
