@@ -43,7 +43,7 @@ def curves(
         0    0.0      0.10      2
         1    1.0      0.85      2
     """
-    loss = _is_loss(quantity)
+    loss = is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])]
     bounds = (0, np.inf) if loss else (0, 1)
     return statistics.over_seeds(rows, quantity, [*by, x], log=loss, bounds=bounds, level=level)
@@ -63,7 +63,7 @@ def diverged(metrics: pd.DataFrame, quantity: str, by: Sequence[str] = ("trained
         0     1    0.0       0.1
         1     1    1.0       0.8
     """
-    _is_loss(quantity)
+    is_loss(quantity)
     rows = metrics[(metrics["status"] == "diverged") & np.isfinite(metrics[quantity])]
     return rows[[*by, "seed", x, quantity]].rename(columns={quantity: "estimate"}).reset_index(drop=True)
 
@@ -94,7 +94,7 @@ def time_to(
         >>> convergence.time_to(metrics, "test_accuracy", 0.7)[["estimate", "seeds", "reached", "censored"]].iloc[0].to_dict()
         {'estimate': 10.0, 'seeds': 2, 'reached': 2, 'censored': False}
     """
-    loss = _is_loss(quantity)
+    loss = is_loss(quantity)
     hit = metrics[quantity] <= threshold if loss else metrics[quantity] >= threshold
     rows = []
     for key, group in metrics.assign(hit=hit).groupby(list(by), sort=False, dropna=False):
@@ -133,7 +133,7 @@ def area(
         >>> convergence.area(metrics, "test_accuracy")[["estimate", "seeds"]].round(3).iloc[0].to_dict()
         {'estimate': 0.475, 'seeds': 2.0}
     """
-    loss = _is_loss(quantity)
+    loss = is_loss(quantity)
     return statistics.over_seeds(heights(metrics, quantity, x), "height", by, log=loss, level=level)
 
 
@@ -150,7 +150,7 @@ def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFr
         1   a    0.50
         3   b    0.45
     """
-    loss = _is_loss(quantity)
+    loss = is_loss(quantity)
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x, kind="stable")
     value = np.log(rows[quantity]) if loss else rows[quantity]
     height_of = {
@@ -164,7 +164,12 @@ def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFr
     return last.assign(height=np.exp(height) if loss else height)
 
 
-def _is_loss(quantity: str) -> bool:
+def is_loss(quantity: str) -> bool:
+    """Return whether a column of the metrics is a loss, which is averaged on the logarithmic scale.
+
+    Raises:
+        InvalidInput: not one of `QUANTITIES`.
+    """
     if quantity not in QUANTITIES:
         raise InvalidInput("quantity", quantity, "one of " + ", ".join(QUANTITIES))
     return quantity.endswith("loss")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from analysis import convergence, logs, statistics
 from analysis.rebuilt import flops
+from fdfa_core.errors import InvalidInput
 
 EFFORTS = ("epoch", "seconds", "flops")
+POINTS = 41  # of a curve on the common range
 
 
 def curves(
@@ -19,7 +22,7 @@ def curves(
 
     Seconds are those of training steps alone (no instruments, no evaluation), averaged over the seeds: steps times
     the run's median seconds a step, of the intervals between evaluations, so that a pause of the process does not count. Runs
-    that shared a processor with other work took more than their method needs. Operations are those of `analysis.flops`.
+    that shared a processor with other work took more than their method needs. Operations are those of `analysis.rebuilt.flops`.
 
     Returns:
         Columns of `convergence.curves`, `seconds` and `flops`, both since the start of training.
@@ -28,11 +31,65 @@ def curves(
     keys = ["run", "step"]
     done = log.metrics[log.metrics["status"] == "finished"]
     took = done.merge(log.timing[[*keys, "training_seconds"]], on=keys, how="left", validate="one_to_one")
-    per_step = {run: flops.per_step(text) for run, text in log.runs[["run", "config"]].itertuples(index=False)}
     took["seconds"] = took["step"] * took["run"].map(_seconds_per_step(took))
-    took["flops"] = took["step"] * took["run"].map(per_step)
+    took["flops"] = took["step"] * took["run"].map(per_step(log.runs))
     effort = took.groupby([*by, "epoch"], sort=False, dropna=False)[["seconds", "flops"]].mean()
     return convergence.curves(log.metrics, quantity, by, level=level).merge(effort.reset_index(), on=[*by, "epoch"])
+
+
+def per_step(runs: pd.DataFrame) -> dict[str, int]:
+    """Return the operations of one training step by run (columns `run`, `config`)."""
+    return {run: flops.per_step(text) for run, text in runs[["run", "config"]].itertuples(index=False)}
+
+
+def at_equal_operations(
+    metrics: pd.DataFrame, runs: pd.DataFrame, quantity: str, level: float = statistics.LEVEL
+) -> pd.DataFrame:
+    """Return the finished runs' curves over seeds on the operations that every one of them has spent.
+
+    Between evaluations a curve is a straight line, of the logarithm for a loss. The common range ends with the run that spent
+    least, and starts where the last one has its first evaluation.
+
+    Args:
+        metrics: of runs with one data set and network (`Logs.metrics`), of the methods to compare.
+        runs: which those runs are (`Logs.runs`).
+        quantity: a column of the metrics ("train_loss", "test_accuracy").
+        level: coverage of the intervals.
+
+    Returns:
+        Columns of `statistics.over_seeds` for each `trained_with` and `kind`, with `flops`: "curve" (`POINTS` of them), "end"
+        (at the end of the common range) and "height" (the curve's mean along the range, geometric for a loss, at the end's
+        `flops`). `flops_per_step`, and `spent`: the share of the method's own operations that the common range holds.
+
+    Raises:
+        InvalidInput: no run has finished, or there is no operation that all have spent.
+    """
+    loss = convergence.is_loss(quantity)
+    rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])]
+    if rows.empty:
+        raise InvalidInput("metrics", "no finished run", "a finished run for each method to compare")
+    cost = per_step(runs[runs["run"].isin(rows["run"])])
+    rows = rows.assign(flops=rows["step"] * rows["run"].map(cost)).sort_values("flops", kind="stable")
+    value = np.log(rows[quantity]) if loss else rows[quantity]
+    last = rows.groupby("run")["flops"].max()
+    start, end = rows.groupby("run")["flops"].min().max(), last.min()
+    if not start < end:
+        given = f"runs of {last.min():g} to {last.max():g} operations, one of which begins at {start:g}"
+        raise InvalidInput("metrics", given, "runs that have spent some operations in common")
+    grid, parts = np.linspace(start, end, POINTS), []
+    for (method, seed, run), curve in rows.groupby(["trained_with", "seed", "run"], sort=False):
+        x, y = curve["flops"].to_numpy(float), value[curve.index].to_numpy(float)
+        inside = np.unique(np.append(grid, x[(x > start) & (x < end)]))
+        height = np.trapezoid(np.interp(inside, x, y), inside) / (end - start)
+        at = np.append(np.interp(grid, x, y), [np.interp(end, x, y), height])
+        about = {"trained_with": method, "seed": seed, "run": run, "flops_per_step": cost[run], "spent": end / x[-1]}
+        kinds = {"kind": ["curve"] * POINTS + ["end", "height"], "flops": np.append(grid, [end, end])}
+        parts.append(pd.DataFrame(kinds | {quantity: np.exp(at) if loss else at}).assign(**about))
+    by = ["trained_with", "kind", "flops"]
+    each = pd.concat(parts, ignore_index=True)
+    bounds = (0, np.inf) if loss else (0, 1)
+    found = statistics.over_seeds(each, quantity, by, log=loss, bounds=bounds, level=level)
+    return found.merge(each.groupby(by, sort=False)[["flops_per_step", "spent"]].mean().reset_index(), on=by)
 
 
 def _seconds_per_step(took: pd.DataFrame) -> pd.Series:

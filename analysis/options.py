@@ -111,14 +111,15 @@ def described(frame: pd.DataFrame, known: Meanings) -> pd.DataFrame:
     """Return a frame that holds labels with what they stand for, so that nobody needs to read a label.
 
     Args:
-        frame: what a figure shows, with labels in columns of `LABELS`, or between backticks in texts of `TEXTS`.
+        frame: what a figure shows, with labels in columns of `LABELS`, or between backticks in texts of `TEXTS`. Labels that it
+            made itself (of estimators without the option that is tuned, say) it may describe itself; they stay so.
         known: what labels stand for (`meanings`).
 
     Returns:
         The frame with ``<column>.method`` and ``<column>.options`` (JSON of what was given) beside each column of labels, and
         with `labels` (JSON: label → method and options) beside such texts. A label that is not known is a method's name.
     """
-    for name in [c for c in LABELS if c in frame]:
+    for name in [c for c in LABELS if c in frame and f"{c}.method" not in frame]:
         pairs = [known.get(label, (label, {})) for label in frame[name]]
         texts = [json.dumps(options, sort_keys=True) for _, options in pairs]
         frame = frame.assign(**{f"{name}.method": [method for method, _ in pairs], f"{name}.options": texts})

@@ -86,4 +86,4 @@ def _add(made: dict[str, Experiment], store: Store, called: str, role: str, runs
         name += f"-{runs[0].id[:6]}"
     path = store.root / role / name  # no file: it tells experiments apart, and stands in messages
     planned = {run.id: (run, Origin(path, {}, None, {}, {})) for run in runs}
-    made[f"{role}/{name}"] = Experiment(name, "", role, path, planned)
+    made[f"{role}/{name}"] = Experiment(name, description="", role=role, open="", path=path, _runs=planned)

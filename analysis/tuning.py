@@ -1,15 +1,191 @@
-"""The learning rate that suits each estimator, from runs of one grid that were judged on held-out training samples."""
+"""How settings are chosen (docs/protocol.md, "Tuning"): trials of grids, finalists, edges, and the one-standard-error rule.
+
+A *method* here is an estimator with the options that are not tuned. Its second setting and its rate come from the runs'
+configurations and never from a label. `chosen` and `best_rates` read the grids of one round, from before this protocol.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
-from analysis import accuracy, select, summary
+from analysis import accuracy, options, select, summary
 from analysis.logs import Logs
+from analysis.verdicts.protocol import TUNING
+from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.labels import label
+from fdfa_core.experiments.loading import Experiment
 
 SETTING = ("dataset", "architecture", "width", "depth", "batch_size")
+METHOD = ["method", "given"]
+PAIR = [*METHOD, "learning_rate", "value"]
+ROLES = ("trials", "finals")  # of the experiments of the two rounds
+
+
+def trials(experiment: Experiment, log: Logs | None = None) -> pd.DataFrame:
+    """Return one row per trial, a pair of a learning rate and a second setting, in the order of the file.
+
+    Args:
+        experiment: grid of trials, or of finals.
+        log: its runs, as far as they are there; None where no run is.
+
+    Returns:
+        Columns `dataset`, `architecture`, `optimizer`, `method`, `given` (JSON of the options that are not tuned),
+        `trained_with` (label of these two), `second` (name of the second setting, "" without one), `value` (its value, NaN
+        without one), `learning_rate`, `planned` (seeds), `seeds` (that are there), `diverged` (of these), `accuracy`
+        (mean over seeds of the validation accuracy after the last step; NaN unless all seeds are there and none diverged),
+        `se` (its standard error; NaN with fewer than two seeds) and `train_loss`.
+
+    Raises:
+        InvalidInput: runs are judged on the test set, or differ in more than rate, second setting and seed.
+    """
+    rows = [_planned(run, experiment) for run in experiment.runs()]
+    frame = pd.DataFrame(rows)
+    twice = frame[frame.duplicated([*PAIR, "seed"])]
+    if len(twice) or frame[["dataset", "architecture", "optimizer", "epochs"]].drop_duplicates().shape[0] > 1:
+        accepted = "runs that differ in the learning rate, the second setting and the seed alone"
+        raise InvalidInput(experiment.path.as_posix(), "a grid that varies something else", accepted)
+    names = ["run", "test_accuracy", "train_loss", "status"]
+    nothing = pd.DataFrame(columns=names) if log is None or log.metrics.empty else accuracy.final(log.metrics)[names]
+    frame = frame.merge(nothing, on="run", how="left")
+    by = ["dataset", "architecture", "optimizer", "trained_with", "method", "given", "second", "learning_rate", "value"]
+    groups = frame.groupby(by, sort=False, dropna=False)
+    out = groups.agg(
+        planned=("seed", "size"),
+        seeds=("status", "count"),
+        diverged=("status", lambda s: int((s == "diverged").sum())),
+        accuracy=("test_accuracy", lambda a: a.astype(float).mean()),
+        se=("test_accuracy", lambda a: a.astype(float).std(ddof=1) / np.sqrt(len(a))),
+        train_loss=("train_loss", lambda a: a.astype(float).mean()),
+    ).reset_index()
+    sound = (out["seeds"] == out["planned"]) & (out["diverged"] == 0)
+    out.loc[~sound, ["accuracy", "se", "train_loss"]] = np.nan
+    return out
+
+
+def progress(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per method of `trials`: `trained_with`, `METHOD`, `done` and `planned` (trials), `complete`, `lost`.
+
+    `lost` counts the trials that a run with some seed diverged in; they are done, and out.
+    """
+    groups = rows.assign(is_done=rows["seeds"] == rows["planned"], is_lost=rows["diverged"] > 0)
+    groups = groups.groupby(["trained_with", *METHOD], sort=False)
+    out = groups.agg(done=("is_done", "sum"), planned=("is_done", "size"), lost=("is_lost", "sum")).reset_index()
+    return out.assign(complete=out["done"] == out["planned"])
+
+
+def finalists(rows: pd.DataFrame, count: int = TUNING.finalists) -> pd.DataFrame:
+    """Return the best trials of every method whose trials are all there, best first, with their `rank` from 1.
+
+    Ties go to the lower training loss, then to the smaller rate. A trial that diverged is out; a method of which fewer than
+    `count` are left has fewer rows.
+    """
+    ranked = _complete(rows).dropna(subset=["accuracy"])
+    ranked = ranked.sort_values(["accuracy", "train_loss", "learning_rate"], ascending=[False, True, True], kind="stable")
+    ranked = ranked.assign(rank=ranked.groupby(METHOD, sort=False).cumcount() + 1)
+    return _in_order(ranked[ranked["rank"] <= count], rows)
+
+
+def edges(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return where the best trial of a method stands at the edge of its grid, one row per setting and side.
+
+    Returns:
+        Columns `trained_with`, `METHOD`, `setting` ("learning_rate" or the name of the second setting), `side` ("below" or
+        "above"), `best` (its value there) and `next`, the value that an extension adds: NaN where the grid has been extended
+        as often as the protocol allows, or the setting has no value beyond.
+    """
+    found = []
+    for best in finalists(rows, 1).itertuples():
+        mine = rows[(rows["method"] == best.method) & (rows["given"] == best.given)]
+        second = TUNING.second(best.method, json.loads(best.given))
+        axes = TUNING.fine if second is None else TUNING.coarse
+        checked = [("learning_rate", best.learning_rate, mine["learning_rate"], axes.get(best.optimizer))]
+        checked += [(best.second, best.value, mine["value"], second.axis)] if second else []
+        for setting, at, tried, axis in checked:
+            line = [] if axis is None else [*axis.below, *axis.start, *axis.above]
+            about, low, high = [best.trained_with, best.method, best.given, setting], tried.min(), tried.max()
+            if at == low:
+                found.append([*about, "below", at, max((v for v in line if v < low), default=np.nan)])
+            if at == high:
+                found.append([*about, "above", at, min((v for v in line if v > high), default=np.nan)])
+    return pd.DataFrame(found, columns=["trained_with", *METHOD, "setting", "side", "best", "next"])
+
+
+def choices(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the finals with what the one-standard-error rule says of each: `best`, `within` and `chosen`.
+
+    Chosen is the smallest learning rate whose mean accuracy is within one standard error (the best trial's) of the best; of
+    pairs with that rate, the one with the higher mean. Nothing is chosen for a method whose finals are not all there.
+
+    Raises:
+        InvalidInput: a trial has one seed, which says nothing of the standard error.
+    """
+    if (rows["planned"] < 2).any():
+        raise InvalidInput("seeds", int(rows["planned"].min()), "finals with two seeds or more; these are trials of round 1")
+    out = rows.assign(best=False, within=False, chosen=False)
+    for _, mine in _complete(rows).dropna(subset=["accuracy"]).groupby(METHOD, sort=False):
+        ranked = mine.sort_values(["accuracy", "train_loss"], ascending=[False, True], kind="stable")
+        best = ranked.iloc[0]
+        within = ranked[ranked["accuracy"] >= best["accuracy"] - best["se"] - 1e-12]  # the last digits are rounding
+        winner = within[within["learning_rate"] == within["learning_rate"].min()].index[0]
+        out.loc[best.name, "best"] = out.loc[winner, "chosen"] = True
+        out.loc[within.index, "within"] = True
+    return out
+
+
+def by_rate(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the best trial at every learning rate of every method: what it reaches with the second setting that suits it."""
+    sound = rows.dropna(subset=["accuracy"])
+    best = sound.sort_values("accuracy", ascending=False, kind="stable").groupby([*METHOD, "learning_rate"], sort=False).head(1)
+    return best.sort_values(["method", "given", "learning_rate"], kind="stable").reset_index(drop=True)
+
+
+def _planned(run, experiment: Experiment) -> dict[str, object]:
+    """Return what a run tries."""
+    if run.data.evaluate_on != "validation":
+        accepted = '"validation": settings are never chosen on the test set'
+        raise InvalidInput(f"{experiment.path.as_posix()}: data.evaluate_on", run.data.evaluate_on, accepted)
+    method = run.estimator.name
+    rest, second, value = split(method, run.estimator.options)
+    return {
+        "run": run.id,
+        "dataset": run.data.name,
+        "architecture": run.network.architecture,
+        "optimizer": run.training.optimizer,
+        "epochs": run.training.epochs,
+        "trained_with": label(method, rest),
+        "method": method,
+        "given": json.dumps(rest, sort_keys=True),
+        "second": second,
+        "value": value,
+        "learning_rate": run.training.learning_rate,
+        "seed": run.seed,
+    }
+
+
+def split(method: str, given: Mapping[str, object]) -> tuple[dict[str, object], str, float]:
+    """Return a method's options without the one that is tuned, and the tuned one's name and value ("" and NaN without one)."""
+    second = TUNING.second(method, given)
+    if second is None:
+        return dict(given), "", np.nan
+    rest = {name: value for name, value in given.items() if name != second.option}
+    return rest, second.option, float(options.filled(method, given)[second.option])
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials of the methods whose trials are all there."""
+    done = (rows["seeds"] == rows["planned"]).groupby([rows[name] for name in METHOD], sort=False).transform("all")
+    return rows[done]
+
+
+def _in_order(part: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return ranked trials with the methods in the order of all trials."""
+    order = {key: i for i, key in enumerate(rows[METHOD].drop_duplicates().itertuples(index=False, name=None))}
+    place = [order[key] for key in part[METHOD].itertuples(index=False, name=None)]
+    return part.assign(place=place).sort_values(["place", "rank"]).drop(columns="place").reset_index(drop=True)
 
 
 def chosen(metrics: pd.DataFrame, setting: Sequence[str] = SETTING) -> pd.DataFrame:

@@ -15,8 +15,6 @@ from analysis import options, select, statistics
 from fdfa_core.errors import InvalidInput
 from fdfa_core.runs import schema
 
-NORMS = {"reference": "reference_norm", "target": "target_norm"}
-
 
 def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame:
     """Return the probes with the interval over draws of their total variance, `low` and `high` (log scale).
@@ -33,16 +31,14 @@ def total(probes: pd.DataFrame, level: float = statistics.LEVEL) -> pd.DataFrame
     return probes.assign(low=low, high=high)
 
 
-def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
+def normalised(probes: pd.DataFrame) -> pd.DataFrame:
     """Return the probes with the noise-to-signal ratio `nsr` = total variance / ‖∇‖² and its standard error `nsr_se`.
 
     The ratio does not depend on the scale of loss and parameters. It is tied to the angle: cos² ≈ 1/(1 + nsr). Use it per
     block. The sum over the whole network hides a method behind its exact readout. The mean over components changes with width.
 
     Args:
-        probes: rows of `probes.parquet`.
-        by: "reference": ‖∇‖ of the whole reference set, the population that fresh batches are drawn from; "target": ‖τ‖,
-            which for a given batch is the norm of that batch's gradient.
+        probes: rows of `probes.parquet`. ‖∇‖ is that of the whole reference set, the population that fresh batches are from.
 
     Returns:
         The rows whose gradient has not vanished.
@@ -54,7 +50,7 @@ def normalised(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
         >>> variance.normalised(probes)[["nsr", "nsr_se"]].iloc[0].to_dict()
         {'nsr': 1.0, 'nsr_se': 0.1}
     """
-    norm2 = _norm(probes, by) ** 2
+    norm2 = probes["reference_norm"] ** 2
     probes = probes.assign(nsr=probes["variance"] / norm2, nsr_se=probes["variance_se"] / norm2)
     return select.measured(probes[norm2 > schema.VANISHED**2], "nsr", "nsr_se")
 
@@ -78,7 +74,7 @@ def per_component(probes: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
+def data_noise(probes: pd.DataFrame) -> pd.DataFrame:
     """Return BP's data noise: total variance of the batch gradient over batches, absolute and as `nsr`.
 
     One row for each run, step and parameter group, as estimator "bp": what a perfect estimator would still have. It has no
@@ -93,9 +89,33 @@ def data_noise(probes: pd.DataFrame, by: str = "reference") -> pd.DataFrame:
     """
     keys = [c for c in ("run", "step", "level", "block", "parameter") if c in probes]
     rows = options.relabelled(probes.drop_duplicates(keys), "bp")
-    rows = rows.assign(variance=rows["reference_variance"], nsr=rows["reference_variance"] / _norm(rows, by) ** 2)
+    rows = rows.assign(variance=rows["reference_variance"], nsr=rows["reference_variance"] / rows["reference_norm"] ** 2)
     rows = rows.drop(columns=[c for c in ("variance_se", "draws") if c in rows])
-    return select.measured(rows[_norm(rows, by) > schema.VANISHED], "variance", "nsr")
+    return select.measured(rows[rows["reference_norm"] > schema.VANISHED], "variance", "nsr")
+
+
+def over_data_noise(probes: pd.DataFrame) -> pd.DataFrame:
+    """Return the probes with `ratio` = total variance / that of the batch gradient itself, and its standard error `ratio_se`.
+
+    At 1 an estimator adds as much noise as the draw of the batch holds. The denominator is the same for all estimators of a
+    probe, and says nothing of any one batch. ‖∇‖² would serve as well early in training; late, it is mostly noise itself,
+    since the gradients of different batches have little in common. The row of BP's yardstick (`data_noise`) has the ratio 1.
+
+    Returns:
+        The rows whose batch gradients vary at all.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import variance
+        >>> probes = pd.DataFrame({"variance": [4.0], "variance_se": [0.4], "reference_variance": [8.0]})
+        >>> variance.over_data_noise(probes)[["ratio", "ratio_se"]].iloc[0].to_dict()
+        {'ratio': 0.5, 'ratio_se': 0.05}
+    """
+    probes = probes[probes["reference_variance"] > schema.VANISHED**2]
+    probes = probes.assign(ratio=probes["variance"] / probes["reference_variance"])
+    if "variance_se" in probes:
+        probes = probes.assign(ratio_se=probes["variance_se"] / probes["reference_variance"])
+    return select.measured(probes, *(c for c in ("ratio", "ratio_se") if c in probes))
 
 
 def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFrame:
@@ -147,9 +167,3 @@ def components(draws: ArrayLike, level: float = statistics.LEVEL) -> pd.DataFram
             "kurtosis": np.divide(m4, variance**2, out=np.zeros_like(m4), where=variance > 0),
         }
     )
-
-
-def _norm(probes: pd.DataFrame, by: str) -> pd.Series:
-    if by not in NORMS:
-        raise InvalidInput("by", by, " or ".join(f'"{name}"' for name in NORMS))
-    return probes[NORMS[by]]

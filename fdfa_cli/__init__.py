@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fdfa_cli import maintain, output, results, run
+from fdfa_cli import maintain, output, results, run, tuning
 from fdfa_cli.shared import Commands
 
 # \b keeps click from breaking the lines anew.
@@ -34,7 +34,7 @@ for _command in (
     results.analyse,
     results.record,
     results.cost,
-    results.tuned,
+    tuning.tuned,
     results.power,
     output.figures,
     output.report,

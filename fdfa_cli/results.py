@@ -1,4 +1,4 @@
-"""Commands on what runs left: record, cost, tuned, analyse."""
+"""Commands on what runs left: record, cost, analyse, power."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def analyse(files: tuple[Path, ...], out: Path | None, profile: str, root: Path)
 @click.option("--merge", type=click.Path(path_type=Path), metavar="DIR", help="Add runs made elsewhere: runs or a record.")
 @click.option("--allow-dirty", is_flag=True, help="Also take runs that were made with uncommitted code.")
 @options("profile", "runs")
-def record(
-    files: tuple[Path, ...], out: Path | None, merge: Path | None, allow_dirty: bool, profile: str, root: Path
-) -> None:
+def record(files: tuple[Path, ...], out: Path | None, merge: Path | None, allow_dirty: bool, profile: str, root: Path) -> None:
     """Add the finished runs of a profile, or of the experiment FILEs, to the record that goes with the code.
 
     Every run is checked first. Raw gradients stay out. What is recorded already stays as it is. Where all runs of an experiment
@@ -100,26 +98,6 @@ def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
     more = "" if known.all() else f", without the {(~known).sum()} experiments that nothing is recorded of"
     total = f"{table['hours_all'].sum():.1f} h of one process" if known.any() else "unknown"
     click.echo(f"Together {total}, on the machine of the record as busy as it was{more}.")
-
-
-@click.command(short_help="Show the best learning rate of each estimator in its grid.")
-@experiment_files
-@options("runs")
-def tuned(files: tuple[Path, ...], root: Path) -> None:
-    """Show the best learning rate of each estimator in the grids of the experiment FILEs, or of all of experiments/tuning."""
-    from analysis import logs, tuning
-
-    for experiment in load_experiments(files, "tuning"):
-        if not files and not logs.coverage(root, experiment)["runs"].any():
-            click.echo(f"{experiment.name}: no run is there (fdfa sweep {experiment.path.as_posix()})")
-            continue
-        rows = tuning.best_rates(logs.read(root, experiment, partial=True))
-        varied = rows.columns[: rows.columns.get_loc("trained_with")]
-        click.echo(f"{experiment.name}: {experiment.description}")
-        for row in rows.to_dict("records"):
-            name = ", ".join([row["trained_with"], *(f"{key} {row[key]}" for key in varied)])
-            best = f"{row['learning_rate']:8g} of {row['rates']} rates, accuracy {row['accuracy']:.4f}"
-            click.echo(f"  {name:48}{best}{'  (at the edge of the grid)' if row['edge'] else ''}")
 
 
 @click.command(short_help="Show how many seeds each verdict needs.")

@@ -184,7 +184,7 @@ def carry_out(
         **how: as in `fdfa_core.sweeps.sweep.sweep`.
 
     Raises:
-        InvalidInput: `root` lies in the record, or a run is impossible.
+        InvalidInput: `root` lies in the record, an experiment's settings are open still, or a run is impossible.
     """
     from tqdm import tqdm
 
@@ -195,6 +195,10 @@ def carry_out(
     if is_recorded(root):
         accepted = "a directory outside the recorded results, which only `fdfa record` writes"
         raise InvalidInput("--runs", str(root), accepted, "Carry the runs out elsewhere, and record them.")
+    for experiment in experiments:
+        if experiment.open:
+            accepted = "an experiment whose settings are chosen"
+            raise InvalidInput(f"{experiment.path}: open", experiment.open, accepted, f"Choose them with: {experiment.open}")
     if chosen is None:
         chosen = [run for experiment in experiments for run in sorted(experiment.runs(), key=lambda run: run.seed)]
     pending = {run.id for run in chosen if not is_complete(root, run.id)}

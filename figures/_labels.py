@@ -5,17 +5,18 @@ from there. A label itself is for people: nothing is read out of it.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import pandas as pd
 
-from analysis import options
+from analysis import coupling, options
 
 Meanings = Mapping[str, tuple[str, Mapping[str, Any]]]  # label → method and options
 _MEANINGS: ContextVar[Meanings | None] = ContextVar("meanings", default=None)
+_BIASED: ContextVar[frozenset[str]] = ContextVar("biased", default=frozenset())
 
 
 def meaning(label: str) -> tuple[str, Mapping[str, Any]]:
@@ -26,14 +27,20 @@ def meaning(label: str) -> tuple[str, Mapping[str, Any]]:
     return (_MEANINGS.get() or {}).get(label, (label, {}))
 
 
+def with_biased_slopes() -> frozenset[str]:
+    """Return the labels in the frame at hand of estimators with a slope that is biased there (`analysis.coupling`)."""
+    return _BIASED.get()
+
+
 @contextmanager
-def reading(meanings: Meanings) -> Iterator[None]:
-    """Let labels mean this, inside a `with`."""
-    token = _MEANINGS.set(meanings)
+def reading(meanings: Meanings, biased: Iterable[str] = ()) -> Iterator[None]:
+    """Let labels mean this, inside a `with`; `biased` are those `with_biased_slopes`."""
+    tokens = [(_MEANINGS, _MEANINGS.set(meanings)), (_BIASED, _BIASED.set(frozenset(biased)))]
     try:
         yield
     finally:
-        _MEANINGS.reset(token)
+        for variable, token in tokens:
+            variable.reset(token)
 
 
 def labelled(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
@@ -44,7 +51,8 @@ def labelled(compute: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame
         held = [vars(source).values() if hasattr(source, "runs") else [source] for source in logs_of.values()]
         known = options.meanings(frame for frames in held for frame in frames)
         with reading(known):
-            return options.described(compute(logs_of, *planned), known)
+            frame = options.described(compute(logs_of, *planned), known)
+        return coupling.marked(frame, coupling.biased_slopes(v for v in logs_of.values() if hasattr(v, "runs")))
 
     return wrapper
 
@@ -54,7 +62,7 @@ def understood(show: Callable[[pd.DataFrame], Any]) -> Callable[[pd.DataFrame], 
 
     @functools.wraps(show)
     def wrapper(frame: pd.DataFrame) -> Any:
-        with reading(options.labels_of(frame)):
+        with reading(options.labels_of(frame), coupling.labels_of(frame)):
             return show(frame)
 
     return wrapper

@@ -18,6 +18,7 @@ from analysis import logs as log_frames
 from fdfa_core.errors import RunError, UnknownName
 from figures import style
 
+APART = {"tuning"}  # profiles of grids, which only figures that name them can draw
 NOT_FIGURES = {"layout", "plan", "render", "report", "style"}
 
 
@@ -57,6 +58,20 @@ class Job:
         return [experiment for group in self.experiments.values() for experiment in group]
 
 
+class Coverage:
+    """How many runs of an experiment there are and how many are planned; each experiment is counted once."""
+
+    def __init__(self, root: str | Path | log_frames.Store):
+        self._store = log_frames.open_store(root)
+        self._counted: dict[Path, pd.DataFrame] = {}
+
+    def __call__(self, experiment: log_frames.loading.Experiment) -> pd.DataFrame:
+        """Return `analysis.logs.coverage` of an experiment."""
+        if experiment.path not in self._counted:
+            self._counted[experiment.path] = log_frames.coverage(self._store, experiment)
+        return self._counted[experiment.path]
+
+
 def discover() -> dict[str, ModuleType]:
     """Return the modules of this package that are figures or tables, by name."""
     names = [info.name for info in pkgutil.iter_modules(figures.__path__)]
@@ -66,11 +81,12 @@ def discover() -> dict[str, ModuleType]:
 
 def plan(
     profile: str,
-    root: str | Path,
+    root: str | Path | log_frames.Store,
     only: Iterable[str] | None = None,
     *,
     experiments: str | Path = log_frames.EXPERIMENTS,
     partial: bool = False,
+    coverage: Coverage | None = None,
 ) -> tuple[list[Job], dict[str, str]]:
     """Return what there is to render, and what cannot be, by name with the reason.
 
@@ -83,6 +99,7 @@ def plan(
         only: names of modules, or of what they render; None for all.
         experiments: directory of experiment files.
         partial: leave out experiments without any run, and figures that lack one; otherwise nothing looks at the runs.
+        coverage: of `root`, where it is counted already.
 
     Raises:
         UnknownName: no such figure or profile.
@@ -97,7 +114,7 @@ def plan(
     missing: dict[str, str] = {}
     for name, module in discover().items():
         roles = getattr(module, "OWN", ()) if mine else module.EXPERIMENTS
-        if profile not in getattr(module, "PROFILES", (profile,)) or mine and not roles:
+        if profile not in getattr(module, "PROFILES", {profile} - APART) or mine and not roles:
             continue
         lacking = [role for role in roles if role not in by_role and role not in optional(module)]
         bench = getattr(module, "BENCH", None)
@@ -125,12 +142,12 @@ def plan(
             if only is not None or not hasattr(discover()[name], "BENCH"):
                 raise RunError(f"figure {name!r} {reason}")
         return possible, missing
-    jobs = []
+    jobs, coverage = [], coverage or Coverage(root)
     for job in possible:
         if job.bench:
             jobs.append(job)
             continue
-        absent = [e for e in job.all_experiments if not log_frames.coverage(root, e)["runs"].any()]
+        absent = [e for e in job.all_experiments if not coverage(e)["runs"].any()]
         left = {role: [e for e in group if e not in absent] for role, group in job.experiments.items()}
         left = {role: group for role, group in left.items() if group}
         named_after = [e for e in absent if job.name.endswith(f"-{e.name}")]
@@ -143,11 +160,11 @@ def plan(
     return jobs, missing
 
 
-def gaps(job: Job, root: str | Path) -> str:
+def gaps(job: Job, coverage: Coverage) -> str:
     """Say how many runs of a job's experiments are missing, and of which estimators; empty if none is."""
     lines = []
     for experiment in job.all_experiments:
-        found = log_frames.coverage(root, experiment)
+        found = coverage(experiment)
         short = found[found["runs"] < found["planned"]]
         if len(short):
             line = f"Partial record of {experiment.name}: {found['runs'].sum()} of {found['planned'].sum()} runs"

@@ -1,7 +1,8 @@
 """Render figures and tables: discover the modules, compute, draw, write, and do again only what changed.
 
 A figure is a module of this package with `EXPERIMENTS`, `compute(logs) -> DataFrame` and `draw(frame) -> Figure`; a table has
-``TABLE = True`` and, in place of `draw`, `show(frame) -> DataFrame` of texts for reading. Nothing is registered anywhere.
+``TABLE = True`` and, in place of `draw`, `show(frame) -> DataFrame` of texts for reading, whose lines are kept apart; it may
+have `explain(frame)`, the titles and paragraphs that stand below it. Nothing is registered anywhere.
 
 `EXPERIMENTS` are roles: an experiment's file name, or the `role` that its file states. Where a profile has several experiments
 of a role, the module is rendered once for each, as ``<module>-<experiment>``, or, with ``POOLED = True``, once for all of them
@@ -18,6 +19,7 @@ import html
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +32,8 @@ from analysis import logs as log_frames
 from analysis.rebuilt import cache
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
-from figures import layout, style
-from figures.plan import Job, discover, gaps, plan
+from figures import _symbols, layout, style
+from figures.plan import Coverage, Job, discover, gaps, plan
 
 MARKER = ".fdfa-figures"
 PREVIEWS = ("variance_vs_width", "alignment_angles", "convergence")
@@ -48,6 +50,7 @@ def render(
     experiments: str | Path = log_frames.EXPERIMENTS,
     report: Callable[[str, bool], None] | None = None,
     skip: Callable[[str, str], None] | None = None,
+    coverage: Coverage | None = None,
 ) -> list[Path]:
     """Write ``<name>.{png,pdf,csv}`` for every figure and ``<name>.{csv,md,tex,html}`` for every table.
 
@@ -64,6 +67,7 @@ def render(
         skip: show what the runs that are there allow (a figure says how many are missing), and call this with name and reason
             for what they do not. Without it a missing run or experiment is an error; a missing benchmark is one where `only`
             asks for its figure, and otherwise leaves the figure out (`figures.plan.plan` says which).
+        coverage: of `root`, where it is counted already.
 
     Returns:
         All files of the figures asked for, drawn now or up to date.
@@ -73,7 +77,8 @@ def render(
         RunError: an experiment or run is missing, a log cannot be read, or `out` cannot be used.
     """
     store = log_frames.open_store(root)
-    jobs, missing = plan(profile, store, only, experiments=experiments, partial=skip is not None)
+    coverage = coverage or Coverage(store)
+    jobs, missing = plan(profile, store, only, experiments=experiments, partial=skip is not None, coverage=coverage)
     for name, reason in missing.items() if skip else ():
         skip(name, reason)
     if skip is not None and not jobs:
@@ -93,7 +98,7 @@ def render(
     written: list[Path] = []
     for job in jobs:
         paths = {role: [experiment.path for experiment in group] for role, group in job.experiments.items()}
-        note = gaps(job, store)
+        note = gaps(job, coverage)
         inputs = [f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]]
         inputs += [_hash_files([benches.path(job.bench)])] if job.bench else []
         inputs += [f"{experiment.path}/{run.id}" for experiment in job.planned for run in experiment.runs()]
@@ -150,8 +155,8 @@ def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
     contents = {"csv": frame.to_csv(index=False, lineterminator="\n").encode()}
     if job.is_table:
         shown, caption = job.module.show(frame), getattr(job.module, "CAPTION", "")
-        text = shown.to_markdown(index=False, disable_numparse=True) + "\n"
-        contents["md"] = (text + (f"\n{note}.\n" if note else "")).encode()
+        below = paragraphs(job.module.explain(frame)) if hasattr(job.module, "explain") else []
+        contents["md"] = ("\n\n".join([markdown(shown), *below, *([f"{note}."] if note else [])]) + "\n").encode()
         contents["tex"] = _latex(shown, f"{caption} {note}.".strip() if note else caption, job.name).encode()
         contents["html"] = _html(shown).encode()
         return contents
@@ -160,6 +165,16 @@ def _contents(job: Job, frame: pd.DataFrame, note: str) -> dict[str, bytes]:
         with style.context():
             layout.banner(figure, note, style.ALARM)
     return contents | _pictures(figure)
+
+
+def markdown(shown: pd.DataFrame) -> str:
+    """Return a table of texts as Markdown; lines of a cell are kept apart by HTML's mark, which Markdown allows."""
+    return shown.replace("\n", "<br>", regex=True).to_markdown(index=False, disable_numparse=True)
+
+
+def paragraphs(explained: Iterable[tuple[str, str]]) -> list[str]:
+    """Return titles and paragraphs as paragraphs of Markdown."""
+    return [f"**{title}.** {text}" if title else text for title, text in explained]
 
 
 def write_figure(figure: Figure, out: str | Path, name: str) -> list[Path]:
@@ -190,8 +205,10 @@ def _save(figure: Figure, kind: str, metadata: dict, dpi: float | str = "figure"
 
 def _latex(shown: pd.DataFrame, caption: str, name: str) -> str:
     symbols = {"±": r"$\pm$", "−": "$-$", "≤": r"$\le$", "≥": r"$\ge$", "α": r"$\alpha$", "²": "$^2$", "–": "--"}
+    symbols |= {"✓": r"$\surd$", "✗": r"$\times$", "≈": r"$\approx$", "○": r"$\circ$", "÷": r"$\div$", "‖": r"$\|$"}
     caption = caption.translate({ord(special): f"\\{special}" for special in "&%$#_{}"})  # pandas escapes no caption
-    table = shown.reset_index(drop=True).style.hide(axis="index")
+    lines = shown.reset_index(drop=True).replace({"\n": "; ", "`": ""}, regex=True)  # a cell is one line, without marks of code
+    table = lines.style.hide(axis="index")
     table = table.format(escape="latex").format_index(escape="latex", axis="columns")
     text = table.to_latex(caption=caption, label=f"tab:{name}", hrules=True, column_format="l" * len(shown.columns))
     return text.translate({ord(symbol): command for symbol, command in symbols.items()})
@@ -200,14 +217,19 @@ def _latex(shown: pd.DataFrame, caption: str, name: str) -> str:
 def _html(shown: pd.DataFrame) -> str:
     """Return the table as HTML; the class of a cell says whether it may be broken, and what a verdict is."""
     table = shown.reset_index(drop=True).style.hide(axis="index").format_index(escape="html", axis="columns")
-    return table.format(_html_cell).to_html(exclude_styles=True)
+    return table.format(html_cell).to_html(exclude_styles=True)
 
 
-def _html_cell(text: str) -> str:
-    classes = ["short" if len(text) < 28 else "long"]
-    if text in ("supported", "not supported", "inconclusive"):
-        classes.append(text.replace(" ", "-"))
-    return f'<span class="{" ".join(classes)}">{html.escape(text)}</span>'
+def html_cell(text: str) -> str:
+    """Return a text of a table as HTML: lines apart, code as code, and a verdict in its class."""
+    return "<br>".join(_html_line(line) for line in text.split("\n"))
+
+
+def _html_line(text: str) -> str:
+    classes = ["short" if len(text) < 28 else "long", *filter(None, [_symbols.kind(text)])]
+    content = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
+    content = re.sub(r"\[[^]]*\]", lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), content)
+    return f'<span class="{" ".join(classes)}">{content}</span>'
 
 
 # --- what is up to date ----------------------------------------------------------------------------------------------

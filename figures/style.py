@@ -75,6 +75,14 @@ _METHODS = {
     "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
     "frozen": ("Frozen", "#888888", "x", ":"),
 }
+DATASETS = {
+    "digits": "Digits",
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar-10": "CIFAR-10",
+    "cifar-100": "CIFAR-100",
+    "tiny-imagenet": "Tiny ImageNet",
+}
 _SPARE = ("#6A51A3", "#B15928", "#1B7837", "#8C2D04", "#01665E", "#7A0177")  # for methods that are registered elsewhere
 _ALPHA_SHADES = matplotlib.colors.LinearSegmentedColormap.from_list("alpha", ["#56B4E9", "#0072B2", "#00406b", "#001a33"])
 
@@ -114,6 +122,11 @@ def look(label: str, method: str | None = None, options: Mapping[str, Any] | Non
     if method is None:
         method, options = _labels.meaning(label)
     return _look(method, json.dumps(dict(options or {}), sort_keys=True))
+
+
+def dataset(name: str) -> str:
+    """Return the name of a data set in print; one that is unknown here keeps its own."""
+    return DATASETS.get(name, name)
 
 
 @functools.cache
@@ -203,7 +216,13 @@ def panels(titles: Sequence[str], columns: int = 3, height: float = 2.6, **subpl
 
 
 def legend(fig: Figure, handles: Sequence, note: str) -> None:
-    """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval)."""
+    """Put one legend for the whole figure below its panels, headed by what the figure shows (seeds, kind of interval).
+
+    A figure whose frame holds FG-A with a slope that is biased, since batch normalisation couples the samples, says so here.
+    """
+    if biased := ordered(_labels.with_biased_slopes()):
+        names = ", ".join(look(label).name for label in biased)
+        note += f"; {names}: each sample's own slope, biased under batch normalisation except in the last block"
     layout.legend(fig, handles, note, GREY)
 
 
@@ -298,15 +317,16 @@ def plain_log(axis) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def accuracy_axis(ax: Axes, accuracies: pd.Series) -> None:
-    """Make y an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
-    ax.set_yscale("logit", nonpositive="clip")
+def accuracy_axis(ax: Axes, accuracies: pd.Series, which: str = "y") -> None:
+    """Make y (or x) an axis of accuracies on the logit scale, on which 0.9 and 0.99 are as far apart as 0.5 and 0.92."""
+    axis = getattr(ax, f"{which}axis")
+    getattr(ax, f"set_{which}scale")("logit", nonpositive="clip")
     odds = (accuracies / (1 - accuracies)).clip(0.02, 500)
     low, high = odds.min() / 2, odds.max() * 2
-    ax.set_ylim(low / (1 + low), high / (1 + high))
-    ax.yaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set(**{f"{which}lim": (low / (1 + low), high / (1 + high))})
+    axis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995]))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def steps_axis(ax: Axes, steps: Iterable[float]) -> None:
@@ -352,6 +372,8 @@ def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:
     kinds = set(frame["interval"])
     if kinds == {"none"}:
         return f"{count}: no interval"
+    if kinds == {"binomial"}:
+        return f"{count}; {what}: 95 % binomial interval in which a seed counts once"
     if "seeds" in kinds:
         return f"{count}; {what}: 95 % t-interval over seeds"
     return f"{count}; {what}: 95 % interval over draws (other seeds not covered)"

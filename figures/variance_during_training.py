@@ -12,21 +12,21 @@ OWN = ("trajectory",)
 
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
-    """Return NSR per hidden block, estimator and step over seeds, for each trajectory of the weights.
+    """Return the noise per hidden block, estimator and step over seeds, for each trajectory of the weights.
 
-    For "bp" it is the data noise at this batch size over ‖∇‖². For the others it is the variance given the batch, of the
-    perturbations and their history alone, over the squared norm of that batch's gradient: late in training a batch may be
-    learnt by heart, and noise that shrinks with its gradient would seem to have vanished if divided by that of all data.
+    It is the total variance over that of the batch gradient itself, from batch to batch. That of "bp" is 1: what a perfect
+    estimator would still have. The others' is the variance given the batch, of the perturbations and their history alone. One
+    denominator serves all: two norms, of a batch's gradient and of all data's, would differ by much and so mislead.
     """
     (log,) = logs_of.values()
     probes = select.hidden_blocks(log.probes)
-    noise = variance.data_noise(probes[probes["method"] == "bp"])
-    noisy = variance.normalised(probes[(probes["method"] != "bp") & (probes["variance"] > 0)], by="target")
+    noise = variance.over_data_noise(variance.data_noise(probes[probes["method"] == "bp"]))
+    noisy = variance.over_data_noise(probes[(probes["method"] != "bp") & (probes["variance"] > 0)])
     by = ["trained_with", "block", "estimator", "step"]
     return pd.concat(
         [
-            statistics.over_seeds(noise, "nsr", by, log=True),
-            statistics.over_seeds(noisy, "nsr", by, se="nsr_se", log=True),
+            statistics.over_seeds(noise, "ratio", by, log=True),
+            statistics.over_seeds(noisy, "ratio", by, se="ratio_se", log=True),
         ],
         ignore_index=True,
     )
@@ -45,7 +45,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             style.band(ax, rows[rows["estimator"] == label], "step", label)
         style.steps_axis(ax, frame["step"])
         if block == blocks[0]:
-            ax.set_ylabel("variance ÷ ‖gradient‖² of the block")
+            ax.set_ylabel("variance given the batch ÷ variance of the batch gradient")
     style.log_limits(axes, frame)
     labels = style.ordered(frame["estimator"])
     handles = [style.handle(label, label=style.look(label).name + style.NOISE * (label == "bp")) for label in labels]

@@ -186,9 +186,11 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
         ("fg-a", tanh, {"tangents": 3}, draws // 2),
         ("fg-a", tanh, {"tangents": 2, "combine": "projection"}, draws // 2),
         ("fg-a", relu, {"slope": "batch"}, draws),
+        ("fg-a", relu, {"mask": "active"}, draws),
         ("fg-a", tanh, {"loss": "mse"}, draws),
         ("fg-w", tanh, {"tangents": 16}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "combine": "projection"}, 3_200 // thrift),
+        ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 3_200 // thrift),
     ]
     chained = [
         (tanh, {"feedback_lr": 0.5, "joint": False}),

@@ -3,6 +3,9 @@
 Matrix products and convolutions are counted (`torch.utils.flop_counter`; a multiply–add is two operations): forward, tangent
 and backward. Element-wise work and random numbers are not, nor is the optimiser, which is the same for all estimators: seconds,
 logged beside, show what that hides.
+
+A count takes seconds, and figures need one for every method and network. It is kept on disk under the hash of its question and
+of all code that it depends on, as closed forms are, so that no process counts twice what nothing has changed.
 """
 
 from __future__ import annotations
@@ -10,16 +13,16 @@ from __future__ import annotations
 import functools
 import json
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+import pandas as pd
 
-from fdfa_core import data
-from fdfa_core.estimators import make_estimator
+from analysis.rebuilt import cache
+from fdfa_core import paths
+from fdfa_core.estimators.index import packaged
 from fdfa_core.experiments.tables import RunConfig, require_known
-from fdfa_core.networks.registry import build
+from fdfa_core.networks.registry import ARCHITECTURES
 from fdfa_core.references import is_reference
-from fdfa_core.training.build import takes_vectors
 
+CACHE = paths.CACHE / "operations"
 # Channels, height and width of an image, and number of classes: enough to count without the data set at hand
 IMAGES: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),
@@ -41,7 +44,12 @@ def per_step(config: RunConfig | str) -> int:
         UnknownName: the run's data set is not in `IMAGES`.
     """
     table = json.loads(config if isinstance(config, str) else config.canonical())
-    table["seed"] = 0  # one count serves all seeds, rates and lengths
+    table["seed"] = 0  # one count serves all seeds, rates and lengths, and data sets with images of one shape
+    name = table["data"]["name"]
+    if not is_reference(name):
+        require_known("data.name", name, IMAGES)
+        name = next(other for other, shape in IMAGES.items() if shape == IMAGES[name])
+    table["data"] = {"name": name, "image_size": table["data"].get("image_size")}
     table["training"] = {key: table["training"][key] for key in ("batch_size", "loss")} | {"steps": 1}
     for irrelevant in ("probe", "evaluation"):
         table.pop(irrelevant, None)
@@ -50,12 +58,40 @@ def per_step(config: RunConfig | str) -> int:
 
 @functools.cache
 def _count(text: str) -> int:
+    """Return a count, from disk if the same code and libraries made it before."""
     config = RunConfig.from_json(text)
+    if not _ours(config):
+        return counted(config)
+    key = cache.digest(text, _code_and_libraries())
+    frame = cache.kept(CACHE, key, lambda: pd.DataFrame({"operations": [counted(config)]}))
+    return int(frame["operations"].iloc[0])
+
+
+def _ours(config: RunConfig) -> bool:
+    """Return whether estimator and network are of this package: the hash knows nothing of code from elsewhere."""
+    network = isinstance(ARCHITECTURES.get(config.network.architecture), str)
+    return config.estimator.name in packaged() and network and not is_reference(config.data.name)
+
+
+@functools.cache
+def _code_and_libraries() -> str:
+    return cache.code(__name__) + cache.versions("torch")
+
+
+def counted(config: RunConfig) -> int:
+    """Return the operations of one step, counted while it is taken."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fdfa_core import data
+    from fdfa_core.estimators import make_estimator
+    from fdfa_core.networks.registry import build
+    from fdfa_core.training.build import takes_vectors
+
     if is_reference(config.data.name):
         dataset = data.load(config.data.name)
         (channels, *size), classes = dataset.shape, len(dataset.classes)
     else:
-        require_known("data.name", config.data.name, IMAGES)
         (channels, *size), classes = IMAGES[config.data.name]
     size = size if config.data.image_size is None else [config.data.image_size] * 2
     with torch.random.fork_rng():

@@ -34,6 +34,7 @@ class Chunk:
 
     def __init__(self, net: BlockNetwork, x: Tensor, y: Tensor | None, loss, site: str, names: dict[nn.Parameter, str]):
         self.size, self.maps, self._sites = len(x), [], []
+        self._outputs: list[Tensor] = []  # of the hidden blocks
         with torch.enable_grad():
             for block in net.hidden:  # each module gets a copy: it may work in place, and what is taped must stay
                 below = x
@@ -41,6 +42,7 @@ class Chunk:
                     x = self._tape(block.affine(x.clone()))
                     self.maps.append(local_map(block, below.detach(), site, names))
                     x = block.activation(x.clone())
+                    self._outputs.append(x)
                 else:
                     x = self._tape(block(x.clone()))
                     self.maps.append(local_map(block, below.detach(), site, names))
@@ -75,6 +77,14 @@ class Chunk:
     def signals(self) -> list[Tensor]:
         """Return the gradient of each sample's loss at every hidden site, (n, units), and at the output, (n, O)."""
         return [*self.pull(self.error), self.error]
+
+    def active(self) -> list[Tensor]:
+        """Return which units at every hidden pre site move their own block's output, (n, units) of 1 and 0."""
+        moving = []
+        for value, output in zip(self._sites, self._outputs, strict=True):
+            rows = [torch.autograd.grad(part.sum(), value, retain_graph=True)[0] for part in output.flatten(1).unbind(1)]
+            moving.append(sum(row.abs() for row in rows).flatten(1).ne(0).to(value.dtype))
+        return moving
 
     @property
     def one_hot(self) -> Tensor:

@@ -29,9 +29,10 @@ from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import PARTS, Prediction, Values
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
+from fdfa_core.estimators.activity_perturbation import require_maskable
 from fdfa_core.estimators.options import Count, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.perturbations import make_law
+from fdfa_core.perturbations import LowRank, make_law
 from fdfa_core.signatures import checked
 
 EXACT = Noise(1.0, 0.0, 0.0, 0.0)
@@ -123,18 +124,36 @@ def fg_w(population: Population, batch_size: int, given: bool, *, perturbation, 
     E G_i² = ∇_i² + V_i, and N such estimates are averaged.
     """
     base = bp(population, batch_size, given)
-    law = noise(perturbation, sum(p.numel() for p in base.mean.values()), tangents, combine)
+    low_rank = isinstance(make_law(perturbation), LowRank) and combine == "mean"
+    law = noise("gaussian" if low_rank else perturbation, sum(p.numel() for p in base.mean.values()), tangents, combine)
     spread = batch_size if per_sample else 0 if given else 1
     met = {n: base.mean[n].square() + spread * v for n, v in base.data.items()}
     norm2, averaged = sum(v.sum() for v in met.values()), batch_size if per_sample else 1
+    noise_of = {n: law.norm * norm2 + (law.own + law.fourth) * v for n, v in met.items()}
+    if low_rank:
+        noise_of = {n: v + _shared_factors(met[n], make_law(perturbation).rank) / tangents for n, v in noise_of.items()}
     return _assemble(
         population,
         batch_size,
         {n: law.keep * g for n, g in base.mean.items()},
         base.target,
         data={n: law.keep**2 * v for n, v in base.data.items()},
-        perturbation={n: (law.norm * norm2 + (law.own + law.fourth) * v) / averaged for n, v in met.items()},
+        perturbation={n: v / averaged for n, v in noise_of.items()},
     )
+
+
+def _shared_factors(met: Tensor, rank: int) -> Tensor:
+    r"""Return what directions of rank r add to E[(G·V)² V_st²] of normal ones: (2/r)(‖row s of G‖² + ‖column t‖² + G_st²).
+
+    Args:
+        met: E G² of one parameter. One with a single axis gets normal entries, and nothing is added.
+        rank: r.
+    """
+    if met.dim() < 2:
+        return torch.zeros_like(met)
+    matrix = met.flatten(1)
+    added = matrix + matrix.sum(0, keepdim=True) + matrix.sum(1, keepdim=True)
+    return (2 / rank * added).view_as(met)
 
 
 def fg_a(
@@ -149,12 +168,15 @@ def fg_a(
     tangents,
     combine,
     slope,
+    mask,
 ) -> Prediction:
     r"""K directions per sample over the perturbed units; the error of block l is the estimate's part there, pulled through A_p.
 
     With `slope="sample"` directions meet the sample's own signal z_p, and N estimates are averaged. With `slope="batch"` they
-    meet the signals of the whole batch, one vector over all its units.
+    meet the signals of the whole batch, one vector over all its units. With `mask="active"` a parameter meets noise only from
+    units that move the outputs; z_p is zero at the others.
     """
+    require_maskable(mask, site, combine)
     checked("readout", Readout, readout)
     shared = checked("slope", Slope, slope) == "batch"
     last = population.hidden + (readout == "perturbed")
@@ -170,11 +192,17 @@ def fg_a(
         norms = [z.square().sum(1, keepdim=True) for z in signals[:last]]
         heard = [sum(norms)] * last if joint else norms
         heard += [torch.zeros_like(chunk.error[:, :1])] * (len(signals) - last)
+        lengths = heard
+        if mask == "active":
+            moving = [*chunk.active(), torch.ones_like(chunk.error)]
+            heard = [norm * units for norm, units in zip(heard, moving, strict=True)]
+        else:
+            moving = [torch.ones_like(norm) for norm in heard]
         sums = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
         sums.append(sums[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, sums[1]))
         if shared:
-            sums.append(_each(chunk, "energy", [torch.ones_like(norm) for norm in heard]))
-            sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, heard, strict=True)))
+            sums.append(_each(chunk, "energy", moving))
+            sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, lengths, strict=True)))
         return sums
 
     mean, second, energy, fourth, *apart = population.mean(terms)
@@ -324,6 +352,7 @@ FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
             "tangents": 1,
             "combine": "mean",
             "slope": "sample",
+            "mask": "none",
         },
     ),
     "dfa": (dfa, {"site": "post", "feedback": None}),

@@ -20,6 +20,10 @@ from fdfa_core.errors import InvalidInput
 COLUMNS = ("question", "setting", "component", "variant", "seed", "value")
 ROLES = ("width", "trajectory", "convergence")
 NETWORK = ["dataset", "architecture", "width", "depth"]
+UNBIASED = ("fg-w", "fg-a")  # for the gradient of the network's loss, whose norm the probes hold
+# Each block of these follows a loss of its own. Probes hold neither its gradient nor the error against it: the squared error
+# that they hold is against the gradient of the network's loss, which these do not estimate.
+OWN_OBJECTIVE = ("lg-fg-w", "lg-fg-a")
 Rows = pd.DataFrame
 
 
@@ -33,10 +37,10 @@ def values(logs_of: Mapping[str, logs.Logs]) -> Rows:
         InvalidInput: two runs of one seed answer the same hypothesis, so that it is unclear which one counts.
     """
     parts: list[Rows] = []
-    rates = rates_on_trial(logs_of["convergence"].runs) if "convergence" in logs_of else {}
-    for role in ("width", "trajectory"):
-        if role in logs_of:
-            parts += _of_estimates(logs_of[role], rates)
+    probed = [logs_of[role] for role in ("width", "trajectory") if role in logs_of and len(logs_of[role].probes)]
+    rates = rates_on_trial(logs_of["convergence"].runs) if probed and "convergence" in logs_of else {}
+    for log in probed:
+        parts += _of_estimates(log, rates)
     if "convergence" in logs_of:
         parts += _of_training(logs_of["convergence"])
     parts = [part[list(COLUMNS)] for part in parts if len(part)]
@@ -50,37 +54,39 @@ def variant(frame: Rows) -> pd.Series:
     return pd.Series(np.where(frame["method"] == "fdfa", kind, ""), index=frame.index)
 
 
-def rates_on_trial(runs: Rows) -> dict[str, float]:
-    """Return the feedback rate α of the FDFA on trial by data set: that of the FDFA that trains there.
+def rates_on_trial(runs: Rows) -> dict[tuple[str, str], float]:
+    """Return the feedback rate α of the FDFA on trial by data set and architecture: that of the FDFA that trains there.
 
     Raises:
-        InvalidInput: FDFA trains with several rates on one data set and network, so that it is unclear which one is on trial.
+        InvalidInput: FDFA trains with several rates on one data set and architecture, in one experiment or in two, so that it
+            is unclear which one is on trial.
     """
     mine = runs[variant(runs) == protocol.ON_TRIAL]
-    rates = mine.assign(alpha=options.alpha(mine))
-    several = rates.groupby(["experiment", *NETWORK], dropna=False)["alpha"].unique()
-    for key, found in several.items():
-        if len(found) > 1:
-            accepted = "one rate of the momentum rule in an experiment that verdicts rest on: the one chosen by tuning"
-            raise InvalidInput(f"feedback_lr of fdfa in {key[0]}", sorted(found), accepted)
-    return rates.groupby("dataset")["alpha"].first().to_dict()
+    rates = mine.assign(alpha=options.alpha(mine)).groupby(["dataset", "architecture"], sort=False)
+    for _, same in rates:
+        if same["alpha"].nunique() > 1:
+            where = ", ".join(sorted(same["experiment"].unique()))
+            accepted = "one rate of the momentum rule in the experiments that verdicts rest on: the one chosen by tuning"
+            raise InvalidInput(f"feedback_lr of fdfa in {where}", sorted(same["alpha"].unique()), accepted)
+    return rates["alpha"].first().to_dict()
 
 
 # --- estimates: variance and error -----------------------------------------------------------------------------------
 
 
-def _of_estimates(log: logs.Logs, rates: Mapping[str, float]) -> list[Rows]:
+def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> list[Rows]:
     """Return the values of Q1 and of the mechanisms from one role's probes."""
-    if log.probes.empty:
-        return []
     rows = select.hidden_blocks(log.probes)
     rows = rows[(rows["target_norm"] > 0) & np.isfinite(rows["variance"]) & (rows["variance"] > 0)].copy()
     rows["variant"] = variant(rows)
     rows["signal"] = _expected_norm2(rows)
     rows["noise"] = np.log(rows["variance"] / rows["signal"].where(rows["signal"] > 0))
     rows["nsr"] = np.log(rows["variance"] / rows["reference_norm"] ** 2)
-    rows["squared_error"] = np.log(rows["error_mean"].where(rows["error_mean"] > 0) / rows["target_norm"] ** 2)
-    trial = rows[(rows["variant"] == protocol.ON_TRIAL) & (options.alpha(rows) == rows["dataset"].map(rates))]
+    of_the_loss = (rows["error_mean"] > 0) & ~rows["method"].isin(OWN_OBJECTIVE)
+    rows["squared_error"] = np.log(rows["error_mean"].where(of_the_loss) / rows["target_norm"] ** 2)
+    networks = zip(rows["dataset"], rows["architecture"], strict=True)
+    on_trial = options.alpha(rows) == np.array([rates.get(network, np.nan) for network in networks])
+    trial = rows[(rows["variant"] == protocol.ON_TRIAL) & on_trial]
     fdfas = {protocol.ON_TRIAL: trial, protocol.BESIDE: rows[rows["variant"] == protocol.BESIDE]}
     one = rows[(rows["variant"] == "alpha = 1")]
     forward = {name: _unbiased(rows[rows["method"] == name]) for name in protocol.FORWARD}
@@ -99,9 +105,12 @@ def _of_estimates(log: logs.Logs, rates: Mapping[str, float]) -> list[Rows]:
 
 
 def _expected_norm2(rows: Rows) -> pd.Series:
-    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise."""
+    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise.
+
+    The second holds for an estimator of another objective, too, since it needs no target.
+    """
     corrected = rows["mean_norm2"] - rows["variance"] / rows["draws"]
-    return corrected.where(~rows["method"].isin(protocol.FORWARD), rows["target_norm"] ** 2)
+    return corrected.where(~rows["method"].isin(UNBIASED), rows["target_norm"] ** 2)
 
 
 def _unbiased(rows: Rows) -> Rows:
@@ -157,25 +166,25 @@ def _of_training(log: logs.Logs) -> list[Rows]:
     done = log.metrics[log.metrics["status"] == "finished"]
     if done.empty:
         return []
-    runs = log.runs.assign(variant=variant(log.runs))
-    epochs = convergence.heights(done, "train_loss").assign(height=lambda rows: np.log(rows["height"]))
-    final = accuracy.final(done)
-    per_step = {run: flops.per_step(text) for run, text in runs[["run", "config"]].itertuples(index=False)}
-    curves = done.assign(spent=done["step"] * done["run"].map(per_step))
+    runs = log.runs[["experiment", *NETWORK, "seed", "run", "method"]].assign(variant=variant(log.runs))
+    compared = runs[runs["variant"].isin([protocol.ON_TRIAL, protocol.BESIDE]) | runs["method"].isin(("bp", *protocol.LOCAL))]
+    configs = log.runs.set_index("run").loc[compared["run"], "config"]
+    curves = _curves(done[done["run"].isin(compared["run"])], {run: flops.per_step(text) for run, text in configs.items()})
+    epochs = np.log(convergence.heights(done, "train_loss").set_index("run")["height"])
+    final = accuracy.final(done).set_index("run")["test_accuracy"]
     parts = []
-    for _, mine in runs.groupby(["experiment", *NETWORK], sort=False, dropna=False):
+    for _, mine in compared.groupby(["experiment", *NETWORK], sort=False, dropna=False):
         for kind in (protocol.ON_TRIAL, protocol.BESIDE):
             fdfa = mine[mine["variant"] == kind]
-            for other, theirs in mine[mine["variant"] == ""].groupby("method", sort=False):
-                if len(fdfa) and other in ("bp", *protocol.LOCAL):
-                    pairs = _pairs(fdfa, theirs)
-                    about = {"setting": mine["experiment"].iloc[0], "component": other, "variant": kind}
-                    if other == "bp":
-                        parts.append(_difference(pairs, final, "test_accuracy").assign(question="Q3 parity", **about))
-                        continue
-                    parts.append(_difference(pairs, epochs, "height").assign(question="Q2 epoch", **about))
-                    parts.append(_along_operations(pairs, curves).assign(question="Q2 operation", **about))
-                    parts.append(_difference(pairs, final, "test_accuracy").assign(question="Q3 accuracy", **about))
+            for other, theirs in mine[mine["variant"] == ""].groupby("method", sort=False) if len(fdfa) else ():
+                pairs = _pairs(fdfa, theirs)
+                about = {"setting": mine["experiment"].iloc[0], "component": other, "variant": kind}
+                if other == "bp":
+                    parts.append(_difference(pairs, final).assign(question="Q3 parity", **about))
+                    continue
+                parts.append(_difference(pairs, epochs).assign(question="Q2 epoch", **about))
+                parts.append(_along_operations(pairs, curves).assign(question="Q2 operation", **about))
+                parts.append(_difference(pairs, final).assign(question="Q3 accuracy", **about))
     return parts
 
 
@@ -185,17 +194,22 @@ def _pairs(fdfa: Rows, other: Rows) -> Rows:
     return a.merge(b, on="seed", suffixes=("_fdfa", "_other"))
 
 
-def _difference(pairs: Rows, of: Rows, column: str) -> Rows:
-    value = of.set_index("run")[column]
+def _difference(pairs: Rows, value: pd.Series) -> Rows:
+    """Return FDFA's number less the other's, for the pairs whose runs both have one (`value`, by run)."""
     return pairs.assign(value=pairs["run_fdfa"].map(value) - pairs["run_other"].map(value)).dropna(subset=["value"])
 
 
-def _along_operations(pairs: Rows, curves: Rows) -> Rows:
-    """Return the difference of mean ln train loss along the operations that both runs of a pair have spent."""
-    of = {
-        run: (curve["spent"].to_numpy(float), np.log(curve["train_loss"].to_numpy(float)))
-        for run, curve in curves.sort_values("spent", kind="stable").groupby("run", sort=False)
+def _curves(metrics: Rows, per_step: Mapping[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the operations spent and ln train loss of every run, in the order of its steps."""
+    ordered = metrics.sort_values("step", kind="stable")
+    return {
+        run: (per_step[run] * curve["step"].to_numpy(float), np.log(curve["train_loss"].to_numpy(float)))
+        for run, curve in ordered.groupby("run", sort=False)
     }
+
+
+def _along_operations(pairs: Rows, of: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Rows:
+    """Return the difference of mean ln train loss along the operations that both runs of a pair have spent."""
     rows = []
     for pair in pairs.itertuples():
         if pair.run_fdfa in of and pair.run_other in of:
@@ -223,5 +237,3 @@ def _one_each(rows: Rows, on: Iterable[str]) -> Rows:
         accepted = "one run for each estimator, network and seed: an experiment that sweeps nothing else"
         raise InvalidInput("evidence", f"several runs of {which}", accepted)
     return rows
-
-

@@ -184,33 +184,3 @@ def check_plan(values: pd.DataFrame, planned: pd.DataFrame) -> None:
         if beyond:
             accepted = f"the seeds of the protocol, {sorted(seeds[key])}; amend it, or leave these runs out of the record"
             raise InvalidInput(f"record: seeds of {name}", beyond, accepted)
-
-
-def matrix(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per question and setting: the verdict on all its components together, for the FDFA on trial.
-
-    Supported or equivalent where every component is, refuted where one is, and otherwise the weakest of their verdicts. The
-    component that is shown is the one with the estimate nearest to, or furthest beyond, the wrong side.
-    """
-    rows = []
-    primary = frame[(frame["family"] == protocol.PRIMARY) & (frame["variant"] == protocol.ON_TRIAL)]
-    for (question, setting), group in primary.groupby(["question", "setting"], sort=False):
-        sign = 1 if protocol.BY_KEY[question].direction == "greater" else -1
-        weakest = group.loc[(sign * group["estimate"]).fillna(np.inf).idxmin()]
-        rows.append({"question": question, "setting": setting, "verdict": together(group["verdict"]), "components": len(group)}
-                    | {c: weakest[c] for c in ("component", "estimate", "low", "high", "seeds", "seeds_planned", "ratio")}
-                    | {"seeds_needed": group["seeds_needed"].max()})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def together(each: Sequence[str]) -> str:
-    """Return the verdict on several hypotheses that must all hold."""
-    each = list(each)
-    partial = [verdict for verdict in each if verdict.endswith("seeds")]
-    if REFUTED in each:
-        return REFUTED
-    if partial:
-        return min(partial, key=lambda verdict: int(verdict.split()[0]))
-    if INCONCLUSIVE in each:
-        return INCONCLUSIVE
-    return EQUIVALENT if EQUIVALENT in each else SUPPORTED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pandas as pd
 
@@ -17,31 +17,44 @@ from fdfa_core.experiments.tables import EstimatorConfig, RunConfig
 TRAINING = ("Q2 epoch", "Q2 operation", "Q3 accuracy")
 
 
+def settings_of(experiments: Iterable[Experiment]) -> tuple[protocol.Setting, ...]:
+    """Return what the protocol asks of these experiments: its settings for the paper profile, nothing for any other."""
+    return protocol.SETTINGS if any(e.path.parent.name in protocol.PROFILES for e in experiments) else ()
+
+
 def hypotheses(experiments: Iterable[Experiment], settings: Iterable[protocol.Setting] = ()) -> pd.DataFrame:
     """Return one row per hypothesis: `KEYS` and `planned`, the tuple of its seeds.
 
     Args:
         experiments: of a profile.
-        settings: what the protocol asks of training experiments. Where it names an experiment, its competitors and seeds count
-            and not those of the file; other experiments plan whatever their files hold.
+        settings: what the protocol asks of training experiments. If there are any, its competitors and seeds count, and not
+            those of the files; experiments that it does not name plan nothing. Without, every experiment plans what its file
+            holds.
     """
+    settings = tuple(settings)
     by_name = {setting.experiment: setting for setting in settings}
     rows: list[tuple] = []
     for experiment in experiments:
         runs = experiment.runs()
-        if experiment.role == "convergence":
+        if experiment.role == "convergence" and (experiment.name in by_name or not settings):
             rows += _training(experiment.name, runs, by_name.pop(experiment.name, None))
         elif experiment.role in ("width", "trajectory"):
-            rows += _estimates(experiment.name, runs)
+            rows += _estimates(experiment.name, runs, protocol.VARIANCE_EXPERIMENTS.get(experiment.role) if settings else None)
     for setting in by_name.values():  # the protocol names what the profile has no file of
         rows += _training(setting.experiment, [], setting)
     return pd.DataFrame(rows, columns=[*KEYS, "planned"])
 
 
 def departures(experiments: Iterable[Experiment], settings: Iterable[protocol.Setting]) -> dict[str, str]:
-    """Return what keeps a file's runs from answering the protocol, by experiment: another length, a missing method or seed."""
+    """Return what keeps a file's runs from answering the protocol, by experiment: another length, a missing method or seed.
+
+    Without settings nothing is asked, and nothing departs.
+    """
+    settings = tuple(settings)
     files = {experiment.name: experiment for experiment in experiments}
-    found: dict[str, str] = {}
+    asked = {setting.experiment for setting in settings}
+    unasked = [e.name for e in files.values() if settings and e.role == "convergence" and e.name not in asked]
+    found = dict.fromkeys(unasked, "the protocol does not ask for it")
     for setting in settings:
         if setting.experiment not in files:
             found[setting.experiment] = "the profile has no such experiment"
@@ -59,9 +72,8 @@ def departures(experiments: Iterable[Experiment], settings: Iterable[protocol.Se
     return found
 
 
-def conforming(log: Logs, experiments: Iterable[Experiment], settings: Iterable[protocol.Setting]) -> Logs:
-    """Return the logs without the experiments whose runs cannot answer the protocol (`departures`)."""
-    gone = set(departures(experiments, settings)) if settings else set()
+def without(log: Logs, gone: Collection[str]) -> Logs:
+    """Return the logs without the experiments of these names, such as those that depart from the protocol (`departures`)."""
     frames = {name: frame[~frame["experiment"].isin(gone)] if len(frame) else frame for name, frame in vars(log).items()}
     return Logs(**frames)
 
@@ -112,11 +124,14 @@ def _seeds_by_method(runs: list[RunConfig]) -> dict[str, set[int]]:
     return found
 
 
-def _estimates(name: str, runs: list[RunConfig]) -> list[tuple]:
-    """Return the hypotheses on variance and error that an experiment's probes can answer, block by block."""
+def _estimates(name: str, runs: list[RunConfig], asked: tuple[int, ...] | None) -> list[tuple]:
+    """Return the hypotheses on variance and error that an experiment's probes can answer, block by block.
+
+    The seeds are those that are asked for, or else those of the file.
+    """
     probed = {e.name if e.name != "self" else r.estimator.name for r in runs if r.probe for e in r.probe.estimators}
     variants = {variant_of(e) for r in runs if r.probe for e in [r.estimator, *r.probe.estimators]}
-    seeds = tuple(sorted({r.seed for r in runs}))
+    seeds = tuple(sorted({r.seed for r in runs})) if asked is None else asked
     blocks = range(1, 1 + max((len(r.network.options.get("hidden", ())) for r in runs), default=0))
     # with one path of weights the component does not name it; shadows follow every path
     paths = list(dict.fromkeys(_label(r.estimator) for r in runs))

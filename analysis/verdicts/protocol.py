@@ -5,13 +5,16 @@ A change of anything here is an amendment: docs/protocol.md lists it with its da
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 DATE = "2026-11-28"
-PROFILE = "paper"  # whose settings and seeds are fixed below; other profiles plan what their files hold
+# Profiles whose settings and seeds are fixed below; others plan what their files hold. The runs of "paper" are older than this
+# protocol and cannot answer it, so that its rows say how many seeds there are and nothing else.
+PROFILES = ("protocol", "paper")
 LEVEL = 0.05  # family-wise, of all directional verdicts of a family, and separately of all verdicts "equivalent"
-SEEDS = tuple(range(10))  # of every run that a verdict of the paper profile rests on
+SEEDS = tuple(range(10))  # of every run that a verdict by this protocol rests on
 PRIMARY, MECHANISMS = "primary", "mechanisms"
 KEYS = ["question", "setting", "component", "variant"]  # what names a hypothesis
 
@@ -140,7 +143,7 @@ class Setting:
     """A data set and network on which methods are trained, and whom FDFA is compared with there.
 
     Attributes:
-        experiment: name of the experiment file of the paper profile.
+        experiment: name of its experiment file, in a profile of `PROFILES`.
         epochs: length of its runs.
         seeds: competitor → seeds of the comparison. Every one of them has its rows, also where a run is missing.
     """
@@ -169,37 +172,120 @@ VARIANCE_EXPERIMENTS = MappingProxyType({"width": SEEDS, "trajectory": SEEDS})  
 
 
 @dataclass(frozen=True)
+class Axis:
+    """The values of one setting in a trial grid.
+
+    Attributes:
+        start: values that every grid begins with, ascending.
+        below, above: what an extension adds on that side, nearest first; where they end, no extension goes further.
+    """
+
+    start: tuple[float, ...]
+    below: tuple[float, ...]
+    above: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Second:
+    """A method's second setting.
+
+    Attributes:
+        method: its name, and in `given` the options that tell this variant of it from others.
+        option: the option that is tuned beside the learning rate.
+        axis: its values.
+    """
+
+    method: str
+    option: str
+    axis: Axis
+    given: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Round:
+    """The seeds of a round's trials, which no other experiment uses, and their full epochs (the final length if shorter)."""
+
+    seeds: tuple[int, ...]
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Tuning:
     """How settings are chosen, with the same number of trials for every method.
 
     Attributes:
-        trials: pairs (learning rate, second setting) that a method may try.
-        seeds: of each trial; no other experiment uses them.
-        epochs: full epochs of a trial at least; the final length where that is shorter.
-        rule: which trial is chosen.
-        second: method → its second setting; a method without one spends its trials on a finer grid of rates.
+        trials: pairs (learning rate, second setting) that every method tries in the first round.
+        finalists: best pairs of the first round that go into the second.
+        extensions: steps by which a grid may grow on each side.
+        first, final: the two rounds.
+        validation: share of the training samples that trials are judged on; all others are trained on.
+        rule: which finalist is chosen.
+        seconds: the second settings; a method without one spends its trials on a finer grid of rates.
+        fine, coarse: optimiser → learning rates of a method without, and with a second setting.
+        grids: grid → final length of its setting in epochs; a grid has the files <grid>_trials and <grid>_finals.
+        uses: experiment of the profile → the grid whose choices it takes.
     """
 
     trials: int
-    seeds: tuple[int, ...]
-    epochs: int
+    finalists: int
+    extensions: int
+    first: Round
+    final: Round
+    validation: float
     rule: str
-    second: MappingProxyType
+    seconds: tuple[Second, ...]
+    fine: MappingProxyType
+    coarse: MappingProxyType
+    grids: MappingProxyType
+    uses: MappingProxyType
+
+    def second(self, method: str, options: Mapping[str, object]) -> Second | None:
+        """Return the second setting of a method with these options; None where it has none."""
+        fits = [s for s in self.seconds if s.method == method and s.given.items() <= dict(options).items()]
+        return max(fits, key=lambda s: len(s.given), default=None)
 
 
+def _fifths(first: int, below: tuple[float, ...], above: tuple[float, ...]) -> Axis:
+    """Return eighteen rates, five a decade from 10^first on: 1, 1.6, 2.5, 4, 6.3."""
+    steps = [(first + k // 5, (1, 1.6, 2.5, 4, 6.3)[k % 5]) for k in range(18)]
+    return Axis(tuple(float(f"{mantissa}e{power}") for power, mantissa in steps), below, above)
+
+
+_DECADES = Axis((1e-4, 1e-3, 1e-2), (1e-5, 1e-6), (0.1, 1.0))
 TUNING = Tuning(
     trials=18,
-    seeds=(100, 101, 102),
-    epochs=5,
+    finalists=3,
+    extensions=2,
+    first=Round((100,), 1),
+    final=Round((100, 101, 102), 5),
+    validation=0.1,
     rule="the smallest learning rate whose mean validation accuracy is within one standard error of the best",
-    second=MappingProxyType(
+    seconds=(
+        Second("fdfa", "feedback_lr", Axis((1e-3, 1e-2, 0.1), (1e-4, 1e-5), (1.0,))),  # α is at most 1
+        Second(
+            "fdfa",
+            "feedback_lr",
+            Axis((1e-5, 1e-4, 1e-3), (1e-6, 1e-7), (1e-2, 0.1)),
+            MappingProxyType({"feedback_rule": BESIDE}),
+        ),
+        Second("dkp", "feedback_lr", _DECADES),
+        Second("grape", "feedback_lr", Axis((1.0, 10.0, 100.0), (0.1, 0.01), (1e3, 1e4))),
+        Second("cosine-dfa", "feedback_lr", Axis((0.01, 0.1, 1.0), (1e-3, 1e-4), (10.0, 100.0))),
+        Second("lg-fg-w", "readout_lr", _DECADES),
+        Second("lg-fg-a", "readout_lr", _DECADES),
+        Second("pepita", "scale", Axis((0.01, 0.05, 0.25), (2e-3, 4e-4), (1.25, 6.25))),
+    ),
+    fine=MappingProxyType({"adam": _fifths(-5, (6.3e-6, 4e-6), (0.04, 0.063)), "sgd": _fifths(-3, (6.3e-4, 4e-4), (4.0, 6.3))}),
+    coarse=MappingProxyType(
         {
-            "fdfa": "feedback_lr",
-            "dkp": "feedback_lr",
-            "grape": "feedback_lr",
-            "lg-fg-w": "readout_lr",
-            "lg-fg-a": "readout_lr",
-            "pepita": "scale",
+            "adam": Axis((3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-5, 3e-6), (0.03, 0.1)),
+            "sgd": Axis((3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0), (1e-3, 3e-4), (3.0, 10.0)),
         }
+    ),
+    grids=MappingProxyType({"mnist_fc": 30, "cifar_fc": 15, "mnist_cnn": 3, "cifar_cnn": 10, "mnist_fc_sgd": 10}),
+    uses=MappingProxyType(
+        dict.fromkeys(("mnist_fc", "fashion_fc", "mnist_fc_100", "trajectory", "momentum", "depth"), "mnist_fc")
+        | dict.fromkeys(("mnist_cnn", "fashion_cnn"), "mnist_cnn")
+        | {"cifar_fc": "cifar_fc", "cifar_cnn": "cifar_cnn", "sgd": "mnist_fc_sgd"}
     ),
 )

@@ -10,6 +10,38 @@ from statsmodels.stats.meta_analysis import combine_effects
 from analysis import statistics
 from analysis.verdicts import protocol
 from analysis.verdicts.protocol import KEYS
+from analysis.verdicts.record import Record
+
+
+def of_record(record: Record) -> pd.DataFrame:
+    """Return the summary of a record's primary questions, one row per question, competitor and variant.
+
+    A competitor's numbers in several hidden blocks, and with the weights of several methods, are averaged within each seed
+    first: they are one setting. A competitor of whom no run counts for the protocol is summarised from the runs made before.
+
+    Returns:
+        Columns of `over_settings`, and `runs`: "protocol" or "earlier". The two are never mixed in a row.
+    """
+    keys = ["question", "component", "variant"]
+    tables = []
+    for name, values in (("protocol", record.values), ("earlier", record.earlier)):
+        values = values[values["question"].map(lambda key: protocol.BY_KEY[key].family == protocol.PRIMARY).astype(bool)]
+        tables.append(over_settings(by_competitor(values)).assign(runs=name))
+    whole, earlier = tables
+    counted = set(map(tuple, whole[keys].to_numpy()))
+    tables[1] = earlier[[tuple(key) not in counted for key in earlier[keys].to_numpy()]]
+    rank = {question.key: i for i, question in enumerate(protocol.QUESTIONS)}
+    kinds = {protocol.ON_TRIAL: 0, protocol.BESIDE: 1}
+    both = pd.concat([table for table in tables if len(table)] or [whole], ignore_index=True)
+    order = both.assign(question=both["question"].map(rank), variant=both["variant"].map(kinds))
+    return both.loc[order.sort_values(["question", "variant", "component"], kind="stable").index].reset_index(drop=True)
+
+
+def by_competitor(values: pd.DataFrame) -> pd.DataFrame:
+    """Return one number per question, setting, competitor, variant and seed: the mean over hidden blocks and weights."""
+    competitor = values["component"].map(lambda text: text.partition(", hidden block")[0])
+    means = values.assign(component=competitor).groupby([*KEYS, "seed"], sort=False)["value"].mean()
+    return means.reset_index()
 
 
 def over_settings(values: pd.DataFrame, level: float = 1 - protocol.LEVEL) -> pd.DataFrame:

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fdfa_core.estimators.activity_perturbation import exact_readout
+from fdfa_core.estimators.activity_perturbation import exact_readout, require_maskable
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.options import (
     Combination,
     Count,
+    Mask,
     Optimizer,
     Perturbation,
     Positive,
@@ -172,12 +173,15 @@ class LocalGreedyActivityPerturbation(LocalGreedy):
         site: "pre" perturbs the affine output, "post" the block output.
         tangents: K, directions per sample.
         combine: "mean", or "projection" of a sample's error on the span of its K directions.
+        mask: "active" perturbs only units whose value moves their block's output (at site="pre"), see `fg-a`.
         readout_optimizer: "adam" or "sgd", of the local readouts.
         readout_lr: its learning rate.
     """
 
-    def __init__(self, net, *, site: Site = "pre", **common):
+    def __init__(self, net, *, site: Site = "pre", mask: Mask = "none", **common):
         super().__init__(net, **common)
+        require_maskable(mask, site, self.tangents.how)
+        self.mask = mask
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.site = site
@@ -187,6 +191,8 @@ class LocalGreedyActivityPerturbation(LocalGreedy):
         value = block.site(self.site)
         self.tangents.check(value[0].numel())
         u = self.tangents.sample(lead, (len(value), value[0].numel()), self.generator, self.dtype)
+        if self.mask == "active":
+            u *= block.active().flatten(1)
         axes = self.tangents.axes(lead)
         tangent = block.push(None, u.reshape(*axes, *value.shape), self.site)
         slopes = self.slopes(trace, i, tangent, error, targets, lead)
@@ -234,8 +240,7 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
         trained = self.blocks[i]
         if not trained:
             return {}
-        sizes = [p.numel() for p in trained.values()]
-        v = self.tangents.sample(lead, (sum(sizes),), self.generator, self.dtype)
+        v = self.tangents.sample_parameters(lead, [p.shape for p in trained.values()], self.generator, self.dtype)
         axes = self.tangents.axes(lead)
         directions = self._split(trained, v.reshape(*axes, -1))
         still = {name: torch.zeros_like(p) for name, p in self._blocks[i].items() if name not in trained}

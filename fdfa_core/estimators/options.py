@@ -26,6 +26,7 @@ Joint = bool | Literal["cyclic"]
 Combination = Literal["mean", "projection"]
 Readout = Literal["exact", "perturbed"]
 Slope = Literal["sample", "batch"]
+Mask = Literal["none", "active"]
 Optimizer = Literal["sgd", "adam"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ class Tangents:
         """Return directions (*lead, K, *shape) whose last axis is one vector of the law, in memory of their own."""
         drawn = self.law.sample((*lead, self.count, *shape), generator=generator, dtype=dtype)
         return drawn if getattr(self.law, "fresh", False) else drawn.clone()
+
+    def sample_parameters(self, lead: tuple[int, ...], shapes: Sequence[Sequence[int]], generator, dtype) -> Tensor:
+        """Return directions (*lead, K, P) over parameters of these shapes together; a law may know them one by one."""
+        if hasattr(self.law, "sample_parameters"):
+            return self.law.sample_parameters((*lead, self.count), shapes, generator, dtype)
+        return self.sample(lead, (sum(map(math.prod, shapes)),), generator, dtype)
 
     def chunk(self, dimension: int) -> int:
         """Return how many draws of K directions in this many dimensions to hold at a time."""

@@ -102,7 +102,7 @@ class WeightPerturbation(Estimator):
         return self._split(self.tangents.combine(slopes.view(*lead, -1), v))
 
     def _sample(self, lead: tuple[int, ...]) -> Tensor:
-        return self.tangents.sample(lead, (self.size,), self.generator, self.dtype)
+        return self.tangents.sample_parameters(lead, [p.shape for p in self.trained.values()], self.generator, self.dtype)
 
     def _split(self, v: Tensor) -> dict[str, Tensor]:
         """Cut vectors (…, P) over all parameters that train into these."""

@@ -48,12 +48,14 @@ class Origin:
 class Experiment:
     """A named set of runs, as one TOML file describes them.
 
-    `role` is what figures know it by: a profile may have several experiments of one role (a data set each, say).
+    `role` is what figures know it by: a profile may have several experiments of one role (a data set each, say). `open` is the
+    command that settles what the file leaves open, as learning rates before they are tuned; "" where nothing is.
     """
 
     name: str
     description: str
     role: str
+    open: str
     path: Path
     _runs: dict[str, tuple[RunConfig, Origin]] = field(repr=False)
 
@@ -74,7 +76,8 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     path = _shown(Path(path))
     tables = _read_toml(path)
-    about = {"description": tables.pop("description", ""), "role": tables.pop("role", path.stem)}
+    defaults = {"description": "", "role": path.stem, "open": ""}
+    about = {key: tables.pop(key, default) for key, default in defaults.items()}
     for key, text in about.items():
         if not isinstance(text, str):
             raise InvalidInput(f"{path}: {key}", text, "a string")
@@ -197,7 +200,7 @@ def validated(table: dict[str, Any], origin: Origin, model: type[RunConfig] = Ru
     key, value = _key_and_value((*first["loc"], *([context["of"]] if "of" in context else [])), table)
     match first["type"]:
         case "unknown_key":
-            known = context["known"] + (["description", "role", "cases", "grid"] if not key else [])
+            known = context["known"] + (["description", "role", "open", "cases", "grid"] if not key else [])
             unknown = f"{key}.{context['key']}" if key else context["key"]
             hint = suggest(context["key"], known)
             raise UnknownName(f"{origin.locate(unknown)} (unknown key)", value[context["key"]], known, hint)

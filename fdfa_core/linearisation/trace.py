@@ -107,6 +107,18 @@ class BlockMap:
         return signal if to == "pre" else self.below.back(signal)
 
 
+    def active(self) -> Tensor:
+        """Return which units at the pre site move the block's output, (N, …): 1 there, and 0 where every slope is zero.
+
+        A unit without influence hears nothing of any signal from above; one with influence hears of all but a set of measure
+        zero. The signal is fixed and takes nothing from any stream of random numbers.
+        """
+        value = self._values["pre"]
+        fixed = torch.Generator(value.device).manual_seed(0)
+        signal = torch.randn(self.shapes["post"], generator=fixed, dtype=value.dtype, device=value.device)
+        return self.back(signal, to="pre").ne(0).to(value.dtype)
+
+
 class FlatReadout(BlockMap):
     """A readout whose output is no vector: outside the block it is flattened to (N, O).
 

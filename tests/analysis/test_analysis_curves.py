@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import accuracy, convergence
+from analysis import accuracy, convergence, effort
 from fdfa_core.errors import InvalidInput
 
 
@@ -125,3 +125,64 @@ def test_differences_are_corrected_for_the_number_of_methods():
 def test_one_seed_is_no_evidence_of_a_difference():
     out = accuracy.differences(metrics(a=[[0.5]], b=[[0.9]]), "a").set_index("trained_with")
     assert (out.loc["b", "difference"], out.loc["b", "p_holm"]) == (pytest.approx(0.4), 1.0)
+
+
+# --- at equal operations ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """A step of method b costs twice one of a; the configuration of a run is the name of its method."""
+    monkeypatch.setattr(effort.flops, "per_step", {"a": 10, "b": 20}.__getitem__)
+
+    def compared(frame, quantity="test_accuracy"):
+        runs = frame[["run", "trained_with"]].drop_duplicates().rename(columns={"trained_with": "config"})
+        return effort.at_equal_operations(frame, runs, quantity).set_index(["trained_with", "kind"]).sort_index()
+
+    return compared
+
+
+def test_methods_are_compared_at_equal_operations_and_not_at_equal_steps(costs):
+    """Both rise from 0 by 0.2 a step; b's step costs twice, so that a's 40 operations take it half as far."""
+    rising = [0.0, 0.2, 0.4, 0.6, 0.8]
+    found = costs(metrics(a=[rising, rising], b=[rising, rising]))
+    assert found.loc[("a", "end"), "estimate"].item() == pytest.approx(0.8)
+    assert found.loc[("b", "end"), "estimate"].item() == pytest.approx(0.4)
+    assert found.loc[("b", "height"), "estimate"].item() == pytest.approx(0.2)
+    assert found.loc[("b", "end"), ["flops", "flops_per_step", "spent", "seeds"]].to_numpy().ravel().tolist() == [
+        40,
+        20,
+        0.5,
+        2,
+    ]
+    curve = found.loc[("b", "curve")]
+    assert curve["estimate"].to_numpy() == pytest.approx(curve["flops"].to_numpy() / 100)
+
+
+def test_a_loss_is_a_straight_line_of_its_logarithm_between_evaluations(costs):
+    frame = metrics(a=[[0, 0], [0, 0]], b=[[0, 0], [0, 0]])
+    frame["train_loss"] = frame["step"].map({0: 1.0, 1: 0.01})
+    found = costs(frame, "train_loss")
+    assert found.loc[("b", "end"), "estimate"].item() == pytest.approx(0.1)
+    assert found.loc[("b", "height"), "estimate"].item() == pytest.approx(10**-0.5)
+
+
+def test_a_curve_is_not_averaged_past_an_evaluation_that_no_point_falls_on(costs):
+    """All of the drop is in the first 1 % of the range: the mean height must hold it."""
+    frame = metrics(a=[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]])
+    frame["step"] = frame["step"].map({0: 0, 1: 1, 2: 100})
+    assert costs(frame).loc[("a", "height"), "estimate"].item() == pytest.approx(0.995)
+
+
+def test_a_diverged_run_does_not_end_the_common_range(costs):
+    found = costs(metrics(a=[[0, 0.5, 0.9], [0, 0.5, 0.9], [0, None]]))
+    assert found.loc[("a", "end"), ["flops", "seeds"]].to_numpy().ravel().tolist() == [20, 2]
+
+
+def test_runs_without_operations_in_common_are_refused(costs):
+    late = metrics(a=[[0.1, 0.9]], b=[[0.1, 0.9]])
+    late.loc[late["trained_with"] == "b", "step"] += 1
+    with pytest.raises(InvalidInput, match="operations, one of which begins at 20"):
+        costs(late)
+    with pytest.raises(InvalidInput, match="no finished run"):
+        costs(metrics(a=[[0.1, None]]))

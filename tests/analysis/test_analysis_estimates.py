@@ -76,9 +76,17 @@ def test_a_vanished_reference_normalises_nothing(unbiased):
     assert variance.normalised(unbiased.assign(reference_norm=1e-9)).empty
 
 
-def test_an_unknown_norm_is_refused(unbiased):
-    with pytest.raises(InvalidInput, match='"reference" or "target"'):
-        variance.normalised(unbiased, by="batch")
+def test_noise_over_that_of_the_batch_is_a_ratio_of_variances_whatever_the_norms(unbiased):
+    """The yardstick is 1, and so is an estimator of equal variance, although the norms of the two gradients differ by 50."""
+    planted = unbiased.assign(reference_variance=8.0, variance=8.0, variance_se=0.8, target_norm=0.1, reference_norm=5.0)
+    assert variance.over_data_noise(variance.data_noise(planted))["ratio"].to_numpy() == pytest.approx(1)
+    assert variance.over_data_noise(planted)["ratio"].to_numpy() == pytest.approx(1)
+    found = variance.over_data_noise(planted.assign(variance=24.0))
+    assert found["ratio"].to_numpy() == pytest.approx(3) and found["ratio_se"].to_numpy() == pytest.approx(0.1)
+
+
+def test_batches_that_do_not_differ_are_no_yardstick(unbiased):
+    assert variance.over_data_noise(unbiased.assign(reference_variance=0.0)).empty
 
 
 def test_component_intervals_cover_the_variance_of_products():
@@ -181,6 +189,32 @@ def test_a_group_without_reference_has_no_angle_and_is_listed():
 def test_an_estimate_of_zero_has_no_angle():
     frame = probes(forward, trials=3).assign(cosine_mean=np.nan, cosine_m2=np.nan)
     assert len(alignment.angles(frame, ["estimator"])) == 0
+
+
+def test_angle_to_the_reference_is_not_that_to_the_batch():
+    """The estimate follows its batch's gradient to the bit, and stands 60° from that of all data."""
+    frame = probes(forward, trials=3).assign(cosine_mean=1.0, cosine_reference_mean=0.5)
+    found = {against: alignment.angles(frame, ["estimator"], against)["estimate"].item() for against in alignment.AGAINST}
+    assert found == {"target": pytest.approx(0), "reference": pytest.approx(60)}
+
+
+def test_share_of_a_reference_is_what_it_has_in_common_with_the_gradient_behind_it():
+    """Batches of gradient μ and noise of 9 ‖μ‖²: the mean of 16 has cos² = 1/(1 + 9/16) to μ, and two have the cosine 0.1."""
+    rng, batches, size = np.random.default_rng(3), 16, 20_000
+    batch = np.ones(size) + 3 * rng.standard_normal((batches, size))
+    mean, unit = batch.mean(0), batch / np.linalg.norm(batch, axis=1, keepdims=True)
+    stability = ((unit @ unit.T).sum() - batches) / (batches * (batches - 1))
+    truth = mean.sum() ** 2 / (size * (mean @ mean))
+    assert truth == pytest.approx(1 / (1 + 9 / 16), abs=0.01)
+    assert alignment.share(stability, batches) == pytest.approx(truth, abs=0.01)
+
+
+@pytest.mark.parametrize("stability, stable", [([0.06, 0.06], True), ([0.9, 0.05], False), ([0.9, np.nan], False)])
+def test_a_mean_over_seeds_is_stable_only_where_every_seed_is(stability, stable):
+    """With 16 batches the threshold is a cosine of 1/17 = 0.059; one seed below it does not hide behind another."""
+    frame = probes(forward, trials=2).assign(reference_stability=stability, reference_batches=16)
+    found = alignment.angles(frame, ["estimator"]).iloc[0]
+    assert found["stable"] == stable and found["stability"] == pytest.approx(np.nan_to_num(stability).mean())
 
 
 def test_chance_is_the_spread_of_random_directions():

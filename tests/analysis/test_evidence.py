@@ -8,8 +8,9 @@ import pytest
 
 import synthetic_logs
 from analysis import logs
-from analysis.verdicts import evidence, judgement, plan, protocol
+from analysis.verdicts import evidence, judgement, plan, protocol, record
 from fdfa_core.errors import InvalidInput
+from fdfa_core.experiments.loading import load_profile
 
 ROLES = ("width", "trajectory", "convergence")
 
@@ -61,6 +62,21 @@ def test_known_ratios_of_squared_errors_are_found(values):
         assert ratio == pytest.approx(expected, rel=0.3)
 
 
+def test_an_estimator_of_its_own_objective_is_not_held_against_the_networks_gradient(logs_of, monkeypatch):
+    """FG-A's draws under the name of LG-FG-A: their mean is estimated from the draws, and their error is not known."""
+    monkeypatch.setattr(protocol, "FORWARD", ("fg-w", "fg-a", "lg-fg-a"))
+    log = logs_of["trajectory"]
+    local = log.probes[log.probes["method"] == "fg-a"].assign(method="lg-fg-a")
+    local["target_norm"] *= 100
+    probed = replace(log, probes=pd.concat([log.probes, local], ignore_index=True))
+    found = evidence.values({"trajectory": probed, "convergence": logs_of["convergence"]})
+    local = found[found["component"].str.startswith("lg-fg-a, hidden")]
+    assert set(local["question"]) == {"Q1 variance"}
+    n = synthetic_logs.SIZE
+    first = local[local["component"] == "lg-fg-a, hidden block 2, weights of `bp`"]["value"].mean()
+    assert np.exp(first) == pytest.approx((n + 1) / (n / 19), rel=0.5)  # not 100² times as much
+
+
 def test_final_accuracies_and_losses_are_paired_by_seed(values, logs_of):
     log = logs_of["convergence"]
     last = log.metrics.sort_values("step").groupby("run").tail(1).set_index(["trained_with", "seed"])["test_accuracy"]
@@ -102,6 +118,33 @@ def test_two_rates_of_the_momentum_rule_are_refused_by_name(logs_of):
     other = log.runs[log.runs["method"] == "fdfa"].assign(run="other", **{"option.feedback_lr": 0.01})
     with pytest.raises(InvalidInput, match=r"feedback_lr of fdfa in convergence.*0\.01.*0\.1"):
         evidence.rates_on_trial(pd.concat([log.runs, other]))
+
+
+def test_the_rate_on_trial_is_that_of_the_same_data_and_network(logs_of):
+    """Convolutions have a rate of their own, by which dense probes are not judged."""
+    runs = logs_of["convergence"].runs
+    first = runs.assign(experiment="mnist_cnn", architecture="convolutional", **{"option.feedback_lr": 0.5})
+    found = evidence.rates_on_trial(pd.concat([first, runs.assign(experiment="mnist_fc")]))
+    assert found == {("digits", "convolutional"): 0.5, ("digits", "fully_connected"): 0.1}
+
+
+def test_the_family_of_the_protocol_has_no_hypothesis_that_it_does_not_name(planned):
+    """Training experiments beside its settings are not judged, and its seeds count where a file has others."""
+    wanted = protocol.Setting("convergence", 5, protocol.MappingProxyType({"dfa": (0, 1, 2, 3)}))
+    assert set(plan.hypotheses(planned, [wanted]).query("question == 'Q3 accuracy'")["planned"]) == {(0, 1, 2, 3)}
+    other = protocol.Setting("elsewhere", 5, wanted.seeds)
+    rows = plan.hypotheses(planned, [other]).set_index("setting")
+    assert "convergence" not in rows.index and set(rows.loc["trajectory", "planned"]) == {protocol.SEEDS}
+    assert set(rows.loc["elsewhere", "planned"]) == {(0, 1, 2, 3)}
+
+
+def test_the_older_record_can_answer_no_question_of_training():
+    """Its files have other lengths and fewer seeds, so that every row says how many seeds there are."""
+    files = load_profile("paper").values()
+    training = {e.name for e in files if e.role == "convergence"}
+    assert set(plan.departures(files, protocol.SETTINGS)) == training | {setting.experiment for setting in protocol.SETTINGS}
+    planned = plan.hypotheses(files, protocol.SETTINGS).set_index("setting").loc[["width", "trajectory"], "planned"]
+    assert set(planned) == {protocol.SEEDS} and len({run.seed for e in files for run in e.runs()}) < len(protocol.SEEDS)
 
 
 def test_every_number_is_planned_and_every_plan_has_its_row(values, planned):
@@ -147,5 +190,69 @@ def test_the_protocol_names_what_a_profile_lacks(planned):
 def test_runs_of_another_length_than_the_protocols_are_left_out(planned, logs_of):
     wanted = protocol.Setting("convergence", 1, {"bp": (0, 1, 2)})
     log = logs_of["convergence"]
-    assert plan.conforming(log, planned, [wanted]).runs.empty
-    assert len(plan.conforming(log, planned, []).runs) == len(log.runs)
+    assert plan.without(log, plan.departures(planned, [wanted])).runs.empty
+    assert len(plan.without(log, plan.departures(planned, [])).runs) == len(log.runs)
+
+
+# --- what counts, and what is only shown -----------------------------------------------------------------------------
+
+
+def test_the_protocols_seeds_count_for_variance_and_not_the_files(planned):
+    rows = plan.hypotheses(planned, [protocol.Setting("convergence", 1, {"bp": (0,)})])
+    assert set(rows.loc[rows["setting"].isin(["width", "trajectory"]), "planned"]) == {protocol.SEEDS}
+
+
+def test_an_experiment_that_the_protocol_does_not_name_plans_nothing(planned):
+    elsewhere = [protocol.Setting("mars_fc", 1, {"dfa": (0,)})]
+    assert "convergence" not in set(plan.hypotheses(planned, elsewhere)["setting"])
+    assert plan.departures(planned, elsewhere)["convergence"] == "the protocol does not ask for it"
+    assert plan.departures(planned, []) == {}
+
+
+def test_two_networks_of_one_data_set_have_their_own_rates_on_trial(logs_of):
+    runs = logs_of["convergence"].runs
+    other = runs[runs["method"] == "fdfa"].assign(run="other", architecture="convolutional", **{"option.feedback_lr": 0.01})
+    assert evidence.rates_on_trial(pd.concat([runs, other])) == {
+        ("digits", "fully_connected"): 0.1,
+        ("digits", "convolutional"): 0.01,
+    }
+
+
+def test_two_experiments_with_two_rates_on_one_network_are_refused(logs_of):
+    runs = logs_of["convergence"].runs
+    other = runs[runs["method"] == "fdfa"].assign(experiment="again", run="other", **{"option.feedback_lr": 0.01})
+    with pytest.raises(InvalidInput, match=r"feedback_lr of fdfa in again, convergence"):
+        evidence.rates_on_trial(pd.concat([runs, other]))
+
+
+def test_two_rates_do_no_harm_where_no_variance_is_asked_for(logs_of):
+    log = logs_of["convergence"]
+    again = {name: frame.assign(experiment="again", run=frame["run"] + "'") for name, frame in vars(log).items() if len(frame)}
+    again["runs"] = again["runs"].assign(**{"option.feedback_lr": again["runs"]["option.feedback_lr"] / 10})
+    both = logs.pooled([log, logs.Logs(**again)])
+    assert set(evidence.values({"convergence": both})["setting"]) == {"convergence", "again"}
+    with pytest.raises(InvalidInput, match="feedback_lr of fdfa in again, convergence"):
+        evidence.values({"convergence": both, "width": logs_of["width"]})
+
+
+def test_runs_of_another_length_are_kept_apart_with_the_reason(planned, logs_of, monkeypatch):
+    monkeypatch.setattr(plan, "settings_of", lambda planned: (protocol.Setting("convergence", 1, {"dfa": (0, 1, 2)}),))
+    found = record.record(logs_of, planned)
+    assert set(found.earlier["setting"]) == {"convergence"} and "convergence" not in set(found.values["setting"])
+    rows = found.table[found.table["setting"] == "convergence"]
+    assert set(rows["verdict"]) == {"0 of 3 seeds"} and rows["estimate"].isna().all()
+    reasons = found.settings.set_index("setting")["reason"]
+    assert reasons["convergence"] == "its runs take 5 steps, the protocol asks for 1 epochs"
+    assert reasons["width"] == reasons["trajectory"] == record.NO_RATE  # the rate on trial is that of the runs that count
+
+
+def test_runs_that_count_are_judged_and_have_no_reason(planned, logs_of):
+    found = record.record(logs_of, planned)
+    assert found.earlier.empty and set(found.settings["reason"]) == {""}
+    assert set(found.settings["setting"]) == set(ROLES) and (found.table["seeds"] == 3).all()
+
+
+def test_a_setting_without_runs_says_so(planned, logs_of):
+    found = record.record({"convergence": logs_of["convergence"]}, planned)
+    reasons = found.settings.set_index("setting")["reason"]
+    assert reasons["width"] == record.NO_RUN and reasons["convergence"] == ""

@@ -20,7 +20,7 @@ from fdfa_core.runs.store import open_store
 from fdfa_core.training.check import check
 from places import ROOT
 
-PROFILES = {name: load_profile(name) for name in ("paper", "tuning", "alexnet")}
+PROFILES = {name: load_profile(name) for name in ("paper", "protocol", "tuning", "alexnet")}
 FILES = {f"{profile}/{name}": e for profile, found in PROFILES.items() for name, e in found.items() if name != "digits"}
 
 
@@ -56,6 +56,8 @@ def test_every_experiment_could_run(name, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_all_estimators_of_an_experiment_have_the_same_seeds_and_grid(name):
+    if FILES[name].role in tuning.ROLES or name.startswith("protocol/"):
+        return  # tests/analysis/test_tuning.py holds them to the protocol
     budget = {}
     for run in FILES[name].runs():
         key = (run.estimator.model_dump_json(), run.probe and run.probe.model_dump_json())
@@ -65,7 +67,7 @@ def test_all_estimators_of_an_experiment_have_the_same_seeds_and_grid(name):
 
 
 def test_tuning_never_looks_at_the_test_set_nor_uses_the_seeds_of_the_results():
-    results = {run.seed for e in PROFILES["paper"].values() for run in e.runs()}
+    results = {run.seed for profile in ("paper", "protocol") for e in PROFILES[profile].values() for run in e.runs()}
     for experiment in PROFILES["tuning"].values():
         assert all(run.data.evaluate_on == "validation" and run.seed not in results for run in experiment.runs())
 

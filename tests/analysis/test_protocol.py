@@ -45,9 +45,14 @@ def test_competitors_are_local_methods_or_bp():
         (f"Dated {protocol.DATE}.", True),
         (f"corrected p is below {protocol.LEVEL:g}", True),
         (f"{protocol.TUNING.trials} pairs of a learning rate", True),
-        ("seeds 100, 101 and 102", protocol.TUNING.seeds == (100, 101, 102)),
-        ("for five full", protocol.TUNING.epochs == 5),
+        ("seeds 100, 101 and 102", protocol.TUNING.final.seeds == (100, 101, 102)),
+        ("all 18 trials, with seed 100, for one full epoch", protocol.TUNING.first == protocol.Round((100,), 1)),
+        ("the three best pairs of round 1", protocol.TUNING.finalists == 3),
+        ("for five full epochs", protocol.TUNING.final.epochs == 5),
+        ("after two steps on a side", protocol.TUNING.extensions == 2),
+        ("held-out 10 %", protocol.TUNING.validation == 0.1),
         (protocol.TUNING.rule, True),
+        ("the seeds 0 to 9 of `width` and `trajectory`", set(protocol.VARIANCE_EXPERIMENTS.values()) == {tuple(range(10))}),
         ("momentum rule, the equation of the paper", protocol.ON_TRIAL == "momentum"),
         ("Adam rule of the", protocol.BESIDE == "adam"),
     ],
@@ -64,8 +69,41 @@ def test_margins_agree():
 
 
 def test_every_second_setting_is_named_on_the_page():
-    assert protocol.TUNING.second.keys() == {"fdfa", "dkp", "grape", "lg-fg-w", "lg-fg-a", "pepita"}
-    assert "FDFA's, DKP's and GrAPE's feedback rate" in " ".join(PAGE.split())
+    methods = {second.method for second in protocol.TUNING.seconds}
+    assert methods == {"fdfa", "dkp", "grape", "cosine-dfa", "lg-fg-w", "lg-fg-a", "pepita"}
+    assert "FDFA's, DKP's, GrAPE's and Cosine-DFA's feedback rate" in " ".join(PAGE.split())
+
+
+def test_grids_agree():
+    users = {}
+    for experiment, grid in protocol.TUNING.uses.items():
+        users.setdefault(grid, []).append(experiment)
+    expected = [
+        [grid, str(epochs), ", ".join(e for e in users[grid] if e != grid) or "–"]
+        for grid, epochs in protocol.TUNING.grids.items()
+    ]
+    assert region("grids") == expected
+
+
+def test_a_grid_is_as_long_as_its_setting_and_every_setting_has_one():
+    lengths = {s.experiment: s.epochs for s in protocol.SETTINGS}
+    assert all(lengths.get(grid, epochs) == epochs for grid, epochs in protocol.TUNING.grids.items())
+    assert lengths.keys() <= protocol.TUNING.uses.keys()
+
+
+def test_every_method_has_the_same_number_of_trials_and_room_for_two_extensions():
+    tuning = protocol.TUNING
+    assert {len(axis.start) for axis in tuning.fine.values()} == {tuning.trials}
+    assert {len(rates.start) * len(s.axis.start) for rates in tuning.coarse.values() for s in tuning.seconds} == {tuning.trials}
+    for axis in [*tuning.fine.values(), *tuning.coarse.values(), *(s.axis for s in tuning.seconds)]:
+        line = [*reversed(axis.below), *axis.start, *axis.above]
+        assert line == sorted(set(line)) and max(len(axis.below), len(axis.above)) <= tuning.extensions
+
+
+def test_a_variant_of_a_method_has_a_second_setting_of_its_own():
+    assert protocol.TUNING.second("fdfa", {"feedback_rule": "adam"}).axis.start == (1e-5, 1e-4, 1e-3)
+    assert protocol.TUNING.second("fdfa", {}).axis.above == (1.0,)  # α is a weight
+    assert protocol.TUNING.second("fa", {}) is None
 
 
 def test_page_has_amendments_and_nine_corrections():

@@ -86,6 +86,49 @@ def test_weight_perturbation_with_two_tangents(law):
     agree(predict("fg-w", net, x, y, 1, perturbation=law, tangents=2), expected)
 
 
+@pytest.mark.parametrize(
+    "rank, hidden, outputs, bias, options",
+    [
+        (1, (2, 2), 1, False, {}),
+        (1, (1, 1), 2, True, {}),
+        (2, (1, 1), 2, False, {}),
+        (1, (1, 1), 2, False, {"per_sample": True}),
+    ],
+)
+def test_weight_perturbation_of_low_rank(rank, hidden, outputs, bias, options):
+    inputs, units = hidden
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        first = Block(nn.Linear(inputs, units, bias=bias), nn.Tanh())
+        net = BlockNetwork(first, nn.Linear(units, outputs, bias=False), input_shape=(inputs,)).double()
+    x, y = data(net)
+    y, loss = (y, "cross_entropy") if outputs > 1 else (y[:, None].double(), "mse")
+    size = 1 if options else 2
+    expected = exhaustive.fg_w(net, x, y, size, perturbation=f"low-rank-{rank}", loss=loss, **options)
+    agree(predict("fg-w", net, x, y, size, loss, perturbation=f"low-rank-{rank}", **options), expected)
+
+
+def test_low_rank_directions_add_two_times_rows_and_columns_and_one_over_the_rank():
+    """Of one matrix (m, n): total variance ÷ ‖∇‖² is mn + 1 + 2 (m + n + 1)/r, whatever its spectrum."""
+    net = BlockNetwork(Block(nn.Linear(4, 3, bias=False), nn.Tanh()), nn.Linear(3, 2, bias=False), input_shape=(4,)).double()
+    net[1].weight.data.zero_()  # so that all of the gradient is the readout's
+    x, y = data(net, 5)
+    found = predict("fg-w", net, x, y, 5, sampling="given_batch", perturbation="low-rank-2")
+    relative = float(found.variance["1.weight"].sum()) / found.total("target")
+    assert relative == pytest.approx(2 * 3 + 1 + 2 * (2 + 3 + 1) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("options", [{}, {"joint": False}, {"readout": "perturbed"}, {"tangents": 2}], ids=str)
+def test_activity_perturbation_of_active_units(law, options):
+    net = dense("relu", (2, 3, 2))
+    x, y = data(net, 3)
+    options = options | {"site": "pre", "mask": "active", "perturbation": law}
+    idle = sum(int((units == 0).sum()) for s in exhaustive.samples(net, x, y, site="pre") for units in s.active(net))
+    assert 0 < idle < 9  # some units are idle, and not all
+    agree(predict("fg-a", net, x, y, 1, **options), exhaustive.fg_a(net, x, y, 1, **options))
+
+
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("options", [{}, {"joint": False}], ids=["joint", "single"])
@@ -122,13 +165,16 @@ def test_activity_perturbation_of_a_batch_of_two():
     agree(predict("fg-a", net, x, y, 2, perturbation="rademacher"), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"joint": False}, {"sampling": "given_batch"}], ids=str)
+MASKED = {"site": "pre", "mask": "active"}
+
+
+@pytest.mark.parametrize("options", [{}, {"joint": False}, {"sampling": "given_batch"}, MASKED], ids=str)
 @pytest.mark.parametrize("law", ["gaussian", "rademacher"])
 def test_activity_perturbation_with_the_batchs_slope(law, options):
-    net = NETWORKS["layer-norm"]()
+    net = dense("relu", (2, 3, 2)) if options == MASKED else NETWORKS["layer-norm"]()
     x, y = data(net)
     expected = exhaustive.fg_a_batch_slope(net, x, y, 2, perturbation=law, **options)
-    agree(predict("fg-a", net, x, y, 2, site="post", slope="batch", perturbation=law, **options), expected)
+    agree(predict("fg-a", net, x, y, 2, slope="batch", perturbation=law, **{"site": "post"} | options), expected)
 
 
 @pytest.mark.parametrize("joint", [True, False])

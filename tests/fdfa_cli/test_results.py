@@ -32,12 +32,6 @@ def test_analyse_keeps_apart_whatever_an_experiment_varies(fdfa, swept, tmp_path
     assert len(pd.read_csv(tmp_path / "statistics" / "swept" / "accuracy.csv")) == 4
 
 
-def test_tuned_chooses_a_rate_for_each_network(fdfa, swept):
-    lines = fdfa("tuned", swept).output.splitlines()[1:]
-    assert [line.split("  ")[1] for line in lines] == ["bp, network.activation relu", "bp, network.activation tanh"]
-    assert all("of 2 rates" in line for line in lines)
-
-
 def test_analyse_refuses_two_experiments_of_one_name_in_one_place(fdfa, file, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / file.name).write_text(TOML)

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from fdfa_core import fully_connected
 from fdfa_core.errors import InvalidInput, UnknownName
-from fdfa_core.perturbations import DESIGNS, LAWS, design_sample, make_law
+from fdfa_core.estimators import make_estimator
+from fdfa_core.perturbations import DESIGNS, LAWS, LowRank, design_sample, make_law
 
 DRAWS, DIMENSION = 200_000, 5
 SIGMAS = 5  # a correct law fails one of the entries below once in a thousand fresh seeds
@@ -59,6 +61,26 @@ def test_draws_come_from_the_generator_alone(law):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_low_rank_matrices_have_identity_covariance_the_stated_kurtosis_and_rank(rank):
+    law = LowRank(rank)
+    v = law.sample_parameters((DRAWS,), [(4, 2, 2), (3,)], generator(), torch.float64)
+    assert v.shape == (DRAWS, 19) and within(v, 0)
+    assert within((v[:, :, None] * v[:, None, :]).flatten(1), torch.eye(19, dtype=torch.float64).flatten())
+    assert within(v[:, :16] ** 4, law.kurtosis) and within(v[:, 16:] ** 4, 3)
+    assert (torch.linalg.matrix_rank(v[:100, :16].view(100, 4, 4)) == rank).all()
+
+
+def test_low_rank_directions_go_by_name_and_are_of_weights_alone():
+    assert make_law("low-rank-3").rank == 3
+    with pytest.raises(InvalidInput, match="rank: got 0; accepted: a positive integer"):
+        make_law("low-rank-0")
+    net = fully_connected([3, 4, 2], seed=0)
+    x, y = torch.ones(2, 3), torch.tensor([0, 1])
+    with pytest.raises(InvalidInput, match="perturbation: got 'low-rank-3'.*for weights, in fg-w and lg-fg-w"):
+        make_estimator("fg-a", net, perturbation="low-rank-3").backward(x, y)
+
+
 @pytest.mark.parametrize("design", DESIGNS)
 def test_each_row_of_a_design_has_identity_covariance(design):
     shape = (DRAWS // 4, 4, DIMENSION)
@@ -95,7 +117,7 @@ def test_unknown_design_is_named():
 
 
 def test_unknown_law_is_named():
-    with pytest.raises(UnknownName, match="perturbation: got 'cauchy'; accepted: one of gaussian, rademacher, sphere"):
+    with pytest.raises(UnknownName, match="perturbation: got 'cauchy'; accepted: one of gaussian, rademacher, sphere, low"):
         make_law("cauchy")
 
 

@@ -99,14 +99,42 @@ def test_measured_slope_of_a_forward_gradient_is_one(rendered):
     assert (frame["slope_low"] < 1).all() and (frame["slope_high"] > 1).all()
 
 
+def test_noise_along_training_is_in_units_of_the_batch_gradients_own(rendered):
+    """FG-W's variance is n + 1 = 25 times ‖τ‖², and that of the batch gradient was logged as 0.3 ‖τ‖²."""
+    frame = pd.read_csv(rendered[2] / "variance_during_training.csv")
+    assert (frame.query("estimator == 'bp'")["estimate"] - 1).abs().max() < 1e-12
+    assert frame.query("estimator == 'fg-w'")["estimate"].to_numpy() == pytest.approx(25 / 0.3, rel=0.4)
+
+
 def test_vanished_references_are_flagged_and_have_no_angle(rendered):
     frame = pd.read_csv(rendered[2] / "alignment_angles.csv").query("block == 1 and step == 4 and estimator == 'dfa'")
-    assert frame["quantity"].tolist() == ["vanished"]
+    assert frame["quantity"].tolist() == ["vanished"]  # neither an angle nor a stable reference
 
 
-def test_bp_has_angle_zero(rendered):
-    frame = pd.read_csv(rendered[2] / "alignment_angles.csv").query("estimator == 'bp'")
-    assert frame["high"].max() < 1e-4
+def test_bp_has_angle_zero_to_its_batch_and_not_to_the_reference(rendered):
+    """The reference was logged as the batch's gradient and noise of 0.1 a component: atan 0.1 = 5.7°."""
+    frame = pd.read_csv(rendered[2] / "alignment_angles.csv").query("estimator == 'bp'").set_index("quantity")
+    assert frame.loc["angle", "high"].max() < 1e-4
+    assert frame.loc["angle_reference", "estimate"].mean() == pytest.approx(5.7, abs=1)
+
+
+def test_angles_to_a_reference_that_is_mostly_noise_are_marked(place):
+    """With 8 batches the threshold is a cosine of 1/9 between two; one seed of DFA is below it at one step."""
+
+    def unstable(frame):
+        frame.loc[(frame["step"] == 1) & (frame["block"] == 0), "reference_stability"] = 0.1
+        return frame
+
+    run = next(run for run in render.log_frames.find("convergence", "tiny", place[0]).runs() if run.estimator.name == "dfa")
+    synthetic_logs.rewrite(place[1] / run.id, "probes", unstable)
+    again(place, ["alignment_angles"])
+    frame = pd.read_csv(place[2] / "alignment_angles.csv").query("quantity in ['angle', 'angle_reference']")
+    marked = frame[~frame["stable"]]
+    assert set(zip(marked["estimator"], marked["block"], marked["step"], strict=True)) == {("dfa", 0, 1)}
+    assert set(marked["quantity"]) == {"angle", "angle_reference"}
+    assert marked["stability"].to_numpy() == pytest.approx((0.6 + 0.6 + 0.1) / 3)
+    texts = [text.get_text() for text in render.discover()["alignment_angles"].draw(frame).legends[0].get_texts()]
+    assert any("∇ is not stable" in text.replace("\n", " ") for text in texts)
 
 
 def test_bias_of_fdfa_is_seen_in_the_block_that_has_one(rendered):
@@ -125,11 +153,13 @@ def test_table_is_written_for_readers_and_for_latex(rendered):
 
 
 def test_what_latex_and_html_would_misread_is_escaped():
-    shown = pd.DataFrame({"a & b": ["50 % of x_1", "−1 ≤ α < 2"], "": ["supported", "not supported"]})
+    shown = pd.DataFrame({"a & b": ["50 % of x_1", "−1 ≤ α < 2"], "": ["supported", "✗ refuted\n`b_c` [1, 2]"]})
     latex, page = render._latex(shown, "10 % of mnist_fc", "t"), render._html(shown)
     assert r"\caption{10 \% of mnist\_fc}" in latex and r"a \& b & " in latex and r"50 \% of x\_1 & supported" in latex
     assert r"$-$1 $\le$ $\alpha$ < 2" in latex and r"\label{tab:t}" in latex and r"\begin{tabular}{ll}" in latex
-    assert "a &amp; b" in page and ">−1 ≤ α &lt; 2<" in page and 'class="short not-supported">not supported<' in page
+    assert "a &amp; b" in page and ">−1 ≤ α &lt; 2<" in page and ">supported<" in page
+    assert 'refuted">✗ refuted</span><br><span class="short"><code>b_c</code> [1,\N{NO-BREAK SPACE}2]<' in page
+    assert r"& $\times$ refuted; b\_c [1, 2] \\" in latex and "✗ refuted<br>`b_c` [1, 2]" in render.markdown(shown)
 
 
 def test_previews_are_small_pictures_from_the_csv_files(rendered, tmp_path):
@@ -215,6 +245,17 @@ def test_recorded_benchmarks_feed_the_figures_of_cost():
         if hasattr(module, "BENCH"):
             frame = module.compute({name: benches.read(module.BENCH)})
             assert np.isfinite(frame.select_dtypes("number").to_numpy()).all() and module.draw(frame).axes
+
+
+def test_a_figure_says_that_fg_a_is_biased_under_batch_normalisation_and_only_there(tmp_path, rendered):
+    said = "FG-A (post), FG-A (pre): each sample's own slope, biased under batch normalisation"
+    text = synthetic_logs.TRAJECTORY.replace("hidden = [8, 8]", "hidden = [8, 8]\nbatch_norm = true")
+    experiments, root = synthetic_logs.write(tmp_path, {"trajectory": text})
+    render.render("tiny", root, tmp_path / "out", ["variance_during_training"], experiments=experiments)
+    for out, expected in ((tmp_path / "out", True), (rendered[2], False)):
+        frame = pd.read_csv(out / "variance_during_training.csv")
+        note = render.discover()["variance_during_training"].draw(frame).legends[0].get_title().get_text()
+        assert (said in note.replace("\n", " ")) == expected
 
 
 # --- which a profile has ---------------------------------------------------------------------------------------------

@@ -6,20 +6,20 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 import recorded
-from analysis import claims
+from analysis import logs
 from fdfa_core.errors import InvalidInput
-from figures import claims as claims_table
 from figures import plan, report
 from places import ROOT
 
 SHOWN = ("accuracy", "convergence_cost", "depth_utility", "variance_vs_width")  # of the last there is no experiment
+SHOWN += ("verdict_matrix", "verdict_summary")
+TITLES = ["All data sets", "Digits", "MNIST"]  # of the tabs: two data sets, and what is about both
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+READ, COUNTED = logs.read, logs.coverage
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -40,6 +40,9 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         if not self.open or self.open.pop() != tag:
             self.wrong.append(tag)
+
+    def with_role(self, role):
+        return [attributes for _, attributes in self.elements if attributes.get("role") == role]
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -70,7 +73,7 @@ def test_page_is_well_formed(page):
 def test_page_needs_nothing_from_outside(page):
     links = [a[key] for _, a in page.elements for key in ("src", "href", "srcset", "action") if key in a]
     assert links and all(link.startswith(("data:", "#")) for link in links)
-    assert not page.all("script") and not page.all("iframe")
+    assert not page.all("iframe") and all("src" not in script for script in page.all("script"))
 
 
 def test_style_needs_nothing_from_outside(written):
@@ -87,6 +90,49 @@ def test_links_within_the_page_lead_somewhere(page):
 def test_every_figure_is_on_the_page_once(page):
     names = [a["alt"].split(":")[0] for a in page.all("img")]
     assert len(names) == 3 and all(a["src"].startswith("data:image/png;base64,") for a in page.all("img"))
+
+
+def test_every_figure_and_table_is_one_section(page):
+    sections = [a["id"] for a in page.all("section") if "id" in a and not a["id"].startswith("experiment-")]
+    drawn = {"verdict_matrix", "verdict_summary", "accuracy", "depth_utility"}
+    drawn |= {f"convergence_cost-{name}" for name in ("digits_fc", "mnist_fc")}
+    assert len(sections) == len(set(sections)) and set(sections) == drawn
+    assert sections[:2] == ["verdict_matrix", "verdict_summary"]  # the page opens with them
+
+
+def test_tabs_and_panels_name_each_other(page):
+    tabs, panels = page.with_role("tab"), page.with_role("tabpanel")
+    assert [a["aria-controls"] for a in tabs] == [a["id"] for a in panels] and len(panels) == len(TITLES)
+    assert [a["aria-labelledby"] for a in panels] == [a["id"] for a in tabs]
+    assert [a["aria-selected"] for a in tabs] == ["true", "false", "false"] and len(page.with_role("tablist")) == 1
+
+
+def test_all_panels_are_shown_without_a_script(page):
+    """The script hides panels and shows the tabs; print shows all panels again."""
+    assert not any("hidden" in a for a in page.with_role("tabpanel")) and "hidden" in page.with_role("tablist")[0]
+
+
+def test_panels_are_printed_whole(written):
+    text = written[0].read_text(encoding="utf-8")
+    rules = re.search(r"@media print \{\n(.*?)\n\}", text, re.DOTALL)[1]
+    assert re.search(r'\[role="tabpanel"\]\[hidden\] \{ display: block; content-visibility: visible; \}', rules)
+
+
+def test_a_data_set_has_its_own_panel(written):
+    text = written[0].read_text(encoding="utf-8")
+    panels = re.split(r'<div class="panel"', text)[1:]
+    assert [re.search("<h3>(.*?)</h3>", panel)[1] for panel in panels] == TITLES
+    held = [set(re.findall(r'<section class="item" id="(.*?)"', panel.split("<h2")[0])) for panel in panels]
+    assert held == [{"accuracy", "depth_utility"}, {"convergence_cost-digits_fc"}, {"convergence_cost-mnist_fc"}]
+
+
+def test_matrix_has_a_word_and_a_symbol_in_every_cell_and_a_heading_per_row(written, page):
+    text = written[0].read_text(encoding="utf-8")
+    matrix = text[text.index('id="verdict_matrix"') : text.index("</section>", text.index('id="verdict_matrix"'))]
+    cells = re.findall(r'<td data-question="[^"]+">(.*?)</td>', matrix)
+    assert len(cells) == 12 and all(re.search(r'class="\w+ \w+">(✓ |✗ |≈ |\? |○ \d of 3 seeds)', cell) for cell in cells)
+    assert len([a for a in page.all("th") if a.get("scope") == "row"]) == 3
+    assert "○ 2 of 3 seeds" in matrix and "○ 0 of 3 seeds" in matrix  # DFA on MNIST, and all of Fashion-MNIST
 
 
 def test_size_of_a_picture_is_stated(page, written):
@@ -156,12 +202,43 @@ def test_page_fits_the_screen_and_shows_its_pictures(written, tmp_path, width):
     text = html.escape(written[0].read_text(encoding="utf-8"))
     frame = f'<iframe srcdoc="{text}" style="width: {width}px; height: 2000px; border: 0"></iframe>'
     (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><title></title>{frame}<script>{script}</script>")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'screen.png'}", "--window-size=1400,2100"]
-    command = [BROWSER, *options, "--dump-dom", str(tmp_path / "frame.html")]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    shown = dumped(tmp_path, tmp_path / "frame.html", f"--screenshot={tmp_path / 'screen.png'}", "--window-size=1400,2100")
     used, images, loaded = map(int, re.search(r"<title>(\d+) (\d+) (\d+)</title>", shown).groups())
     assert used <= width and images == loaded == 3
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_keys_move_between_tabs_and_a_link_opens_its_panel(written, tmp_path):
+    """Left from the first tab to the last, right around again, Home, End; then a link into a panel that is hidden."""
+    script = """
+    const tabs = [...document.querySelectorAll('[role="tab"]')], seen = [];
+    const note = () => seen.push(tabs.map(tab => {
+      const shown = !document.getElementById(tab.getAttribute("aria-controls")).hidden;
+      const whole = shown === (tab.getAttribute("aria-selected") === "true") && shown === (tab.tabIndex === 0);
+      return whole ? Number(shown) : "?";
+    }).join("") + tabs.indexOf(document.activeElement));
+    note();
+    tabs[0].focus();
+    for (const key of ["ArrowLeft", "ArrowRight", "ArrowRight", "Home", "End", "Tab"]) {
+      document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+      note();
+    }
+    tabs[0].click();
+    location.hash = "#convergence_cost-digits_fc";
+    addEventListener("hashchange", () => { note(); document.title = seen.join(" "); });
+    """
+    text = written[0].read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    title = re.search("<title>(.*?)</title>", dumped(tmp_path, tmp_path / "page.html"))[1]
+    assert title.split() == ["100-1", "0012", "1000", "0101", "1000", "0012", "0012", "010-1"]
+
+
+def dumped(place, page, *more):
+    """Return the elements of a page after its scripts have run."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
+    options += ["--disable-quic", "--no-first-run", "--disable-background-networking", f"--user-data-dir={place / 'profile'}"]
+    command = [BROWSER, *options, *more, "--dump-dom", str(page)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
 
 # --- results in the README -------------------------------------------------------------------------------------------
@@ -175,21 +252,21 @@ def test_results_state_accuracy_seeds_and_what_is_missing(written):
     assert "mnist_fc" in text.splitlines()[-1] and "digits_fc" not in text.splitlines()[-1]
 
 
-def test_claims_about_training_are_told_of_every_further_data_set(monkeypatch):
-    """The claims about variance, whose evidence is the same everywhere, are not repeated."""
-    tested = pd.DataFrame(
-        [
-            ["4", "`fdfa` against `dkp`", "convergence", 0.97, 0.9, 1.1, 3, 0.2, 0.8],
-            ["1a", "hidden block 1", "width", 9.0, 8.0, 10.0, 3, 0.0, 1.0],
-        ],
-        columns=["claim", "component", "evidence", "estimate", "low", "high", "seeds", "p", "p_opposite"],
-    )
-    monkeypatch.setattr(report, "_computed", lambda *_: claims.verdicts(tested))
-    monkeypatch.setattr(report, "gaps", lambda *_: "")
-    jobs = [plan.Job(f"claims-{on}", claims_table, {"convergence": [SimpleNamespace(name=on)]}) for on in ("one", "two")]
-    head, table = report._elsewhere(jobs, "runs")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert [row[:4] for row in rows] == [[on, "4", "inconclusive", "0.97 [0.9, 1.1]"] for on in ("one", "two")]
+def test_results_hold_the_matrix_and_a_paragraph_per_question(written):
+    _, _, experiments, root = written
+    text = report.results("tiny", root, experiments)
+    assert re.search(r"^\| MNIST, fully connected<br>`mnist_fc` .*○ 2 of 3 seeds", text, re.MULTILINE)
+    questions = re.findall(r"^\*\*(Q\d: .*?)\.\*\* Does FDFA", text, re.MULTILINE)
+    assert questions == ["Q2: faster per epoch", "Q2: faster per operation", "Q3: more accurate", "Q3: level with BP"]
+
+
+def test_every_experiment_is_read_once_and_counted_once(written, monkeypatch):
+    _, _, experiments, root = written
+    read, counted = [], []
+    monkeypatch.setattr(logs, "read", lambda store, e, **k: read.append(e.name) or READ(store, e, **k))
+    monkeypatch.setattr(logs, "coverage", lambda store, e: counted.append(e.name) or COUNTED(store, e))
+    report.results("tiny", root, experiments)
+    assert sorted(read) == ["digits_fc", "mnist_fc"] and sorted(counted) == ["digits_fc", "fashion_fc", "mnist_fc"]
 
 
 def test_results_of_an_empty_record_say_so(written, tmp_path):

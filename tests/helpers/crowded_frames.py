@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from analysis import options
+from analysis import coupling, options
 from fdfa_core.estimators.registry import label
 
 MEANINGS: options.Meanings = {}  # what the labels with options stand for
@@ -140,7 +140,8 @@ def frames() -> dict[str, pd.DataFrame]:
     """Return a frame for every figure, by its name."""
     parts = ["measured", "expected", "averaging", "lag", "start", "sampling"]
     rates, steps = [1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001], [0, 1, 10, 100, 1000, 30_000]
-    angles = measured(crossed(block=[0, 1, 2], estimator=METHODS, step=steps), 1, 120, "estimator").assign(chance=1.0)
+    angles = crossed(quantity=["angle", "angle_reference", "share"], block=[0, 1, 2], estimator=METHODS, step=steps)
+    angles = measured(angles, 1, 120, "estimator").assign(chance=1.0, stable=lambda f: f["step"] < 50)
     drift = [
         crossed(against=["alpha"], block=[0, 1], quantity=parts, alpha=rates, step=[20_000]),
         crossed(against=["step"], block=[0, 1], quantity=parts, alpha=[0.01], step=[3, 15, 60, 20_000]),
@@ -153,18 +154,25 @@ def frames() -> dict[str, pd.DataFrame]:
     joint = cross["joint"].map({True: named("fdfa", feedback_lr=1.0), False: named("fdfa", feedback_lr=1.0, joint=False)})
     feedback = [named("fdfa", feedback_lr=rate) for rate in rates] + [named("fdfa", feedback_lr=0.001, warmup=True)]
     error = measured(crossed(block=[0, 1], estimator=feedback, step=steps), fewer="estimator")
-    depth = crossed(quantity=["first", "mean", "accuracy"], trained_with=METHODS, depth=[2, 3, 5, 8])
-    depth = measured(depth, 0.01, 0.9, "trained_with")
+    shown = ["first", "mean", "first_reference", "mean_reference", "share", "accuracy"]
+    depth = crossed(quantity=shown, trained_with=METHODS, depth=[2, 3, 5, 8])
+    depth = measured(depth, 0.01, 0.9, "trained_with").assign(stable=lambda f: f["depth"] < 4)
     utility = measured(pd.DataFrame([(*key, label) for key in SETTINGS for label in METHODS]), 1e-3, 0.2)
     utility.columns = ["dataset", "architecture", "epochs", "trained_with", *utility.columns[4:]]
     crowded = {
-        "alignment_angles": pd.concat([angles.assign(quantity="angle"), angles[:3].assign(quantity="vanished")]),
+        "alignment_angles": pd.concat([angles, angles[:3].assign(quantity="vanished")]),
         "alignment_vs_depth": depth,
         "bias_decomposition": measured(pd.concat(drift), 1e-6, 10).assign(detected=lambda f: f["alpha"] < 0.5),
         "bias_variance": split.assign(detected=split["block"] == 0),
         "convergence": trained(epoch=[0.0, 1.0, 2.0]).assign(kind="mean", seed=-1),
         "convergence_cost": trained(epoch=[1.0, 2.0, 3.0]).assign(
             flops=lambda f: np.geomspace(7e7, 1.2e13, len(f)), seconds=lambda f: np.geomspace(0.02, 400, len(f))
+        ),
+        "descent_frequency": measured(crossed(block=[0, 1, 2, -1], estimator=METHODS, window=[0, 1, 2]), 0.01, 0.9).assign(
+            first=lambda f: f["window"] * 1024, last=lambda f: f["window"] * 4096, draws=16, stable=False, interval="binomial"
+        ),
+        "equal_cost": trained(kind=["curve", "end"], step=[1, 2]).assign(
+            flops=lambda f: f["step"] * 6e12, spent=lambda f: np.linspace(0.13, 1, len(f))
         ),
         "cosine_vs_dimension": measured(cosine, 1e-4, 1).assign(
             theory=lambda f: f["estimate"], ratio=1, ratio_low=0.7, ratio_high=1.3
@@ -198,4 +206,5 @@ def frames() -> dict[str, pd.DataFrame]:
     )
     seeds = seeds.assign(value=np.resize([0.95, -0.3, 0.001, 0.02], len(seeds)), margin=0.01)
     crowded["seeds"] = seeds
-    return {name: options.described(frame, MEANINGS) for name, frame in crowded.items()}
+    biased = {"fg-a", label("fg-a", {"site": "pre"}), label("fg-a", {"site": "post"})}
+    return {name: coupling.marked(options.described(frame, MEANINGS), biased) for name, frame in crowded.items()}

@@ -32,6 +32,20 @@ def law_points(law: str, dimension: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([axes, -axes, signs]), torch.tensor(weights, dtype=torch.float64)
 
 
+def low_rank_points(rank: int, shapes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (n, P) and weights of A Bᵀ/√r for matrices; a fourth power has degree four in A and in B each."""
+    points, weights = torch.zeros(1, 0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    for shape in shapes:
+        rows, columns = shape[0], math.prod(shape[1:])
+        more, chance = law_points("gaussian", rank * (rows + columns) if len(shape) > 1 else rows)
+        if len(shape) > 1:
+            a, b = more[:, : rank * rows].view(-1, rows, rank), more[:, rank * rows :].view(-1, rank, columns)
+            more = (a @ b).flatten(1) / rank**0.5
+        points = torch.cat([points.repeat_interleave(len(more), 0), more.repeat(len(points), 1)], 1)
+        weights = (weights[:, None] * chance).flatten()
+    return points, weights
+
+
 class Sample:
     """Everything that one sample contributes, from whole-network Jacobians by reverse mode."""
 
@@ -45,7 +59,15 @@ class Sample:
         error = jacrev(lambda out: make_loss(loss)(out, y))(values[-1])[0]  # a batch of one: not divided by anything
         self.error = error
         self.signals = [*(error @ j for j in self.jacobians), error]
-        self.local = self._local(net, x, values)
+        self.local, self.values = self._local(net, x, values), values
+
+    def active(self, net) -> list[torch.Tensor]:
+        """Which units at the pre sites move their block's output, (units,) of 1 and 0, and all outputs."""
+        moving = []
+        for block, value in zip(net.hidden, self.values, strict=False):
+            jacobian = jacrev(lambda v, block=block: block.activation(v).flatten())(value)
+            moving.append(jacobian.flatten(1).ne(0).any(0).double())
+        return [*moving, torch.ones_like(self.error)]
 
     def _forward(self, net, x):
         def run(moved):
@@ -111,7 +133,10 @@ def population(per_sample) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fg_w(net, x, y, batch_size, *, perturbation="gaussian", tangents=1, per_sample=False, **options):
     gradients = [torch.cat([z @ a for z, a in zip(s.signals, s.local, strict=True)]) for s in samples(net, x, y, **options)]
-    points, weights = law_points(perturbation, len(gradients[0]))
+    if perturbation.startswith("low-rank-"):
+        points, weights = low_rank_points(int(perturbation[9:]), [p.shape for p in net.parameters()])
+    else:
+        points, weights = law_points(perturbation, len(gradients[0]))
 
     def outcomes(g):
         return tangent_mean(points, weights, tangents, lambda v: (g @ v) * v)
@@ -122,9 +147,13 @@ def fg_w(net, x, y, batch_size, *, perturbation="gaussian", tangents=1, per_samp
     return moments(*population([outcomes(sum(batch) / batch_size) for batch in batches]))
 
 
-def fg_a(net, x, y, batch_size, *, perturbation="gaussian", joint=True, readout="exact", tangents=1, **options):
+def fg_a(net, x, y, batch_size, *, perturbation="gaussian", joint=True, readout="exact", tangents=1, mask="none", **options):
     per_sample = []
     for s in samples(net, x, y, **options):
+        if mask == "active":  # a direction that is zero at a unit: neither its slope nor its share of the estimate is there
+            moving = s.active(net)
+            s.signals = [z * units for z, units in zip(s.signals, moving, strict=True)]
+            s.local = [units[:, None] * a for units, a in zip(moving, s.local, strict=True)]
         last = len(net) - (readout == "exact")
         sizes = [len(z) for z in s.signals[:last]]
         tail = [] if readout == "perturbed" else [s.signals[-1] @ s.local[-1]]
@@ -149,9 +178,13 @@ def fg_a(net, x, y, batch_size, *, perturbation="gaussian", joint=True, readout=
     return moments(*batch_mean(*population(per_sample), batch_size))
 
 
-def fg_a_batch_slope(net, x, y, batch_size, *, perturbation="gaussian", joint=True, sampling="fresh_batches"):
-    """FG-A (post, readout exact) whose samples all take the slope of the whole batch's loss."""
-    everyone = samples(net, x, y, site="post")
+def fg_a_batch_slope(
+    net, x, y, batch_size, *, perturbation="gaussian", joint=True, sampling="fresh_batches", site="post", mask="none"
+):
+    """FG-A (readout exact) whose samples all take the slope of the whole batch's loss."""
+    everyone = samples(net, x, y, site=site)
+    for s in everyone if mask == "active" else ():
+        s.local = [units[:, None] * a for units, a in zip(s.active(net), s.local, strict=True)]
     batches = [everyone] if sampling == "given_batch" else itertools.product(everyone, repeat=batch_size)
     outcomes = []
     for batch in batches:

@@ -171,6 +171,13 @@ def fg_a(slow: Slow, us: list[Tensor], *, site="pre", readout="exact", joint=Tru
     return found | ({} if readout == "perturbed" else slow.readout())
 
 
+def active(slow: Slow, block: int) -> Tensor:
+    """Which units at a pre site move any output of their block, in any sample: (N, n) of 1 and 0."""
+    jacobian = jacrev(slow.net[block].activation)(slow.values[block]["pre"])
+    value = slow.values[block]["pre"]
+    return jacobian.reshape(-1, *value.shape).ne(0).any(0).to(value.dtype).flatten(1)
+
+
 def estimated_error(loss_jacobian: Tensor, u: Tensor, combine: str, slope: str) -> Tensor:
     """The errors (N, n) that perturbations u (K, N, n) tell, given ∂ℓ_p/∂(site of q) (N, N, n)."""
     tangents, samples, units = u.shape

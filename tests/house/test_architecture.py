@@ -60,6 +60,7 @@ TORCH_FREE = (
     "fdfa_core.estimators.registry",
     "fdfa_core.experiments.loading",
     "fdfa_core.experiments.schedules",
+    "fdfa_core.experiments.writing",
     "fdfa_core.files",
     "fdfa_core.networks.registry",
     "fdfa_core.paths",

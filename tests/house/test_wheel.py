@@ -72,7 +72,7 @@ def test_wheel_holds_every_module_stub_and_experiment_and_nothing_else(wheel):
         f"fdfa_core/experiments/files/{path.relative_to(ROOT / 'experiments').as_posix()}"
         for path in (ROOT / "experiments").rglob("*.toml")
     }
-    assert held == modules | stubs | experiments | {"figures/report/page.html"}
+    assert held == modules | stubs | experiments | {f"figures/report/{name}" for name in ("page.html", "style.css", "tabs.js")}
 
 
 def test_source_distribution_holds_tests_documents_and_what_make_needs(dist):

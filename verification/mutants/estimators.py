@@ -35,6 +35,16 @@ def _():
     return after(perturbations.Gaussian, "sample", lambda v, *_, **__: 1.05 * v)
 
 
+@mutant("idle units perturbed in place of the active ones", "estimator", "mask=active")
+def _():
+    return after(BlockMap, "active", lambda moving, *_: 1 - moving)
+
+
+@mutant("low-rank direction not divided by √r", "estimator", "perturbation=low-rank-2")
+def _():
+    return after(perturbations.LowRank, "sample_parameters", lambda v, *_: v * 2**0.5)
+
+
 @mutant("uniform perturbation in place of the Gaussian (unit variance)", "estimator", FG_W, FG_A)
 def _():
     return after(perturbations.Gaussian, "sample", lambda v, *_, **__: torch.special.ndtr(v).sub(0.5).mul(12**0.5))

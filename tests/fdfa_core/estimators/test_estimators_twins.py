@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 
 import twins
+from fdfa_core import fully_connected
+from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import make_estimator
-from fdfa_core.perturbations import Gaussian
+from fdfa_core.perturbations import Gaussian, LowRank
 from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
 from twins import Recorder, Slow
 
@@ -75,6 +77,25 @@ def test_fg_w_of_several_tangents(toy, combine):
     assert_equal(found, twins.fg_w(slow, v, combine))
 
 
+class RecordedLowRank(LowRank):
+    """Directions of low rank, kept."""
+
+    def sample_parameters(self, *arguments):
+        self.drawn = super().sample_parameters(*arguments)
+        return self.drawn.clone()
+
+
+@pytest.mark.parametrize("toy", ALL)
+def test_fg_w_of_low_rank(toy):
+    net = make_toy(toy)
+    law, batch = RecordedLowRank(rank=2), make_batch(net)
+    found = make_estimator("fg-w", net, perturbation=law, seed=3).estimate(*batch)
+    slow = Slow(net, *batch)
+    assert_equal(found, twins.fg_w(slow, law.drawn))
+    for name, v in slow.split(law.drawn[0]).items():
+        assert v.dim() < 2 or torch.linalg.matrix_rank(v.flatten(1)) == min(2, len(v), v[0].numel()), name
+
+
 @pytest.mark.parametrize("toy", [name for name in ALL if name not in COUPLED])
 def test_fg_w_per_sample(toy):
     found, (v,), slow = Case("fg-w", toy, per_sample=True).estimate()
@@ -97,6 +118,38 @@ def test_fg_a_at_block_outputs(toy):
 def test_fg_a_at_affine_outputs(toy):
     found, us, slow = Case("fg-a", toy).estimate()
     assert_equal(found, twins.fg_a(slow, us))
+
+
+@pytest.mark.parametrize("toy", PRE)
+def test_fg_a_of_active_units(toy):
+    found, (u,), slow = Case("fg-a", toy, mask="active").estimate()
+    moving = torch.cat([twins.active(slow, block) for block in slow.hidden], dim=-1)
+    assert_equal(found, twins.fg_a(slow, [u * moving]))
+
+
+@pytest.mark.parametrize("toy", PRE)
+def test_lg_fg_a_of_active_units(toy):
+    case = Case("lg-fg-a", toy, mask="active")
+    found, us, slow = case.estimate()
+    masked = [u * twins.active(slow, block) for block, u in zip(slow.hidden, us, strict=True)]
+    assert_equal(found, twins.lg_fg_a(slow, masked, case.estimator.readouts))
+
+
+@pytest.mark.parametrize("name, options", [("fg-a", {"site": "post"}), ("lg-fg-a", {"combine": "projection"})], ids=str)
+def test_a_mask_that_would_not_hold_is_refused(name, options):
+    with pytest.raises(InvalidInput, match="mask: got 'active'; accepted: \"none\" with " + "=.".join(*options.items())):
+        make_estimator(name, make_toy("fc"), mask="active", **options)
+
+
+def test_a_mask_leaves_idle_units_alone_and_takes_no_random_numbers():
+    net = fully_connected([5, 30, 4, 3], activation="relu", seed=0).double()
+    x, y = torch.ones(1, 5, dtype=torch.float64), torch.tensor([0])
+    idle = net[0].affine(x)[0] <= 0
+    plain, masked = (make_estimator("fg-a", net, seed=1, mask=mask) for mask in ("none", "active"))
+    found = masked.estimate(x, y)["0.affine.bias"]
+    assert idle.any() and (found[idle] == 0).all() and (found[~idle] != 0).all()
+    assert (plain.estimate(x, y)["0.affine.bias"][idle] != 0).all()
+    assert torch.equal(plain.generator.get_state(), masked.generator.get_state())
 
 
 @pytest.mark.parametrize(

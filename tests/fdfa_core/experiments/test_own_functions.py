@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from analysis.rebuilt import flops
 from fdfa_core import register_architecture, register_dataset
 from fdfa_core.data import load
 from fdfa_core.data import registry as datasets
@@ -75,6 +76,7 @@ def test_an_experiment_trains_own_network_on_own_data(place):
     own_code = read_provenance(directory)["own_code"]
     assert [each["name"] for each in own_code] == ["mine.code:build", "mine.code:load"]
     assert all(each["module"] == "mine.code" and len(each["sha256"]) == 64 for each in own_code)
+    assert flops.per_step(run) > 2 * 20 * (5 * 6 + 6 * 3)  # more than the products of the forward pass
     x, y = load("mine.code:load").train.batch(torch.tensor([0]))
     assert x[0, 0] == -9 and x.shape == (1, 5) and y.dtype == torch.int64  # numbers as they are, not scaled as pixels
 

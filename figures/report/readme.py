@@ -1,0 +1,81 @@
+"""The results region of the README: verdicts, accuracies, and what is missing."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import inventory, logs
+from fdfa_core.errors import InvalidInput
+from figures import _labels, render, style
+from figures.plan import Coverage, Job, gaps, plan
+
+BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
+ACCURACY = "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:"
+
+
+def with_results(text: str, profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS) -> str:
+    """Return a text with the region between the two marks replaced by the recorded results.
+
+    Raises:
+        InvalidInput: the text has no such region.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InvalidInput("text", text[:40] + "…", f"a text with the lines {BEGIN!r} and {END!r}, once each, in this order")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{results(profile, root, experiments)}{END}{rest.split(END)[1]}"
+
+
+def results(profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS) -> str:
+    """Return the matrix of verdicts with a paragraph per question, the recorded accuracies, and the cost, as Markdown.
+
+    Every experiment is read once, whatever shows it.
+    """
+    store = logs.open_store(root)
+    planned, coverage = logs.profile(profile, experiments), Coverage(store)
+    cost = inventory.cost(inventory.inventory(store, planned.values()))
+    recorded, total = int(cost["runs"].sum()), int(cost["planned"].sum())
+    parts = [f"{recorded} of {total} planned runs are recorded in `{Path(root).as_posix()}/`"]
+    if recorded:
+        parts[0] += f"; they took {cost['hours'].sum():.1f} hours of one process"
+    parts[0] += "."
+    read = functools.cache(lambda name: logs.read(store, planned[name], partial=True))
+    wanted = ("verdict_matrix", "accuracy")
+    jobs, _ = plan(profile, store, wanted, experiments=experiments, partial=True, coverage=coverage)
+    for job in sorted(jobs, key=lambda job: wanted.index(job.name)):
+        read_of = {role: logs.pooled([read(e.name) for e in group]) for role, group in job.experiments.items()}
+        parts += _paragraphs(job, render.computed(job, read_of))
+    notes = dict.fromkeys(note for job in jobs if job.name == "accuracy" and (note := gaps(job, coverage)))
+    parts += [f"{note}." for note in notes]
+    absent = cost.loc[cost["runs"] < cost["planned"], "experiment"]
+    if len(absent):
+        parts.append(f"What is missing, each by `fdfa sweep experiments/{profile}/NAME.toml`: " + ", ".join(absent) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def _paragraphs(job: Job, frame: pd.DataFrame) -> list[str]:
+    """Return what the README has of a table."""
+    if job.name == "accuracy":
+        return [ACCURACY, render.markdown(_accuracies(frame))]
+    lead, *questions = render.paragraphs(job.module.explain(frame))
+    return [lead, render.markdown(job.module.show(frame)), *questions]
+
+
+@_labels.understood
+def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy table with one row per estimator and one column per setting."""
+
+    def cell(row) -> str:
+        if row.seeds == 0:
+            return "diverged"
+        half = f" ± {50 * (row.high - row.low):.2f}" if row.interval == "seeds" else ""
+        return f"{100 * row.accuracy:.2f}{half} ({row.seeds})"
+
+    setting = [f"{style.dataset(r.dataset)}, {r.architecture.replace('_', ' ')}, {r.epochs} epochs" for r in frame.itertuples()]
+    cells = frame.assign(setting=setting, cell=[cell(row) for row in frame.itertuples()])
+    wide = cells.pivot(index="trained_with", columns="setting", values="cell").fillna("–")
+    wide = wide.loc[style.ordered(wide.index), list(dict.fromkeys(setting))]
+    wide.insert(0, "estimator", [style.look(label).name for label in wide.index])
+    return wide.rename(columns={column: f"{column} (n)" for column in wide.columns[1:]})
