@@ -55,7 +55,7 @@ for seed in range(2):
 # %% 3. Compare with the record: is FG-W as much noisier than FG-A here as in the runs at the paper's scale?
 def noise_ratio(log: logs.Logs) -> float:
     """Return the variance of FG-W over that of FG-A in the hidden blocks, at the last probe, over all runs."""
-    probes = variance.normalised(select.last_step(select.hidden_blocks(log.probes)), by="target")
+    probes = variance.normalised(select.last_step(select.hidden_blocks(log.probes)))
     log_nsr = np.log(probes[probes["nsr"] > 0].set_index("method")["nsr"])
     return float(np.exp(log_nsr["fg-w"].mean() - log_nsr["fg-a"].mean()))
 
