@@ -230,8 +230,8 @@ def _run_columns(run: tables.RunConfig, experiment: str, summary: dict) -> tuple
         run.network.architecture,
         max(hidden) if hidden else np.nan,
         len(hidden) if hidden else np.nan,
-        run.training.batch_size,
-        run.training.learning_rate,
+        summary.get("batch_size", np.nan) if run.own_loop else run.training.batch_size,
+        np.nan if run.own_loop else run.training.learning_rate,
         summary["status"],
     )
     outcome = {

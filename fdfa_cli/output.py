@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fdfa_cli.shared import (
+    OWN,
     carry_out_all,
     figures_of,
     is_recorded,
@@ -16,6 +17,7 @@ from fdfa_cli.shared import (
     record_of,
     record_or_runs,
     say_skipped,
+    shown_profile,
 )
 
 
@@ -41,10 +43,12 @@ def figures(
 ) -> None:
     """Carry out the runs of a profile that are missing, analyse the logs, and draw all figures and tables.
 
-    Results that were recorded in results/PROFILE are drawn as far as they go, without training; what they lack is named.
+    Results that were recorded in results/PROFILE are drawn as far as they go, without training; what they lack is named. So are
+    the runs of your own loops (fdfa_core.Monitor), which the profile "own" holds: it is the default where --runs has such runs.
     """
+    profile = shown_profile(profile, root)
     root = record_or_runs(root, profile)
-    may_train = may_train and not is_recorded(root)
+    may_train = may_train and not is_recorded(root) and profile != OWN
     out = out or figures_of(profile)
 
     from tqdm import tqdm

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fdfa_core.sweeps.outcome import Summary
 
 RUNS = Path("runs")
+OWN = "own"  # the profile of runs that no experiment file describes (`analysis.own`)
 RESUMABLE = ("train", "sweep", "figures")  # commands that keep what they had done when they were interrupted
 
 
@@ -123,6 +124,16 @@ def record_of(profile: str) -> Path:
 
     path = paths.RESULTS / profile
     return Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path
+
+
+def shown_profile(profile: str, root: Path | None) -> str:
+    """Return the profile to draw: the one asked for, or "own" where none is and the directory has runs of a user's loops."""
+    source = click.get_current_context().get_parameter_source("profile")
+    if root is not None and source is click.core.ParameterSource.DEFAULT and root.is_dir():
+        from analysis import own
+
+        return OWN if own.has_runs(root) else profile
+    return profile
 
 
 def record_or_runs(root: Path | None, profile: str) -> Path:

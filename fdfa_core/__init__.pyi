@@ -1,3 +1,4 @@
+from .data.registry import register_dataset
 from .estimators.base import Estimator
 from .estimators.consistency import unchecked
 from .estimators.registry import available_estimators, make_estimator, register
@@ -8,13 +9,16 @@ from .networks.blocks import Block, BlockNetwork
 from .networks.convolutional import alexnet, convolutional
 from .networks.cutting import cut
 from .networks.dense import fully_connected
+from .networks.registry import register_architecture
 from .networks.residual import residual
 from .networks.transformer import transformer
+from .training.monitor import Monitor
 
 __all__ = [
     "Block",
     "BlockNetwork",
     "Estimator",
+    "Monitor",
     "alexnet",
     "available_estimators",
     "convolutional",
@@ -24,6 +28,8 @@ __all__ = [
     "make_estimator",
     "measure",
     "register",
+    "register_architecture",
+    "register_dataset",
     "residual",
     "transformer",
     "true_gradient",

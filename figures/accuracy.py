@@ -6,6 +6,7 @@ from analysis import accuracy, logs
 from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
+OWN = ("convergence",)
 POOLED = True
 TABLE = True
 SETTING = [*accuracy.SETTING, "epochs"]

@@ -10,6 +10,7 @@ from analysis import bias, logs, select
 from figures import _labels, style
 
 EXPERIMENTS = ("trajectory",)
+OWN = ("trajectory",)
 MARKS = {
     "mse": ("mean squared error", "|", style.INK),
     "variance": ("variance", "o", "#E69F00"),

@@ -7,6 +7,7 @@ from analysis import convergence, logs
 from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
+OWN = ("convergence",)
 PANELS = {"train_loss": "train loss (reference subset)", "test_accuracy": "test accuracy (logit scale)"}
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import pandas as pd
 
 import figures
-from analysis import benches, options
+from analysis import benches, options, own
 from analysis import logs as log_frames
 from fdfa_core.errors import RunError, UnknownName
 from figures import style
@@ -93,7 +93,8 @@ def plan(
     A figure of a benchmark that is not recorded cannot be rendered; that stops nothing unless `only` asks for the figure.
 
     Args:
-        profile: folder of `experiments`.
+        profile: folder of `experiments`; "own" for what a user's own runs in `root` make (`analysis.own`), shown by the modules
+            that name their roles for it as `OWN`.
         root: directory of runs, or record.
         only: names of modules, or of what they render; None for all.
         experiments: directory of experiment files.
@@ -106,24 +107,28 @@ def plan(
             is not recorded (neither with `partial`).
     """
     by_role: dict[str, list] = {}
-    for experiment in log_frames.profile(profile, experiments).values():
+    mine = profile == own.PROFILE
+    for experiment in (own.experiments(root) if mine else log_frames.profile(profile, experiments)).values():
         by_role.setdefault(experiment.role, []).append(experiment)
     possible: list[Job] = []
     missing: dict[str, str] = {}
     for name, module in discover().items():
-        if profile not in getattr(module, "PROFILES", {profile} - APART):
+        roles = getattr(module, "OWN", ()) if mine else module.EXPERIMENTS
+        if profile not in getattr(module, "PROFILES", {profile} - APART) or mine and not roles:
             continue
-        lacking = [role for role in module.EXPERIMENTS if role not in by_role and role not in optional(module)]
+        lacking = [role for role in roles if role not in by_role and role not in optional(module)]
         bench = getattr(module, "BENCH", None)
         if bench and benches.path(bench).is_file():
             possible.append(Job(name, module, {}, bench=bench))
         elif bench:
             missing[name] = f"needs {benches.path(bench)}, which `make bench` writes"
+        elif lacking and mine:
+            missing[name] = own.LACKING[lacking[0]]
         elif lacking:
             known = ", ".join(sorted(by_role))
             missing[name] = f"needs experiment {lacking[0]!r}, which profile {profile!r} does not have (it has {known})"
         else:
-            jobs = _jobs(name, module, {role: by_role[role] for role in module.EXPERIMENTS if role in by_role})
+            jobs = _jobs(name, module, {role: by_role[role] for role in roles if role in by_role})
             planned = tuple(e for group in by_role.values() for e in group) if getattr(module, "PLANNED", False) else ()
             possible += [replace(job, planned=planned) for job in jobs]
     if only is not None:
@@ -146,7 +151,7 @@ def plan(
         left = {role: [e for e in group if e not in absent] for role, group in job.experiments.items()}
         left = {role: group for role, group in left.items() if group}
         named_after = [e for e in absent if job.name.endswith(f"-{e.name}")]
-        if left and not named_after and set(job.module.EXPERIMENTS) - set(optional(job.module)) <= left.keys():
+        if left and not named_after and (mine or set(job.module.EXPERIMENTS) - set(optional(job.module)) <= left.keys()):
             jobs.append(replace(job, experiments=left, absent=tuple(absent)))
         else:
             lacking = named_after or absent

@@ -9,7 +9,7 @@ of a role, the module is rendered once for each, as ``<module>-<experiment>``, o
 together. Roles in `OPTIONAL` are those that `compute` can do without. A figure of cost names a recorded
 benchmark as `BENCH`, which `compute` gets in place of logs, and has no experiments. With ``PLANNED = True`` `compute` gets all
 experiments of the profile as a second argument. `PROFILES` are those that a module is for,
-if not all.
+if not all. `OWN` are the roles that a module asks of a user's own runs (`analysis.own`); one without it does not show them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from types import ModuleType
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import benches
+from analysis import benches, own
 from analysis import logs as log_frames
 from analysis.rebuilt import cache
 from fdfa_core.errors import FdfaError, RunError, UnknownName
@@ -58,7 +58,7 @@ def render(
     versions or the logs it needs changed, or a file of it is missing or altered. Equal logs give equal files, byte for byte.
 
     Args:
-        profile: folder of `experiments` whose runs are shown.
+        profile: folder of `experiments` whose runs are shown; "own" for a user's own runs in `root`.
         root: directory of runs, or record.
         out: directory to write to: new, empty, or one that this function wrote before.
         only: names of figures and tables (of modules, or of what they render); None for all.
@@ -111,7 +111,7 @@ def render(
             try:
                 contents = _contents(job, computed(job, logs_of), note)
             except FdfaError as error:
-                if skip is None or not note:
+                if skip is None or not (note or profile == own.PROFILE):
                     raise
                 skip(job.name, f"the runs that are there do not allow it: {error}")
                 continue

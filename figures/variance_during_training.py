@@ -7,6 +7,7 @@ from analysis import logs, select, statistics, variance
 from figures import _labels, style
 
 EXPERIMENTS = ("trajectory",)
+OWN = ("trajectory",)
 
 
 @_labels.labelled

@@ -21,7 +21,7 @@ import pandas as pd
 from analysis import logs, options, select, statistics, variance
 from analysis.rebuilt import cache
 from analysis.rebuilt.answers import COLUMNS, Problem, contest_row, feedback_rows, rows
-from fdfa_core import paths
+from fdfa_core import paths, references
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.estimators.labels import label
 from fdfa_core.runs.recording import write_theory
@@ -184,7 +184,10 @@ def kept(compute: Callable[..., pd.DataFrame], config: str, *arguments: Any) -> 
         config: the run's configuration as canonical JSON.
         arguments: see `compute`.
     """
-    question = json.dumps([compute.__qualname__, config, arguments])
+    table = json.loads(config)
+    named = (table["network"]["architecture"], table["data"]["name"])
+    own_code = [references.origin(name) for name in named if references.is_reference(name)]
+    question = json.dumps([compute.__qualname__, config, arguments, *own_code])
     key = cache.digest(question, _code_and_libraries())
     return cache.kept(CACHE, key, lambda: compute(Problem(config), *arguments))
 

@@ -20,6 +20,7 @@ from fdfa_core import paths
 from fdfa_core.estimators.index import packaged
 from fdfa_core.experiments.tables import RunConfig, require_known
 from fdfa_core.networks.registry import ARCHITECTURES
+from fdfa_core.references import is_reference
 
 CACHE = paths.CACHE / "operations"
 # Channels, height and width of an image, and number of classes: enough to count without the data set at hand
@@ -44,9 +45,10 @@ def per_step(config: RunConfig | str) -> int:
     """
     table = json.loads(config if isinstance(config, str) else config.canonical())
     table["seed"] = 0  # one count serves all seeds, rates and lengths, and data sets with images of one shape
-    require_known("data.name", table["data"]["name"], IMAGES)
-    shape = IMAGES[table["data"]["name"]]
-    name = next(name for name, other in IMAGES.items() if other == shape)
+    name = table["data"]["name"]
+    if not is_reference(name):
+        require_known("data.name", name, IMAGES)
+        name = next(other for other, shape in IMAGES.items() if shape == IMAGES[name])
     table["data"] = {"name": name, "image_size": table["data"].get("image_size")}
     table["training"] = {key: table["training"][key] for key in ("batch_size", "loss")} | {"steps": 1}
     for irrelevant in ("probe", "evaluation"):
@@ -67,7 +69,8 @@ def _count(text: str) -> int:
 
 def _ours(config: RunConfig) -> bool:
     """Return whether estimator and network are of this package: the hash knows nothing of code from elsewhere."""
-    return config.estimator.name in packaged() and isinstance(ARCHITECTURES.get(config.network.architecture), str)
+    network = isinstance(ARCHITECTURES.get(config.network.architecture), str)
+    return config.estimator.name in packaged() and network and not is_reference(config.data.name)
 
 
 @functools.cache
@@ -80,11 +83,16 @@ def counted(config: RunConfig) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from fdfa_core import data
     from fdfa_core.estimators import make_estimator
     from fdfa_core.networks.registry import build
     from fdfa_core.training.build import takes_vectors
 
-    (channels, *size), classes = IMAGES[config.data.name]
+    if is_reference(config.data.name):
+        dataset = data.load(config.data.name)
+        (channels, *size), classes = dataset.shape, len(dataset.classes)
+    else:
+        (channels, *size), classes = IMAGES[config.data.name]
     size = size if config.data.image_size is None else [config.data.image_size] * 2
     with torch.random.fork_rng():
         net = build(config.network.architecture, (channels, *size), classes, seed=0, **config.network.options)

@@ -24,14 +24,15 @@ class Split:
     Attributes:
         images: (n, C, H, W) uint8, as they are before any transform.
         labels: (n,) int64.
-        maximum: the largest value that a pixel can have (255, or 16 for the digits).
+        maximum: the largest value that a pixel can have (255, or 16 for the digits); None for numbers (n, …) that are no
+            pixels, and are returned as they are.
         transform: applied to every normalised batch of images; None for none.
         unit: scale pixels to [0, 1] instead of [-1, 1].
     """
 
     images: Tensor
     labels: Tensor
-    maximum: int = 255
+    maximum: int | None = 255
     transform: Transform | None = None
     unit: bool = False
 
@@ -73,7 +74,8 @@ class Split:
             given = f"{indices.min()} … {indices.max()}"
             raise InvalidInput("indices", given, f"0 … {len(self) - 1}, the samples of this split") from None
         x = pixels.to(dtype)
-        x = x.div_(self.maximum) if self.unit else x.mul_(2 / self.maximum).sub_(1)
+        if self.maximum is not None:
+            x = x.div_(self.maximum) if self.unit else x.mul_(2 / self.maximum).sub_(1)
         if self.transform is not None:
             x = self.transform(x, generator)
         return (x.flatten(1) if flatten else x), labels
@@ -129,7 +131,7 @@ class Dataset:
         classes: name of each label.
         sha256: hash of the source: of the file where there is one, else of the listing that `sha256sum` would print
             for all files in alphabetical order.
-        maximum: the largest value that a pixel can have.
+        maximum: the largest value that a pixel can have; None for numbers that are no pixels.
         notes: in what the source differs from the published one; empty where its checksums are the published ones.
     """
 
@@ -140,7 +142,7 @@ class Dataset:
     test_labels: Tensor = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
     sha256: str
-    maximum: int = 255
+    maximum: int | None = 255
     notes: tuple[str, ...] = ()
 
     @property
@@ -201,7 +203,8 @@ class Dataset:
             (training split, evaluation split).
 
         Raises:
-            InvalidInput: a fraction outside [0, 1), or one that leaves a part without a sample of each class.
+            InvalidInput: a fraction outside [0, 1), one that leaves a part without a sample of each class, or a transform of
+                images of samples that are none.
 
         Examples:
             >>> import torch
@@ -217,6 +220,9 @@ class Dataset:
         if validation_fraction:
             kept, held_out = stratified(self.train_labels.numpy(), validation_fraction, seed)
             train, evaluation = train.take(torch.from_numpy(kept)), train.take(torch.from_numpy(held_out))
+        for name, given in (("image_size", image_size), ("augment", augment), ("scale", unit)):
+            if given and (self.maximum is None or len(self.shape) != 3):
+                raise InvalidInput(name, given, f"nothing: the samples of {self.name!r} are no images of pixels")
         size = self.shape[1:] if image_size is None else (image_size, image_size)
         resize = None if size == self.shape[1:] else Resize(size)
         crop = RandomResizedCrop(size) if augment else resize

@@ -99,7 +99,7 @@ def load_experiment(path: str | Path) -> Experiment:
             # a name replaces its table with all options, so that names come before the options that are swept beside them
             for key, value in sorted(point.items(), key=lambda item: item[0].rpartition(".")[2] not in NAMING):
                 table = merge(table, _nested(key, value))
-            config = _validate(table, origin)
+            config = validated(table, origin)
             if config.id in runs:
                 where = f"{path}: " + ("grid" if index is None else f"cases[{index}]")
                 raise InvalidInput(where, point or case, "runs that differ; this one is there already")
@@ -190,10 +190,10 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _validate(table: dict[str, Any], origin: Origin) -> RunConfig:
+def validated(table: dict[str, Any], origin: Origin, model: type[RunConfig] = RunConfig) -> RunConfig:
     """Validate one run, and say of the first of pydantic's errors which file, key, value, and what is accepted."""
     try:
-        return RunConfig.model_validate(table)
+        return model.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
     context = first.get("ctx", {})

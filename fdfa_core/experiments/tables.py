@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
@@ -208,6 +208,8 @@ class ProbeConfig(Table):
 
 class RunConfig(Table):
     """One run, completely: two runs with equal configurations write equal logs."""
+
+    own_loop: ClassVar[bool] = False  # whether the training loop is not this project's (`fdfa_core.experiments.own`)
 
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()

@@ -196,7 +196,10 @@ class GeneralMap(Map):
         if signal.dim() == self.graph.dim():
             return torch.autograd.grad(self.graph, wanted, signal, **options)
         with contextlib.suppress(RuntimeError):
-            return torch.autograd.grad(self.graph, wanted, signal, is_grads_batched=True, **options)
+            batched = torch.autograd.grad(self.graph, wanted, signal, is_grads_batched=True, **options)
+            # torch makes the zeros of what the signal does not reach without the batch
+            pairs = zip(batched, wanted, strict=True)
+            return [g if g.dim() > leaf.dim() else g.expand(len(signal), *g.shape) for g, leaf in pairs]
         each = [torch.autograd.grad(self.graph, wanted, s, **options) for s in signal]
         return [torch.stack(gradients) for gradients in zip(*each, strict=True)]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from fdfa_core.errors import RunError
+from fdfa_core.experiments.own import configuration
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.files import read_arrow, reported, unwritable, write_atomically
 from fdfa_core.runs import validation
@@ -180,7 +181,7 @@ def read_config(directory: str | Path) -> RunConfig:
     """
     path = Path(directory) / "config.json"
     try:
-        return RunConfig.model_validate(_read_json(path))
+        return configuration(_read_json(path))
     except ValueError as error:
         raise RunError(f"{path}: is not the configuration of a run ({error})") from error
 

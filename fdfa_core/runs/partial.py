@@ -91,6 +91,19 @@ class PartialRun:
         except Exception as error:  # torch raises whatever its unpickler and zip reader raise
             raise RunError(f"{path}: not a readable checkpoint; remove {self.path} to start the run anew") from error
 
+    def finish(
+        self,
+        tables: Mapping[str, Rows | Sequence[Mapping[str, Any]]],
+        provenance: Mapping[str, Any],
+        summary: Mapping[str, Any],
+    ) -> Path:
+        """Write all that a finished run holds, the summary last, and move it to its final place, which is returned."""
+        for name, rows in tables.items():
+            self.write_table(name, rows)
+        self.write_json("provenance.json", provenance)
+        self.write_json("summary.json", summary)
+        return self.publish()
+
     @property
     def is_written(self) -> bool:
         """Whether the last file, the summary, is there, and the run only wants its final name."""

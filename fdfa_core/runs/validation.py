@@ -264,8 +264,9 @@ def _check_rows(
     for run, summary in summaries.items():
         if steps.get(run) != timed.get(run):
             raise RunError(f"{place(run, 'timing')}: its steps are not those of the metrics; accepted: one row per evaluation")
+        own = by_id[run].own_loop  # the user's loop logs what it likes, and when
         if run not in steps:
-            if summary["final"] or summary["status"] != "diverged":
+            if summary["final"] or not (own or summary["status"] == "diverged"):
                 raise RunError(f"{place(run, 'metrics')}: has no rows; accepted: one row per evaluation")
             continue
         final = {key: None if math.isnan(value) else value for key, value in last[run].items()}
@@ -274,7 +275,7 @@ def _check_rows(
         if summary["status"] == "diverged":
             continue
         planned = by_id[run].training.steps
-        if steps[run][-1] != summary["steps"]:
+        if steps[run][-1] > summary["steps"] or not own and steps[run][-1] != summary["steps"]:
             raise RunError(
                 f"{place(run, 'metrics')}: ends at step {steps[run][-1]}; accepted: {summary['steps']}, as in the summary"
             )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.runs.schema import QUANTITIES
+from fdfa_core.runs.schema import METRICS, QUANTITIES
 
 LEVELS = ("parameter", "block", "hidden", "network")
 _SLACK = 1e-5  # by which rounding may carry a cosine beyond one
@@ -68,28 +68,32 @@ def _rules(name: str, frame: pd.DataFrame, configs: Mapping[str, RunConfig]) -> 
     backwards = follows & (step < np.roll(step, 1))
     yield backwards, "step", "steps in ascending order"
     yield frame.duplicated(["run", *_KEYS[name]]).to_numpy(), "step", "one row for each of " + ", ".join(_KEYS[name])
+    own = frame["run"].isin([run for run, config in configs.items() if config.own_loop]).to_numpy()
     if name == "metrics":
-        yield from _of_metrics(frame, follows)
+        yield from _of_metrics(frame, follows, own)
     elif name == "timing":
-        yield ~follows & (step != 0), "step", "0 in the first row"
+        yield ~follows & ~own & (step != 0), "step", "0 in the first row"
         for column in _NOT_NEGATIVE[name][1:]:
             seconds = frame[column].to_numpy()
-            yield ~np.isfinite(seconds), column, "a finite number of seconds"
+            yield ~np.isfinite(seconds) & ~(own & np.isnan(seconds)), column, "a finite number of seconds"
             yield follows & (seconds < np.roll(seconds, 1)), column, "seconds since the start, which never fall"
     else:
         yield from _of_estimates(name, frame, configs)
 
 
-def _of_metrics(frame: pd.DataFrame, follows: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
-    yield ~follows & (frame["step"].to_numpy() != 0), "step", "0 in the first row, before training"
+def _of_metrics(frame: pd.DataFrame, follows: np.ndarray, own: np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Yield the rules of metrics. Rows of a user's `own` loop begin where it began to log, and hold NaN for what it did not."""
+    silent = {column: own & np.isnan(frame[column].to_numpy()) for column in METRICS if column != "step"}
+    yield ~follows & ~own & (frame["step"].to_numpy() != 0), "step", "0 in the first row, before training"
     for column in ("train_accuracy", "test_accuracy"):
         value = frame[column].to_numpy()
-        yield ~((value >= 0) & (value <= 1)), column, "a share between 0 and 1"
+        yield ~((value >= 0) & (value <= 1)) & ~silent[column], column, "a share between 0 and 1"
     for column in ("epoch", "train_loss", "test_loss", "learning_rate"):
-        yield ~np.isfinite(frame[column].to_numpy()), column, "a finite number"
+        yield ~np.isfinite(frame[column].to_numpy()) & ~silent[column], column, "a finite number"
     losses = frame["batch_loss"].to_numpy()
-    yield np.where(frame["step"] == 0, np.isinf(losses), ~np.isfinite(losses)), "batch_loss", "a finite number after step 0"
-    yield ~(frame["learning_rate"].to_numpy() > 0), "learning_rate", "a positive number"
+    wrong = np.where(frame["step"] == 0, np.isinf(losses), ~np.isfinite(losses)) & ~silent["batch_loss"]
+    yield wrong, "batch_loss", "a finite number after step 0"
+    yield ~(frame["learning_rate"].to_numpy() > 0) & ~silent["learning_rate"], "learning_rate", "a positive number"
 
 
 def _of_estimates(name: str, frame: pd.DataFrame, configs: Mapping[str, RunConfig]) -> Iterator[tuple[np.ndarray, str, str]]:

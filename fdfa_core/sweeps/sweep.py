@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.runs.directory import claim, open_root, set_aside
+from fdfa_core.references import is_reference, require_unchanged
+from fdfa_core.runs.directory import claim, open_root, read_provenance, set_aside
 from fdfa_core.runs.validation import damage
 from fdfa_core.sweeps.dask import cluster_engine
 from fdfa_core.sweeps.display import Display
@@ -73,6 +74,9 @@ def sweep(
         if not os.path.lexists(root / run) or damaged(root, run, summary):
             pending[run] = config
         else:
+            if any(map(is_reference, (config.network.architecture, config.data.name))):
+                own_code = read_provenance(root / run).get("own_code", ())
+                require_unchanged(own_code, root / run, "move it away to make the run again")
             summary.skipped.append(run)
     for run in summary.skipped if report else ():
         report(Outcome(run, "skipped"))

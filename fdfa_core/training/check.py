@@ -14,7 +14,8 @@ from fdfa_core.estimators import available_estimators, estimator_options
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located, require_known
 from fdfa_core.losses import LOSSES
-from fdfa_core.networks.registry import architecture_options, available_architectures, signature_of
+from fdfa_core.networks.registry import architecture_options, available_architectures, builder, signature_of
+from fdfa_core.references import is_reference
 from fdfa_core.signatures import REQUIRED, check_options
 from fdfa_core.training.instruments import SELF
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
@@ -49,9 +50,11 @@ def check(
     Raises:
         FdfaError: an unknown name or option, an impossible value, missing data; `locate` turns a key into the place named.
     """
-    require_known(locate("data.name"), config.data.name, available_datasets())
+    _check_name(locate, "data.name", config.data.name, available_datasets())
     require_known(locate("training.loss"), config.training.loss, LOSSES)
-    require_known(locate("network.architecture"), config.network.architecture, available_architectures())
+    _check_name(locate, "network.architecture", config.network.architecture, available_architectures())
+    with located(locate, "network.architecture"):
+        builder(config.network.architecture)
     _check_names(config.network.options, architecture_options(config.network.architecture), locate, "network")
     with located(locate, "network", config.network):
         check_options(signature_of(config.network.architecture), config.network.options)
@@ -63,6 +66,12 @@ def check(
         dataset = loaded_dataset(config.data.name, data_directory, download)
     with one_at_a_time, restored_globals():
         Session(config, dataset, torch.device("cpu"), locate)
+
+
+def _check_name(locate: Callable[[str], str], key: str, name: str, known: list[str]) -> None:
+    """Check a name that is either registered, or says where a function of the user's is."""
+    if not is_reference(name):
+        require_known(locate(key), name, known)
 
 
 def _check_estimator(estimator: EstimatorConfig, locate: Callable[[str], str], key: str) -> None:

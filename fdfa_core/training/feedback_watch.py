@@ -88,7 +88,7 @@ class FeedbackWatch:
         shadows: Mapping[str, Estimator],
         options: Mapping[str, Mapping[str, Any]],
         reference: tuple[Tensor, Tensor],
-        loss: str,
+        loss,
         frozen: bool,
     ):
         self.net, self.options, self.frozen = net, options, frozen

@@ -7,15 +7,17 @@ the instruments is their own, so that the weights after a run are bit for bit th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import Estimator, label, make_estimator
 from fdfa_core.experiments.schedules import Schedule
-from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located
+from fdfa_core.experiments.tables import EstimatorConfig, ProbeConfig, located
 from fdfa_core.measuring.probe import probe
 from fdfa_core.measuring.reference import Reference
 from fdfa_core.networks.blocks import BlockNetwork
@@ -30,12 +32,20 @@ SELF = "self"
 class Instruments:
     """The shadows and probes of one run.
 
+    Whoever trains calls `observe` and `follow` before every step: `fdfa_core.training.session` in the runs of experiment files,
+    and `fdfa_core.training.monitor` in a loop of the user's.
+
     Args:
         net: the network in training.
-        trained_by: the estimator that trains it, probed as "self".
-        config: of the run, with a `probe` table.
+        config: the `probe` table: what is measured, and how.
         schedule: when to probe.
         reference: samples (x, y) of the fixed reference set.
+        seed: of the run.
+        loss: as in `make_estimator`.
+        batch_size: of training; None for that of the first batch.
+        trained_by: the estimator that trains the network, probed as "self"; None where something else does.
+        trained_with: its given options.
+        frozen: the weights never move.
         locate: turns a key of the configuration into what errors call it.
 
     Attributes:
@@ -46,27 +56,34 @@ class Instruments:
     def __init__(
         self,
         net: BlockNetwork,
-        trained_by: Estimator,
-        config: RunConfig,
+        config: ProbeConfig,
         schedule: Schedule,
         reference: tuple[Tensor, Tensor],
+        *,
+        seed: int,
+        loss="cross_entropy",
+        batch_size: int | None = None,
+        trained_by: Estimator | None = None,
+        trained_with: Mapping[str, Any] | None = None,
+        frozen: bool = False,
         locate: Callable[[str], str] = str,
     ):
-        self.net, self.trained_by, self.config, self.schedule = net, trained_by, config.probe, schedule
-        self.seed, self.loss, self.batch_size = config.seed, config.training.loss, config.training.batch_size
+        self.net, self.trained_by, self.config, self.schedule = net, trained_by, config, schedule
+        self.seed, self.loss, self.batch_size = seed, loss, batch_size
         self.reference = reference
         self.probed: dict[str, Estimator] = {}
         self.options: dict[str, dict[str, Any]] = {}
         for i, shadow in enumerate(self.config.estimators):
             name = label(shadow.name, shadow.options)
             with located(locate, f"probe.estimators[{i}]", shadow):
+                if shadow.name == SELF and trained_by is None:
+                    raise InvalidInput("name", SELF, "an estimator by name: none of this project trains the network")
                 self.probed[name] = trained_by if shadow.name == SELF else self._shadow(shadow, name)
-            self.options[name] = (config.estimator if shadow.name == SELF else shadow).options
+            self.options[name] = dict(trained_with or {}) if shadow.name == SELF else shadow.options
         self.shadows = {name: estimator for name, estimator in self.probed.items() if name != SELF}
         self.rows = Rows()
         self.feedback: FeedbackWatch | None = None
         if self.config.feedback:
-            frozen = config.training.optimizer == "none"
             with located(locate, "probe.feedback"):
                 self.feedback = FeedbackWatch(net, self.shadows, self.options, reference, self.loss, frozen)
 
@@ -80,12 +97,8 @@ class Instruments:
             return None
         config = self.config
         raw: dict[str, Tensor] | None = {} if config.raw_gradients else None
-        with torch.no_grad(), preserve_random_stream(x.device):
-            self.trained_by.trace(x)  # feedback that is drawn at the first batch comes from training's stream all the same
-        own_stream = self.trained_by.generator.get_state()
-        # A stream of its own for each probe: draws that began where training's stream stands would recur one step later.
-        self.trained_by.generator.manual_seed(derive(self.seed, SELF, step))
-        try:
+        self.batch_size = self.batch_size or len(x)
+        with self._stream_of_its_own(step, x):
             rows = probe(
                 self.net,
                 x,
@@ -99,8 +112,6 @@ class Instruments:
                 options=self.options,
                 raw=raw,
             )
-        finally:
-            self.trained_by.generator.set_state(own_stream)
         self.rows.add([{"step": step, "epoch": epoch, **row} for row in rows])
         if self.feedback:
             self.feedback.observe(step, epoch)
@@ -112,6 +123,10 @@ class Instruments:
             self.feedback.follow(x)
         for shadow in self.shadows.values():
             shadow.advance(x, y)
+
+    def tables(self) -> dict[str, Rows]:
+        """Return the tables that the instruments fill, by name."""
+        return {"probes": self.rows} | ({"feedback": self.feedback.rows} if self.feedback else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return rows and shadows' states."""
@@ -128,6 +143,24 @@ class Instruments:
             shadow.load_state_dict(state["shadows"][name])
         if self.feedback:
             self.feedback.load_state_dict(state["feedback"])
+
+    @contextmanager
+    def _stream_of_its_own(self, step: int, x: Tensor) -> Iterator[None]:
+        """Let the estimator that trains draw from a stream of this probe's alone.
+
+        Draws that began where training's stream stands would recur one step later.
+        """
+        if self.trained_by is None:
+            yield
+            return
+        with torch.no_grad(), preserve_random_stream(x.device):
+            self.trained_by.trace(x)  # feedback that is drawn at the first batch comes from training's stream all the same
+        own_stream = self.trained_by.generator.get_state()
+        self.trained_by.generator.manual_seed(derive(self.seed, SELF, step))
+        try:
+            yield
+        finally:
+            self.trained_by.generator.set_state(own_stream)
 
     def _shadow(self, config: EstimatorConfig, name: str) -> Estimator:
         return make_estimator(

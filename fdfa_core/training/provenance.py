@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,18 +15,21 @@ from typing import Any
 import torch
 
 import fdfa_core
+from fdfa_core import references
 
 PACKAGES = ("fdfa", "torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn")
 
 
-def describe(device: torch.device, seed: int, dataset) -> dict[str, Any]:
+def describe(device: torch.device, seed: int, dataset, functions: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a run's `provenance.json` says of its start.
 
     Args:
         device: where the run computes.
         seed: of the run.
         dataset: `fdfa_core.data.Dataset` that it learns.
+        functions: names of architectures and data sets; those that are functions of the user's are described.
     """
+    own = [references.origin(name) for name in functions if references.is_reference(name)]
     return {
         "code": dict(_code()),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -33,7 +37,13 @@ def describe(device: torch.device, seed: int, dataset) -> dict[str, Any]:
         "seed": seed,
         "data": {"name": dataset.name, "sha256": dataset.sha256, "notes": list(dataset.notes)},
         "started": now(),
-    }
+    } | ({"own_code": own} if own else {})
+
+
+def taken_up(origin: dict[str, Any], step: int, present: dict[str, Any]) -> dict[str, Any]:
+    """Return what `describe` said at the start of a run that is taken up again at a step, where it now says `present`."""
+    resumed = {"step": step, "time": present["started"], "code": present["code"]}
+    return origin | {"resumed": [*origin.get("resumed", []), resumed]}
 
 
 def now() -> str:

@@ -11,7 +11,8 @@ import torch
 from fdfa_core.data import Dataset
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig, require_known
-from fdfa_core.runs.directory import claim, is_complete, open_root, read_config
+from fdfa_core.references import require_unchanged
+from fdfa_core.runs.directory import claim, is_complete, open_root, read_config, read_provenance
 from fdfa_core.runs.partial import PartialRun
 from fdfa_core.runs.validation import damage
 from fdfa_core.seeds import derive
@@ -80,12 +81,13 @@ def _run(
 ) -> Path:
     torch.manual_seed(derive(config.seed, "global"))
     session = Session(config, dataset, device)
-    origin = provenance.describe(device, config.seed, dataset)
+    origin = provenance.describe(device, config.seed, dataset, [config.network.architecture, config.data.name])
     checkpoint = partial.read_checkpoint()
     if checkpoint and checkpoint.get("format") == _CHECKPOINT:
         session.load_state_dict(checkpoint["session"])
-        resumed = {"step": session.step, "time": origin["started"], "code": origin["code"]}
-        origin = checkpoint["origin"] | {"resumed": [*checkpoint["origin"].get("resumed", []), resumed]}
+        own_code = checkpoint["origin"].get("own_code", ())
+        require_unchanged(own_code, partial.path, "remove the directory to begin anew")
+        origin = provenance.taken_up(checkpoint["origin"], session.step, origin)
     else:
         session.evaluate_if_due()
 
@@ -103,15 +105,9 @@ def _run(
             now = time.monotonic()
             due = now + (max(checkpoint_seconds, 20 * (now - start)) if checkpoint_seconds else 0)
 
-    partial.write_table("metrics", session.metrics)
-    partial.write_table("timing", session.timing)
-    if session.instruments:
-        partial.write_table("probes", session.instruments.rows)
-        if session.instruments.feedback:
-            partial.write_table("feedback", session.instruments.feedback.rows)
-    partial.write_json("provenance.json", origin | {"finished": provenance.now()})
-    partial.write_json("summary.json", session.summary())
-    return partial.publish()
+    tables = {"metrics": session.metrics, "timing": session.timing}
+    tables |= session.instruments.tables() if session.instruments else {}
+    return partial.finish(tables, origin | {"finished": provenance.now()}, session.summary())
 
 
 def choose_device(name: str) -> torch.device:
@@ -132,4 +128,6 @@ def _existing(root: Path, config: RunConfig) -> Path:
         raise RunError(f"{root / config.id}: holds another run's configuration; move it away to let this run take its place")
     if fault := damage(root / config.id):
         raise RunError(f"{root / config.id}: is damaged ({fault}); move it away to make the run again; `fdfa sweep` does both")
+    own_code = read_provenance(root / config.id).get("own_code", ())
+    require_unchanged(own_code, root / config.id, "move it away to make the run again")
     return root / config.id

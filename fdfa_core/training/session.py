@@ -218,7 +218,19 @@ class Session:
             accepted = f"at least {2 * batch_size}, two batches, and as many training samples"
             raise InvalidInput(locate("probe.reference_size"), probe.reference_size, accepted)
         x, y = (part.to(self.device) for part in reference.all(flatten=self._flatten))
-        return Instruments(self.net, self.estimator, self.config, due, (x, y), locate)
+        return Instruments(
+            self.net,
+            probe,
+            due,
+            (x, y),
+            seed=self.config.seed,
+            loss=self.config.training.loss,
+            batch_size=batch_size,
+            trained_by=self.estimator,
+            trained_with=self.config.estimator.options,
+            frozen=self.config.training.optimizer == "none",
+            locate=locate,
+        )
 
     @contextmanager
     def _timed(self, kind: str) -> Iterator[None]:

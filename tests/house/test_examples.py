@@ -38,7 +38,7 @@ def blocks(document):
 
 
 def test_no_example_goes_untested():
-    assert EXAMPLES == ["own_estimator", "own_loss", "own_network", "variance_of_fg"]
+    assert EXAMPLES == ["own_estimator", "own_loss", "own_network", "tutorial", "variance_of_fg"]
 
 
 def test_own_network_learns_better_with_fdfa_than_with_frozen_hidden_blocks(run):
@@ -61,8 +61,16 @@ def test_variance_of_forward_gradients_is_drawn(run, tmp_path):
     assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_tutorial_agrees_with_the_record_and_with_its_closed_forms(run):
+    said = run("tutorial")
+    here, recorded = (int(n) for n in re.search(r"FG-A: (\d+) here .*, (\d+) in the record", said).groups())
+    assert 5 < here < recorded  # narrower layers, hence a smaller gap
+    assert all(abs(float(z)) < 4 for z in re.findall(r"([+-][\d.]+) standard errors", said))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_code_of_the_documentation_runs(document):
+def test_code_of_the_documentation_runs(document, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     names = {"__name__": "documentation"}
     for code in blocks(document):
         exec(compile(code, document, "exec"), names)

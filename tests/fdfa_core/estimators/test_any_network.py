@@ -217,6 +217,15 @@ def test_weights_that_no_gradient_reaches_are_not_perturbed_for_nothing():
     assert measured == pytest.approx(abs(true), rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["gradients on again inside", "layer drop"])
+@pytest.mark.parametrize("method", ["fg-a", "dfa", "fdfa"])
+def test_every_parameter_has_a_draw_each_also_where_no_signal_reaches_it(method, name):
+    net = network(BLOCKS[name])
+    estimator = make_estimator(method, net, **({"site": "post"} if method == "fg-a" else {}))
+    restarted(net)
+    assert all(g.shape == (7, *p.shape) for g, p in zip(estimator.sample(*batch(), 7).values(), net.parameters(), strict=True))
+
+
 # Hooks and losses --------------------------------------------------------------------------------------------------------
 
 
