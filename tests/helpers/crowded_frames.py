@@ -75,6 +75,18 @@ def trained(**more) -> pd.DataFrame:
     return frame
 
 
+def grids() -> pd.DataFrame:
+    """Return accuracies of trials and of finals in five grids."""
+    datasets = ["mnist", "cifar-10", "mnist", "cifar-10", "mnist"]
+    networks = ["fully_connected", "fully_connected", "convolutional", "convolutional", "fully_connected"]
+    panels = pd.DataFrame({"dataset": datasets, "architecture": networks, "optimizer": ["adam"] * 4 + ["sgd"]})
+    rates = crossed(trained_with=METHODS, learning_rate=np.geomspace(1e-5, 0.1, 18))
+    finals = crossed(trained_with=METHODS, learning_rate=[1e-3, 3e-3, 1e-2])
+    rows = pd.concat([rates.assign(round=1, se=0.0, seeds=1), finals.assign(round=2, se=0.004, seeds=3)], ignore_index=True)
+    chosen = (rows["round"] == 2) & (rows["learning_rate"] == 3e-3)
+    return panels.merge(rows.assign(accuracy=np.linspace(0.08, 0.995, len(rows)), chosen=chosen), how="cross")
+
+
 def sloped(x: str, values: list[int]) -> pd.DataFrame:
     """Return noise against `x`, with all curves ending in nearly the same point, and slopes."""
     frame = measured(crossed(block=[0, 1], estimator=NOISY, **{x: values}), fewer="estimator")
@@ -190,6 +202,7 @@ def frames() -> dict[str, pd.DataFrame]:
         "feedback_error": error.assign(theory=error["estimate"]),
         "momentum_tradeoff": alphas.assign(detected=alphas["alpha"] < 0.5),
         "phase_diagram": phases(),
+        "rate_robustness": grids(),
         "theory_vs_measured": compared(),
         "variance_during_training": measured(
             crossed(trained_with=["bp", METHODS[11]], block=[0, 1, 2], estimator=NOISY, step=steps), fewer="estimator"
