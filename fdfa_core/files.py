@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,35 @@ from fdfa_core.errors import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+MOST_BYTES = 2**26  # of a file that is read as text or JSON: far more than any that this project writes
+
+
+def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file; never waits for a pipe or reads a device without end.
+
+    Args:
+        path: of the file; links are followed.
+        most: bytes that it may hold.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger; `strerror` says which.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its writer
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no name of a file: it holds a zero byte", str(path)) from error
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file but a pipe, a socket or a device", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
+    return content
 
 
 def make_directory(path: Path) -> None:

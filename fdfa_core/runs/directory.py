@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import read_arrow, reported, unwritable, write_atomically
+from fdfa_core.files import read_arrow, read_file, reported, unwritable, write_atomically
 from fdfa_core.runs import validation
 from fdfa_core.runs.schema import TABLES
 
@@ -181,8 +182,8 @@ def read_config(directory: str | Path) -> RunConfig:
     path = Path(directory) / "config.json"
     try:
         return RunConfig.model_validate(_read_json(path))
-    except ValueError as error:
-        raise RunError(f"{path}: is not the configuration of a run ({error})") from error
+    except ValidationError as error:
+        raise RunError(f"{path}: is not the configuration of a run ({validation.first_fault(error)})") from error
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
@@ -244,8 +245,8 @@ def _read_arrow(directory: Path, name: str) -> pa.Table:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); expected a file of a run") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: is not JSON ({error})") from error

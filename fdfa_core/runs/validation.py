@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 
-from fdfa_core.errors import RunError
+from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.files import read_file
 from fdfa_core.runs.schema import COLUMNS, METRICS, TABLES, TYPES, expected_tables
+from fdfa_core.signatures import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,12 +150,12 @@ def damage(directory: str | Path) -> str:
     if directory.is_symlink() and (target := directory.resolve().name) != directory.name:
         return f"is a link to {target}, another run"
     try:
-        config = json.loads((directory / "config.json").read_bytes())
+        config = json.loads(read_file(directory / "config.json"))
         if configuration_id(config) != directory.name:
             return "its config.json is that of another run"
         probe = config.get("probe") or {}
-        check_summary(json.loads((directory / "summary.json").read_bytes()), directory / "summary.json")
-        check_provenance(json.loads((directory / "provenance.json").read_bytes()), directory / "provenance.json")
+        check_summary(json.loads(read_file(directory / "summary.json")), directory / "summary.json")
+        check_provenance(json.loads(read_file(directory / "provenance.json")), directory / "provenance.json")
         for name in expected_tables(bool(probe), bool(probe.get("feedback"))):
             if not _ends_as_parquet(directory / f"{name}.parquet"):
                 return f"{name}.parquet is truncated or not Parquet"
@@ -163,7 +165,7 @@ def damage(directory: str | Path) -> str:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
     except RunError as error:
         return str(error).removeprefix(f"{directory}{os.sep}")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         return f"a file that should be JSON cannot be read ({error})"
     return ""
 
@@ -228,10 +230,18 @@ def _shaped(model: type[_Shape], content: Any, place: str | Path, what: str) -> 
     try:
         model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "content"
-        raise RunError(f"{place}: is not {what} ({key}: {first['msg']}, got {str(first['input'])[:60]!r})") from error
+        raise RunError(f"{place}: is not {what} ({first_fault(error)})") from error
     return content
+
+
+def first_fault(error: ValidationError) -> str:
+    """Say what is wrong with a file's content: the key, what is there, and what is accepted."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or "content"
+    if first["type"] == "unknown_key":
+        return f"{'.'.join([*map(str, first['loc']), first['ctx']['key']])}: unknown key"
+    given = "nothing" if first["type"] == "missing" else shown(first["input"], 60)
+    return f"{key}: got {given}; accepted: {in_words(first)}"
 
 
 def _ends_as_parquet(path: Path) -> bool:

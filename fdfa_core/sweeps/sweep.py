@@ -61,9 +61,10 @@ def sweep(
     if processes is not None and processes < 1:
         raise InvalidInput("processes", processes, "a positive integer")
     if processes is not None and cluster is not None:
-        raise InvalidInput("processes", processes, "None with a cluster, which has its own number of workers")
+        accepted = "no number of processes (--jobs) beside a cluster (--cluster), which has its own number of workers"
+        raise InvalidInput("processes", processes, accepted)
     if threads is not None and threads < 1:
-        raise InvalidInput("threads", threads, "a positive integer, or None for the cores divided by the processes")
+        raise InvalidInput("threads", threads, "a positive integer (by default the cores divided by the processes)")
     if watch is not None and processes != 1:
         raise InvalidInput("processes", processes, "1 with `watch`: steps are seen in the process that takes them")
     root = open_root(root).resolve()

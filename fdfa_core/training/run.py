@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fdfa_core.data import Dataset
-from fdfa_core.errors import RunError
+from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.tables import RunConfig, require_known
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_config
 from fdfa_core.runs.partial import PartialRun
@@ -18,6 +18,7 @@ from fdfa_core.seeds import derive
 from fdfa_core.training import provenance
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
 from fdfa_core.training.session import Session
+from fdfa_core.training.size import memory_reported
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 _CHECKPOINT = 2  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
@@ -54,6 +55,7 @@ def train(
     Raises:
         FdfaError: an impossible configuration, missing data, or a directory that cannot be used.
     """
+    require_seconds("checkpoint_seconds", checkpoint_seconds)
     root = open_root(root)
     with claim(root, config.id, wait) as ours:
         if not ours:
@@ -63,7 +65,7 @@ def train(
         partial = PartialRun(root, config)
         if partial.is_written:  # killed between its last file and its new name
             return partial.publish()
-        with one_at_a_time, restored_globals():
+        with one_at_a_time, restored_globals(), memory_reported(f"run {config.id}"):
             if threads is not None:
                 torch.set_num_threads(threads)
             dataset = loaded_dataset(config.data.name, data_directory, download)
@@ -112,6 +114,12 @@ def _run(
     partial.write_json("provenance.json", origin | {"finished": provenance.now()})
     partial.write_json("summary.json", session.summary())
     return partial.publish()
+
+
+def require_seconds(name: str, value: float) -> None:
+    """Raise `InvalidInput` unless a value is a number of seconds; NaN, which no clock ever passes, is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise InvalidInput(name, value, "a number of seconds that is not negative")
 
 
 def choose_device(name: str) -> torch.device:

@@ -35,7 +35,7 @@ REFUSED = {
     "unknown profile": (["sweep", "--profile", "quik"], "profile: got 'quik'; accepted: one of"),
     "unknown profile of figures": (["figures", "--profile", "quik"], "Did you mean 'quick'?"),
     "unknown data set": (["data", "mnits"], "got 'mnits'; accepted: one of"),
-    "unknown run": (["train", "experiment.toml", "--run", "zzz"], "run: got 'zzz'; accepted: one of"),
+    "unknown run": (["train", "experiment.toml", "--run", "zzz"], "--run: got 'zzz'; accepted: one of"),
     "missing logs": (["analyse", "experiment.toml"], "is missing or unfinished (2 of 2 runs of experiment 'experiment')"),
     "unknown device": (["train", "experiment.toml", "--device", "gpu"], "device: got 'gpu'; accepted: one of auto, cpu"),
     "data that are missing": (["data", "mnist", "--no-download"], "mnist"),
