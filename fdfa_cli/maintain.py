@@ -14,8 +14,11 @@ from fdfa_cli.shared import figures_of, options, record_of
 @options("figures", "profile")
 def previews(out: Path | None, images: Path, profile: str) -> None:
     """Redraw the small pictures of the README from the figures of a profile with one experiment a role (smoke, quick)."""
+    from fdfa_core.experiments.loading import profiles
+    from fdfa_core.experiments.tables import require_known
     from figures import render
 
+    require_known("profile", profile, profiles())
     click.echo("\n".join(map(str, render.previews(out or figures_of(profile), images))))
 
 
@@ -58,5 +61,9 @@ def readme(file: Path) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("--file", str(file), "a text file with a marked region", f"It cannot be read: {error}.") from error
+    if text.count(page.BEGIN) != 1 or text.count(page.END) != 1 or text.index(page.BEGIN) > text.index(page.END):
+        counts = f"the first {text.count(page.BEGIN)} times, the second {text.count(page.END)} times"
+        accepted = f"a file with the lines {page.BEGIN!r} and {page.END!r}, once each, in this order"
+        raise InvalidInput("--file", str(file), accepted, f"It has {counts}; put the lines where the results shall stand.")
     write_atomically(file, page.with_results(text, "paper", record_of("paper")).encode())
     click.echo(f"{file}: up to date with {record_of('paper')}")

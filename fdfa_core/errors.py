@@ -64,5 +64,5 @@ def shown(value: object, most: int = 200) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
-        return f"a {type(value).__name__} too large to show"
+        return f"a value of the type {type(value).__name__}, too large to show"
     return text if len(text) <= most else text[:most] + "…"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, mod
 
 from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import read_file
+from fdfa_core.files import open_file, read_file
 from fdfa_core.runs.schema import COLUMNS, METRICS, TABLES, TYPES, expected_tables
 from fdfa_core.signatures import in_words
 
@@ -140,18 +140,20 @@ def tables_of(config: RunConfig) -> list[str]:
     return expected_tables(config.probe is not None, config.probe is not None and bool(config.probe.feedback))
 
 
-def damage(directory: str | Path) -> str:
+def damage(directory: str | Path, run: str | None = None) -> str:
     """Say what is wrong with the directory of a finished run, or return an empty text; tables are not read.
 
     Args:
-        directory: of the run, named by its id.
+        directory: of the run.
+        run: its id; None where the directory has its name.
     """
     directory = Path(directory)
-    if directory.is_symlink() and (target := directory.resolve().name) != directory.name:
+    run = directory.name if run is None else run
+    if directory.is_symlink() and (target := os.path.basename(os.path.realpath(directory))) != run:
         return f"is a link to {target}, another run"
     try:
         config = json.loads(read_file(directory / "config.json"))
-        if configuration_id(config) != directory.name:
+        if configuration_id(config) != run:
             return "its config.json is that of another run"
         probe = config.get("probe") or {}
         check_summary(json.loads(read_file(directory / "summary.json")), directory / "summary.json")
@@ -168,6 +170,13 @@ def damage(directory: str | Path) -> str:
     except (ValueError, AttributeError, RecursionError) as error:
         return f"a file that should be JSON cannot be read ({error})"
     return ""
+
+
+def require_unspoilt(root: Path, runs: Iterable[str]) -> None:
+    """Raise `RunError` for the first run that is there and cannot be read, which is no missing run."""
+    for run in runs:
+        if os.path.lexists(root / run):
+            raise RunError(f"{root / run}: is damaged ({damage(root / run)}); `fdfa sweep` sets it aside and makes it again")
 
 
 def configuration_id(config: Mapping[str, Any]) -> str:
@@ -245,7 +254,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def _ends_as_parquet(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 4))
         return size > 12 and file.read() == b"PAR1"

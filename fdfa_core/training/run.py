@@ -13,15 +13,15 @@ from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.tables import RunConfig, require_known
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_config
 from fdfa_core.runs.partial import PartialRun
-from fdfa_core.runs.validation import damage
+from fdfa_core.runs.validation import check_provenance, damage
 from fdfa_core.seeds import derive
 from fdfa_core.training import provenance
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
 from fdfa_core.training.session import Session
-from fdfa_core.training.size import memory_reported
+from fdfa_core.training.size import is_lack_of_memory, memory_reported
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
-_CHECKPOINT = 2  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
+_CHECKPOINT = 3  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
 
 
 def train(
@@ -64,6 +64,8 @@ def train(
             return _existing(root, config)
         partial = PartialRun(root, config)
         if partial.is_written:  # killed between its last file and its new name
+            if fault := damage(partial.path, config.id):
+                raise RunError(f"{partial.path}: is damaged ({fault}); remove it to start the run anew")
             return partial.publish()
         with one_at_a_time, restored_globals(), memory_reported(f"run {config.id}"):
             if threads is not None:
@@ -85,9 +87,19 @@ def _run(
     origin = provenance.describe(device, config.seed, dataset)
     checkpoint = partial.read_checkpoint()
     if checkpoint and checkpoint.get("format") == _CHECKPOINT:
-        session.load_state_dict(checkpoint["session"])
-        resumed = {"step": session.step, "time": origin["started"], "code": origin["code"]}
-        origin = checkpoint["origin"] | {"resumed": [*checkpoint["origin"].get("resumed", []), resumed]}
+        try:
+            session.load_state_dict(checkpoint["session"])
+            resumed = {"step": session.step, "time": origin["started"], "code": origin["code"]}
+            origin = checkpoint["origin"] | {"resumed": [*checkpoint["origin"].get("resumed", []), resumed]}
+            check_provenance(origin | {"finished": origin["started"]}, partial.path)
+        except Exception as error:  # whatever the parts of a session raise at a state of another shape
+            if is_lack_of_memory(error):
+                raise
+            place = partial.path / "checkpoint.pt"
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(
+                f"{place}: is not a checkpoint of this run ({reason}); remove {partial.path} to start the run anew"
+            ) from error
     else:
         session.evaluate_if_due()
 
