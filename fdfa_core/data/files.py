@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from fdfa_core.errors import DataError
+from fdfa_core.locks import held
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def fetch(file: PublishedFile, folder: Path) -> None:
     for url in file.urls:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{file.name}.lock"):
+            with held(folder / f".{file.name}.lock", f"the download of {file.name}"):
                 pooch.retrieve(url, f"sha256:{file.sha256}", file.name, folder, downloader=downloader)
                 return
         except (requests.RequestException, OSError, ValueError) as error:  # pooch: ValueError for a wrong hash

@@ -56,6 +56,8 @@ def train(
         FdfaError: an impossible configuration, missing data, or a directory that cannot be used.
     """
     require_seconds("checkpoint_seconds", checkpoint_seconds)
+    if is_complete(root, config.id):  # also where nothing can be written
+        return _existing(Path(root), config)
     root = open_root(root)
     with claim(root, config.id, wait) as ours:
         if not ours:
