@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import fdfa_core
+from fdfa_core.estimators.registry import loaded_plugins
 
 PACKAGES = ("fdfa", "torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn")
 
@@ -30,6 +31,7 @@ def describe(device: torch.device, seed: int, dataset) -> dict[str, Any]:
         "code": dict(_code()),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": _hardware() | {"device": _device_name(device), "threads": torch.get_num_threads()},
+        "plugins": loaded_plugins(),
         "seed": seed,
         "data": {"name": dataset.name, "sha256": dataset.sha256, "notes": list(dataset.notes)},
         "started": now(),
