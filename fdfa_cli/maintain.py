@@ -1,4 +1,4 @@
-"""Commands for those who look after the code: verify, readme, previews."""
+"""Commands for those who look after code and runs: doctor, verify, readme, previews."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ from pathlib import Path
 
 import click
 
-from fdfa_cli.shared import figures_of, options, record_of
+from fdfa_cli.shared import RUNS, figures_of, options, record_of
+
+
+@click.command(short_help="Check runs or a record, and say what mends them.")
+@click.argument("runs", type=click.Path(path_type=Path), default=RUNS)
+def doctor(runs: Path) -> None:
+    """Check every file and number of a directory of RUNS, or of a record; exit with code 1 if anything is damaged.
+
+    Nothing is changed: for what is damaged, the command that mends it is named.
+    """
+    from fdfa_core.runs.doctor import examine
+
+    report = examine(runs)
+    for finding in report.damaged:
+        click.echo(f"{finding.place}: {' '.join(finding.fault.split())}\n  mend it with: {finding.remedy}")
+    click.echo(f"{report} (in {runs})")
+    if report.damaged:
+        click.get_current_context().exit(1)
 
 
 @click.command(short_help="Redraw the small pictures of the README.")

@@ -66,6 +66,7 @@ TORCH_FREE = (
     "fdfa_core.paths",
     "fdfa_core.signatures",
     "fdfa_core.runs.directory",
+    "fdfa_core.runs.doctor",
     "fdfa_core.runs.record",
     "fdfa_core.runs.recording",
     "fdfa_core.runs.rows",
