@@ -94,7 +94,7 @@ def read_arrow(path: Path, remedy: str) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with open_file(path) as content, pq.ParquetFile(content) as file:
+        with open_file(path) as content, pq.ParquetFile(content, page_checksum_verification=True) as file:
             return file.read(use_threads=False)  # small files: starting threads costs more
     except FileNotFoundError as error:
         raise RunError(f"{path}: is missing; {remedy}") from error

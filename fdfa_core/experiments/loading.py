@@ -81,6 +81,8 @@ def load_experiment(path: str | Path) -> Experiment:
         InvalidInput: the file cannot be read, is not TOML, or holds an unknown key, a wrong type, an impossible value.
     """
     path = _shown(Path(path))
+    if path.stem.startswith("."):  # a folder of results has the experiment's name, and that of "...toml" would be ".."
+        raise InvalidInput("experiment", str(path), "a file whose name does not begin with a dot")
     tables = _read_toml(path)
     about = {"description": tables.pop("description", ""), "role": tables.pop("role", path.stem)}
     for key, text in about.items():

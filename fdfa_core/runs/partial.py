@@ -62,7 +62,7 @@ class PartialRun:
         empty = pa.schema([(column, TYPES.get(column, "float64")) for column in TABLES[name]]).empty_table()
         table = (rows if isinstance(rows, Rows) else Rows(rows)).table() or empty
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
 
     def write_gradients(self, step: int, tensors: Mapping[str, Any]) -> None:
@@ -79,7 +79,8 @@ class PartialRun:
         import torch
 
         buffer = io.BytesIO()
-        torch.save({_RUN: self.run, **state}, buffer)  # in memory first: torch reports a full disk as an internal error of its own
+        # in memory first: torch reports a full disk as an internal error of its own
+        torch.save({_RUN: self.run, **state}, buffer)
         write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
 
     def read_checkpoint(self) -> dict[str, Any] | None:

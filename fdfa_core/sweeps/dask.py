@@ -59,7 +59,7 @@ def cluster_engine(address: str, root: Path, options: dict, *, threads: int = 1)
                 error = future.exception()
                 yield Outcome(futures[future], "failed", f"{type(error).__name__}: {error}") if error else future.result()
 
-    for name in ("distributed.client", "distributed.core", "distributed.comm"):  # which would show a lost scheduler as tracebacks
+    for name in ("distributed.client", "distributed.core", "distributed.comm"):  # they log a lost scheduler as tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield len(client.scheduler_info()["workers"]), carry_out

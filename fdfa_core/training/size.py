@@ -1,8 +1,8 @@
 """How much memory a run needs at least, so that one that cannot fit is refused before anything is built.
 
 The estimate counts what is certain to be held at once: the weights with what the optimiser keeps of them, the largest batch of
-images, the directions of one estimate, the states of the probed estimators. It is a lower bound, and it is compared with all the
-memory that there is: what passes may still fail, which `memory_reported` then says.
+images, the directions of one estimate, the states of the probed estimators. It is a lower bound, and it is compared with all
+the memory that there is: what passes may still fail, which `memory_reported` then says.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from fdfa_core.runs.store import open_store
 from tiny import TOML, tiny
 
 LINES = TOML.splitlines()
-VALUES = ["-1", "0", "1e400", "nan", "true", '"x"', '""', "[]", "{}", "[[[]]]", "1979-05-27", str(2**63), "[1, 'a']", "'''", "{ name = 3 }"]
+VALUES = ["-1", "0", "1e400", "nan", "true", '"x"', '""', "[]"]
+VALUES += ["{}", "[[[]]]", "1979-05-27", str(2**63), "[1, 'a']", "'''", "{ name = 3 }"]
 RATE = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 PARTS = st.tuples(st.integers(0, len(LINES) - 1), st.sampled_from(["value", "drop", "twice", "swap"]), st.sampled_from(VALUES))
 
@@ -51,13 +52,13 @@ def check_experiment_text(content: bytes):
     assert runs and all(RunConfig.from_json(run.canonical()) == run for run in runs)
 
 
-@settings(max_examples=150, **RATE)
+@settings(max_examples=60, **RATE)
 @given(st.lists(PARTS, min_size=1, max_size=3))
 def test_an_altered_experiment_is_refused_or_read(changes):
     check_experiment_text(altered(changes).encode())
 
 
-@settings(max_examples=60, **RATE)
+@settings(max_examples=30, **RATE)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_read_as_an_experiment(content):
     check_experiment_text(content)
@@ -116,7 +117,7 @@ def check_run(sound, alteration):
         assert after.summaries == before.summaries and same or how == "flip"
 
 
-@settings(max_examples=80, **RATE)
+@settings(max_examples=40, **RATE)
 @given(alteration=ALTERATIONS)
 def test_an_altered_run_is_refused_or_reads_the_same(sound, alteration):
     check_run(sound, alteration)

@@ -1,4 +1,4 @@
-"""Who waits for a lock is told who holds it; a file system without locks is refused, since a killed holder would stay for ever."""
+"""Who waits for a lock is told who holds it; a file system without locks is refused."""
 
 import errno
 import json

@@ -16,7 +16,7 @@ FILES = {
     "a swept key of many parts": ("[grid]\n'" + ".".join("a" * 5000) + "' = [1]", "a key of at most 16 parts"),
     "an integer of 5000 digits": ("seed = " + "9" * 5000, "a file in TOML syntax"),
     "an integer beyond 64 bits": (f"seed = {2**63}\n{TOML}", f"seed: got {2**63}; accepted: an integer of 64 bits"),
-    "a nested integer beyond 64 bits": (TOML.replace("[8, 8]", f"[8, {2**63}]"), r"network.hidden\[1\]: got 9223372036854775808"),
+    "a nested integer beyond 64 bits": (TOML.replace("[8, 8]", f"[8, {2**63}]"), r"hidden\[1\]: got 9223372036854775808"),
     "no text": (b"\xff\xfe\x00", "a file in TOML syntax"),
     "more than a megabyte": ("#" * 2**20 + "\n", "larger than 1048576 bytes"),
     "a grid of 10⁸ runs": (
@@ -92,3 +92,10 @@ def test_what_is_accepted_is_said_in_plain_words(tmp_path, old, new, said):
     with pytest.raises(InvalidInput, match=said) as error:
         load_experiment(path)
     assert not any(word in str(error.value) for word in ("Input should", "valid ", "pydantic", "after validation"))
+
+
+@pytest.mark.parametrize("name", ["..toml", "...toml", ".hidden.toml"])
+def test_a_name_that_would_lead_out_of_a_folder_of_results_is_refused(tmp_path, name):
+    (tmp_path / name).write_text(TOML)
+    with pytest.raises(InvalidInput, match="accepted: a file whose name does not begin with a dot"):
+        load_experiment(tmp_path / name)
