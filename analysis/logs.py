@@ -145,6 +145,8 @@ def read(root: str | Path | Store, experiment: loading.Experiment, *, partial: b
     store, configs = open_store(root), experiment.runs()
     missing = [config for config in configs if not store.holds(config.id)]
     if missing and not (partial and len(missing) < len(configs)):
+        if isinstance(store, RunDirectory):
+            validation.require_unspoilt(store.root, [config.id for config in missing])
         raise RunError(
             f"{store.root / missing[0].id}: is missing or unfinished ({len(missing)} of {len(configs)} runs of experiment "
             f"{experiment.name!r}); make them with: fdfa sweep {experiment.path.as_posix()}"

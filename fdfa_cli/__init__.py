@@ -38,6 +38,7 @@ for _command in (
     results.power,
     output.figures,
     output.report,
+    maintain.doctor,
     maintain.verify,
     maintain.readme,
     maintain.previews,

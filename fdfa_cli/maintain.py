@@ -1,4 +1,4 @@
-"""Commands for those who look after the code: verify, readme, previews."""
+"""Commands for those who look after code and runs: doctor, verify, readme, previews."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ from pathlib import Path
 
 import click
 
-from fdfa_cli.shared import figures_of, options, record_of
+from fdfa_cli.shared import RUNS, figures_of, options, record_of
+
+
+@click.command(short_help="Check runs or a record, and say what mends them.")
+@click.argument("runs", type=click.Path(path_type=Path), default=RUNS)
+def doctor(runs: Path) -> None:
+    """Check every file and number of a directory of RUNS, or of a record; exit with code 1 if anything is damaged.
+
+    Nothing is changed: for what is damaged, the command that mends it is named.
+    """
+    from fdfa_core.runs.doctor import examine
+
+    report = examine(runs)
+    for finding in report.damaged:
+        click.echo(f"{finding.place}: {' '.join(finding.fault.split())}\n  mend it with: {finding.remedy}")
+    click.echo(f"{report} (in {runs})")
+    if report.damaged:
+        click.get_current_context().exit(1)
 
 
 @click.command(short_help="Redraw the small pictures of the README.")
@@ -14,8 +31,11 @@ from fdfa_cli.shared import figures_of, options, record_of
 @options("figures", "profile")
 def previews(out: Path | None, images: Path, profile: str) -> None:
     """Redraw the small pictures of the README from the figures of a profile with one experiment a role (smoke, quick)."""
+    from fdfa_core.experiments.loading import profiles
+    from fdfa_core.experiments.tables import require_known
     from figures import render
 
+    require_known("profile", profile, profiles())
     click.echo("\n".join(map(str, render.previews(out or figures_of(profile), images))))
 
 
@@ -58,5 +78,9 @@ def readme(file: Path) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("--file", str(file), "a text file with a marked region", f"It cannot be read: {error}.") from error
+    if text.count(page.BEGIN) != 1 or text.count(page.END) != 1 or text.index(page.BEGIN) > text.index(page.END):
+        counts = f"the first {text.count(page.BEGIN)} times, the second {text.count(page.END)} times"
+        accepted = f"a file with the lines {page.BEGIN!r} and {page.END!r}, once each, in this order"
+        raise InvalidInput("--file", str(file), accepted, f"It has {counts}; put the lines where the results shall stand.")
     write_atomically(file, page.with_results(text, "paper", record_of("paper")).encode())
     click.echo(f"{file}: up to date with {record_of('paper')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from fdfa_core.sweeps.outcome import Outcome
 
 
+class Seconds(click.FloatRange):
+    """A number of seconds that is not negative; NaN, which passes every comparison of click's, is none."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or end the command with what is accepted."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds(min=0)
+
+
 @click.command(short_help="Carry out the runs of one experiment, one after another.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--run", "chosen", multiple=True, metavar="ID", help="Only the runs whose ids begin so (repeatable).")
@@ -38,9 +53,10 @@ def train(file: Path, chosen: tuple[str, ...], device: str, threads: int, root: 
     from fdfa_core.training.run import choose_device
 
     experiment = load_experiment(file)
+    for beginning in chosen:
+        if not any(run.id.startswith(beginning) for run in experiment.runs()):
+            require_known("--run", beginning, [run.id for run in experiment.runs()])
     runs = [run for run in experiment.runs() if not chosen or run.id.startswith(chosen)]
-    if not runs:
-        require_known("run", " ".join(chosen), [run.id for run in experiment.runs()])
     choose_device(device)  # an unknown one is refused before anything is written
     with Steps(runs, root) as steps:
         summary = carry_out(
@@ -110,7 +126,7 @@ class Steps:
 
 @click.command(short_help="Carry out all missing runs of a profile or of files.")
 @experiment_files
-@click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=20.0, help="Work that a kill may cost.")
+@click.option("--checkpoint-seconds", type=SECONDS, default=20.0, help="Work that a kill may cost.")
 @options("profile", "runs", "jobs", "cluster", "data_dir")
 def sweep(
     files: tuple[Path, ...],

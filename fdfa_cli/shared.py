@@ -39,6 +39,11 @@ class Terminated(KeyboardInterrupt):
 class Commands(click.Group):
     """Turns the project's own errors into one line and exit code 2; `--debug` shows where they come from."""
 
+    def main(self, *arguments: object, **options: object) -> object:
+        """Run the command line, whatever the process was given for its standard streams."""
+        prepare_streams()
+        return super().main(*arguments, **options)
+
     def invoke(self, context: click.Context) -> object:
         """Run a command."""
         debug = context.params["debug"]
@@ -57,10 +62,38 @@ class Commands(click.Group):
             except Exception as error:
                 from fdfa_core.errors import FdfaError
 
-                if debug or not isinstance(error, FdfaError):
+                system = isinstance(error, OSError | MemoryError) and not isinstance(error, BrokenPipeError)
+                if debug or not (system or isinstance(error, FdfaError)):
                     raise
-                click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+                click.echo(f"Error: {' '.join(_said(error).split())}", err=True)
                 context.exit(2)
+
+
+def prepare_streams() -> None:
+    """Let writing to the standard streams never fail for what they are.
+
+    A stream that is closed becomes the null device, so that no file of the project gets its number; a character that a terminal
+    cannot show (a name in bytes, a superscript in Latin 1) is written as an escape.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; of one of the system, the file first."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or "there is not enough memory"
 
 
 @contextmanager

@@ -18,17 +18,29 @@ class InvalidInput(FdfaError, ValueError):
 
     def __init__(self, name: str, value: object, accepted: str, hint: str = ""):
         self.name, self.value, self.accepted = name, value, accepted
-        shown = repr(value)
-        if len(shown) > 200:
-            shown = shown[:200] + "…"
-        super().__init__(f"{name}: got {shown}; accepted: {accepted}." + (f" {hint}" if hint else ""))
+        super().__init__(f"{name}: got {shown(value)}; accepted: {accepted}." + (f" {hint}" if hint else ""))
 
 
 class UnknownName(InvalidInput):
     """A name that is not in a registry (estimator, option, activation, data set, profile, …)."""
 
     def __init__(self, name: str, value: object, known: Iterable[str], hint: str = ""):
-        super().__init__(name, value, "one of " + ", ".join(known), hint)
+        known = list(known)
+        super().__init__(name, value, "one of " + ", ".join(known) if known else "none, since there are none", hint)
+
+
+class UnknownKey(UnknownName):
+    """A key or an option that a table does not have; `value` is what was written for it."""
+
+    def __init__(self, name: str, value: object, known: Iterable[str], what: str = "key", hint: str = ""):
+        known = list(known)
+        InvalidInput.__init__(
+            self,
+            f"{name} (unknown {what})",
+            value,
+            f"the {what}s {', '.join(known)}" if known else f"no {what}, since there are none",
+            hint,
+        )
 
 
 class Unsupported(FdfaError, TypeError):
@@ -39,5 +51,18 @@ class DataError(FdfaError, RuntimeError):
     """A data set is missing, truncated, altered or malformed."""
 
 
+class OutOfMemory(FdfaError, MemoryError):
+    """What was asked for needs more memory than there is."""
+
+
 class RunError(FdfaError, RuntimeError):
     """A run directory or log cannot be read, written or resumed."""
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Return a value as an error shows it: its `repr`, cut off where it is long, or its type where there is none."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
+        return f"a value of the type {type(value).__name__}, too large to show"
+    return text if len(text) <= most else text[:most] + "…"

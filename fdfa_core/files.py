@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from fdfa_core.errors import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+MOST_BYTES = 2**26  # of a file that is read as text or JSON: far more than any that this project writes
+
+
+def read_file(path: str | Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: of the file; links are followed.
+        most: bytes that it may hold.
+
+    Raises:
+        OSError: as `open_file`, or it is larger; `strerror` says which.
+    """
+    with open_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
+    return content
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file to read its bytes; never waits for the writer of a pipe, and takes no device.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; `strerror` says which.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its writer
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no name of a file: it holds a zero byte", str(path)) from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file but a pipe, a socket or a device", str(path))
 
 
 def make_directory(path: Path) -> None:
@@ -53,11 +94,15 @@ def read_arrow(path: Path, remedy: str) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with open_file(path) as content, pq.ParquetFile(content, page_checksum_verification=True) as file:
             return file.read(use_threads=False)  # small files: starting threads costs more
     except FileNotFoundError as error:
         raise RunError(f"{path}: is missing; {remedy}") from error
-    except (pa.ArrowException, OSError) as error:
+    except OSError as error:
+        if error.strerror and not isinstance(error, pa.ArrowException):
+            raise RunError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise RunError(f"{path}: is truncated or not Parquet ({str(error).splitlines()[0]}); {remedy}") from error
+    except pa.ArrowException as error:
         reason = str(error).splitlines()[0].removesuffix(".")
         raise RunError(f"{path}: is truncated or not Parquet ({reason}); {remedy}") from error
 

@@ -31,6 +31,18 @@ _WORDS = {
     type(None): "None",
 }
 
+_ACCEPTED = {  # by pydantic's type of error
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing", "int_parsing_size"), "an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "finite_number": "a finite number",
+    "missing": "a value: it is missing",
+    "extra_forbidden": "no such key",
+}
+
 
 @dataclass(frozen=True)
 class Option:
@@ -55,7 +67,7 @@ class Option:
             adapter.validate_python(value)
         except ValidationError as error:
             example = "" if self.default in (REQUIRED, None) or _described(self.annotation) else f", such as {self.default!r}"
-            reason = error.errors()[0]["msg"]
+            reason = in_words(error.errors()[0])
             raise InvalidInput(self.name, value, accepted(self.annotation, reason) + example) from None
 
     @functools.cached_property
@@ -104,13 +116,42 @@ def accepted(annotation: Any, reason: str = "") -> str:
         return described
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return f"{accepted(arguments[0])} ({reason[:1].lower()}{reason[1:]})" if reason else accepted(arguments[0])
+        return f"{accepted(arguments[0])} ({reason})" if reason else accepted(arguments[0])
     if origin is Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join("True or False" if part is bool else accepted(part) for part in arguments)
     name = annotation.__name__ if isinstance(annotation, type) and origin is None else str(annotation)
     return _WORDS.get(annotation, name)
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """Say in this project's words what was accepted in place of what pydantic refused.
+
+    Args:
+        error: one of `ValidationError.errors()`.
+
+    Examples:
+        >>> in_words({"type": "greater_than", "ctx": {"gt": 0}, "msg": "Input should be greater than 0"})
+        'a number greater than 0'
+    """
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _ACCEPTED:
+        return _ACCEPTED[kind]
+    match kind:
+        case "greater_than" | "less_than":
+            return f"a number {kind.replace('_', ' ')} {next(iter(context.values()))}"
+        case "greater_than_equal":
+            return f"a number greater than or equal to {context['ge']}"
+        case "less_than_equal":
+            return f"a number less than or equal to {context['le']}"
+        case "too_short":
+            return f"a list of {context['min_length']} or more values"
+        case "literal_error":
+            return context["expected"]
+        case "value_error":
+            return str(context["error"])
+    return error["msg"].removeprefix("Input should be ")
 
 
 def _described(annotation: Any) -> str:

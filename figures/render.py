@@ -277,8 +277,8 @@ def open_directory(out: Path) -> Path:
     if not os.access(out, os.W_OK | os.X_OK):
         raise RunError(f"{out}: cannot be written to (no permission); accepted: a directory that can")
     if not (out / MARKER).exists():
-        others = sorted(entry.name for entry in out.iterdir())
-        if others:
+        others = sorted(entry.name for entry in out.iterdir() if MARKER not in entry.name)  # its own leftovers are none
+        if others and not (out / MARKER).exists():  # by now another process may have made it one
             raise RunError(
                 f"{out}: holds files that are no figures of this project (such as {others[0]!r}); accepted: a new or an empty "
                 "directory, or one that holds its figures already"

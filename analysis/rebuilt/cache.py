@@ -21,8 +21,10 @@ import pandas as pd
 
 from fdfa_core import paths
 from fdfa_core.errors import RunError
-from fdfa_core.files import write_atomically
+from fdfa_core.files import read_file, write_atomically
 
+MOST_BYTES = 2**32  # of a frame that is kept
+_CHECK = 64  # characters of a hash, which stands in front of a frame
 PACKAGES = ("fdfa_core", "analysis", "verification", "figures", "fdfa_cli", "benchmarks")
 
 
@@ -80,17 +82,20 @@ def kept(folder: Path, key: str, compute: Callable[[], pd.DataFrame]) -> pd.Data
         key: a hash of all that the frame depends on.
         compute: makes the frame.
     """
-    path = folder / f"{key[:32]}.parquet"
+    path = folder / f"{key[:32]}.frame"
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError):  # missing, or not whole
+        content = read_file(path, MOST_BYTES)
+        check, frame = content[:_CHECK], content[_CHECK:]
+        if check == digest(key, frame).encode():  # whole, and the answer to this very question
+            return pd.read_parquet(io.BytesIO(frame))
+    except (OSError, ValueError):  # missing, or written by another version of the libraries
         pass
     frame = compute()
     buffer = io.BytesIO()
     frame.to_parquet(buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, digest(key, buffer.getvalue()).encode() + buffer.getvalue())
     except (OSError, RunError):
         pass
     return frame

@@ -6,12 +6,17 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock
+from typing import IO
+from urllib.parse import urlsplit
 
 from fdfa_core.errors import DataError
+from fdfa_core.files import open_file
+from fdfa_core.locks import held
+
+MOST_BYTES = 2**29  # of a download: twice the largest published file
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def data_directory(directory: str | os.PathLike | None = None) -> Path:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -80,16 +85,44 @@ def fetch(file: PublishedFile, folder: Path) -> None:
     import requests
 
     failures = []
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
     for url in file.urls:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{file.name}.lock"):
-                pooch.retrieve(url, f"sha256:{file.sha256}", file.name, folder, downloader=downloader)
+            with held(folder / f".{file.name}.lock", f"the download of {file.name}"):
+                pooch.retrieve(url, f"sha256:{file.sha256}", file.name, folder, downloader=_download)
                 return
         except (requests.RequestException, OSError, ValueError) as error:  # pooch: ValueError for a wrong hash
             failures.append(f"{url}: {error}")
     raise DataError("Downloading failed:\n" + "\n".join(failures))
+
+
+def _download(url: str, place: str | IO[bytes], pooch: object) -> None:
+    """Write what is at an address into a file, as `pooch` asks its downloaders to; encrypted, and no more than `MOST_BYTES`.
+
+    Raises:
+        ValueError: the address, or the one that it leads to, is not https (but for this very machine), or has too much to say.
+    """
+    import requests
+    from tqdm import tqdm
+
+    with requests.get(url, stream=True, timeout=30) as response:
+        response.raise_for_status()
+        for address in (url, response.url):
+            parts = urlsplit(address)
+            if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+                raise ValueError(f"{address} is not https, so that anyone on the way could change what it sends")
+        announced = int(response.headers.get("content-length", 0))
+        file = open(place, "w+b") if isinstance(place, str | os.PathLike) else nullcontext(place)
+        with file as target, tqdm(total=announced, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            received = 0
+            for part in response.iter_content(2**16):
+                received += len(part)
+                if max(received, announced) > MOST_BYTES:
+                    raise ValueError(f"{url} sends more than {MOST_BYTES} bytes, which no file of these data sets has")
+                target.write(part)
+                bar.update(len(part))
+        if announced and received < announced and "content-encoding" not in response.headers:
+            raise ValueError(f"{url} sent {received} of {announced} bytes")
 
 
 def _how_to_get(missing: Sequence[PublishedFile], dataset: str, places: Sequence[Path], reason: DataError) -> str:

@@ -38,7 +38,6 @@ FASHION_MNIST = Idx(
     _idx_files(
         (
             "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion",
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
         ),
         "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
         "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
@@ -87,6 +86,6 @@ TINY_IMAGENET = TinyImagenet(
     PublishedFile(
         "tiny-imagenet-200.zip",
         "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
-        ("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "https://image-net.org/data/tiny-imagenet-200.zip"),
+        ("https://cs231n.stanford.edu/tiny-imagenet-200.zip", "https://image-net.org/data/tiny-imagenet-200.zip"),
     ),
 )

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,10 @@ from tqdm import tqdm
 from fdfa_core.data.dataset import Dataset, stratified
 from fdfa_core.data.files import PublishedFile, file_sha256, find, listing_sha256, obtain
 from fdfa_core.errors import DataError
+from fdfa_core.files import open_file, read_file
 
+MOST_BYTES = 2**29  # of an archive's content: three times that of the largest
+MOST_IMAGE = 2**22  # of one compressed image, or of a list of names
 Arrays = tuple[np.ndarray, np.ndarray]  # images (n, C, H, W) uint8, labels (n,) of any integer type
 
 
@@ -92,8 +95,14 @@ class Idx:
         """See `Source.load`."""
         places = [directory, directory / self.folder / "raw", directory / self.name]
         paths = obtain(self.files, self.name, places, download)
+        hashes: dict[str, str] = {}
+        for path, file, dimensions in zip(paths, self.files, (3, 1, 3, 1), strict=True):
+            try:
+                hashes[file.name] = _checked_sha256(path, file)
+            except DataError:
+                read_idx(path, dimensions)  # which says more of a damaged file than its checksum does
+                raise
         arrays = [read_idx(path, dimensions) for path, dimensions in zip(paths, (3, 1, 3, 1), strict=True)]
-        hashes = {file.name: _checked_sha256(path, file) for path, file in zip(paths, self.files, strict=True)}
         train_images, train_labels, test_images, test_labels = arrays
         return _dataset(
             self.name,
@@ -111,7 +120,10 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         DataError: no gzip file, another magic number, or less or more data than the header announces.
     """
     try:
-        data = gzip.decompress(path.read_bytes())
+        with open_file(path) as file, gzip.open(file) as content:
+            data = content.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise DataError(f"{path}: holds more than {MOST_BYTES} bytes, which no file of this format does.")
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: truncated, or no gzip file ({error}).") from error
     header, magic = 4 + 4 * dimensions, 2048 + dimensions  # 2048 stands for unsigned bytes
@@ -189,10 +201,25 @@ class Cifar:
         return records[:, self.label_bytes :].reshape(-1, 3, 32, 32), records[:, self.label_bytes - 1]
 
 
+class _Limited:
+    """A stream of bytes that ends with an error where it is longer than any archive: a small file may unpack to terabytes."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream, self.left = stream, MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        part = self.stream.read(size)
+        self.left -= len(part)
+        if self.left < 0:
+            raise tarfile.ReadError(f"holds more than {MOST_BYTES} bytes")
+        return part
+
+
 def _archive(path: Path, wanted: set[str]) -> dict[str, bytes]:
     """Base name → content of the wanted files in a gzipped tar archive; nothing is extracted to disk."""
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with open_file(path) as file, gzip.open(file) as content, tarfile.open(fileobj=_Limited(content), mode="r|") as archive:
             members = (m for m in archive if m.isfile() and Path(m.name).name in wanted)
             return {Path(m.name).name: archive.extractfile(m).read() for m in members}
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -208,7 +235,10 @@ def _text(content: bytes, path: Path, name: str) -> str:
 
 
 def _folder(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    return {name: (path / name).read_bytes() for name in wanted if (path / name).is_file()}
+    try:
+        return {name: read_file(path / name, MOST_BYTES) for name in wanted if (path / name).is_file()}
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
 
 
 @dataclass(frozen=True)
@@ -231,13 +261,16 @@ class TinyImagenet:
         if annotated := find(f"{stem}/val/val_annotations.txt", places):
             root = annotated.parents[1]
             names = [path.relative_to(root).as_posix() for path in root.glob("**/*") if path.is_file()]
-            return self._read(root, names, lambda name: (root / name).read_bytes())
+            return self._read(root, names, lambda name: read_file(root / name, MOST_IMAGE))
 
         (path,) = obtain([self.archive], self.name, places, download)
         sha256 = _checked_sha256(path, self.archive)
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removeprefix(f"{stem}/") for name in archive.namelist()]
-            return self._read(path, names, lambda name: archive.read(f"{stem}/{name}"), sha256)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removeprefix(f"{stem}/") for name in archive.namelist()]
+                return self._read(path, names, lambda name: _unpacked(archive, f"{stem}/{name}"), sha256)
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{path}: truncated, or no zip archive ({error}).") from error
 
     def _read(self, root: Path, names: list[str], read: Callable[[str], bytes], sha256: str | None = None) -> Dataset:
         train = sorted(name for name in names if fnmatch(name, "train/*/images/*.JPEG"))
@@ -263,11 +296,15 @@ class TinyImagenet:
             raise DataError(f"{root}: {len(absent)} validation images are missing, the first is {absent[0]}.")
 
         def decode(name: str) -> tuple[np.ndarray, str]:
-            data = read(name)
             try:
-                return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), hashlib.sha256(data).hexdigest()
-            except OSError as error:
-                raise DataError(f"{root}: {name} is truncated, or no image ({error}).") from error
+                data = read(name)
+                with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                    if image.size != (64, 64):  # before it is decoded: a small file may hold billions of pixels
+                        width, height = image.size
+                        raise DataError(f"{root}: {name} has {width} × {height} pixels, expected 64 × 64.")
+                    return np.asarray(image.convert("RGB")), hashlib.sha256(data).hexdigest()
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise DataError(f"{root}: {name} is truncated, or no image: a JPEG is expected ({error}).") from error
 
         order = [*train, *test]
         images = np.empty((len(order), 3, 64, 64), np.uint8)
@@ -275,9 +312,6 @@ class TinyImagenet:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             progress = tqdm(pool.map(decode, order), f"Decoding {self.name}", len(order), disable=None, unit=" images")
             for image, name, (pixels, digest) in zip(images, order, progress, strict=True):
-                if pixels.shape != (64, 64, 3):
-                    height, width, _ = pixels.shape
-                    raise DataError(f"{root}: {name} has {width} × {height} pixels, expected 64 × 64.")
                 image[:] = pixels.transpose(2, 0, 1)
                 hashes[name] = digest
         labels = np.array([number[name.split("/")[1]] for name in train] + [number[wnid] for wnid in test.values()])
@@ -289,6 +323,15 @@ class TinyImagenet:
             sha256=sha256 or listing_sha256(hashes),
             notes=_fewer(self.samples, *parts),
         )
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return a file of a zip archive; raises `DataError` where it is larger than any of its kind."""
+    with archive.open(name) as file:
+        content = file.read(MOST_IMAGE + 1)
+    if len(content) > MOST_IMAGE:
+        raise DataError(f"{archive.filename}: {name} unpacks to more than {MOST_IMAGE} bytes.")
+    return content
 
 
 def _checked_sha256(path: Path, file: PublishedFile) -> str:

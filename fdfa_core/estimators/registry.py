@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from fdfa_core.networks.blocks import BlockNetwork
 
 _CLASSES: dict[str, type[Estimator]] = {}
+_PLUGINS: dict[str, str] = {}
 
 
 def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
@@ -48,9 +50,28 @@ def register(name: str) -> Callable[[type[Estimator]], type[Estimator]]:
 
 @functools.cache
 def _load_plugins() -> None:
-    """Import every estimator that another installed distribution offers; they register themselves."""
+    """Import every estimator that another installed distribution offers; they register themselves.
+
+    One that cannot be imported is named in a warning and left out: it is no fault of the others.
+    """
     for entry in entry_points(group="fdfa_core.estimators"):
-        entry.load()
+        origin = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown"
+        try:
+            entry.load()
+        except (Exception, SystemExit) as error:  # whatever foreign code raises
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(
+                f"the estimators {entry.name!r} ({entry.value}) of the distribution {origin} cannot be loaded ({reason}); they "
+                "are left out. Mend or uninstall that distribution",
+                stacklevel=2,
+            )
+        else:
+            _PLUGINS[f"{entry.name} = {entry.value}"] = origin
+
+
+def loaded_plugins() -> dict[str, str]:
+    """Return the entry points whose estimators this process has loaded, each with its distribution and version."""
+    return dict(_PLUGINS)
 
 
 def available_estimators() -> list[str]:

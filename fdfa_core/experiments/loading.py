@@ -8,6 +8,7 @@ What only the registries know (estimators and their options, architectures, data
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.errors import InvalidInput, UnknownKey
 from fdfa_core.experiments.tables import NAMING, At, Epochs, Every, FirstAndLast, Geometric, RunConfig, require_known, suggest
+from fdfa_core.files import read_file
 from fdfa_core.paths import EXPERIMENTS
+from fdfa_core.signatures import in_words
+
+MOST_BYTES = 2**20  # of an experiment file
+OF_FILE = ("description", "role", "open", "cases", "grid")  # keys of a file that are none of a run
+DEEPEST = 16  # tables and lists within one another
+MOST_RUNS = 100_000  # of one experiment: validating as many takes a minute
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ def load_experiment(path: str | Path) -> Experiment:
         InvalidInput: the file cannot be read, is not TOML, or holds an unknown key, a wrong type, an impossible value.
     """
     path = _shown(Path(path))
+    if path.stem.startswith("."):  # a folder of results has the experiment's name, and that of "...toml" would be ".."
+        raise InvalidInput("experiment", str(path), "a file whose name does not begin with a dot")
     tables = _read_toml(path)
     defaults = {"description": "", "role": path.stem, "open": ""}
     about = {key: tables.pop(key, default) for key, default in defaults.items()}
@@ -86,11 +96,16 @@ def load_experiment(path: str | Path) -> Experiment:
         raise InvalidInput(f"{path}: cases", cases, "a list of one or more tables, each written [[cases]]")
     grid = _flat_grid(tables.pop("grid", {}), f"{path}: grid")
 
+    planned = 0
     runs: dict[str, tuple[RunConfig, Origin]] = {}
     for index, case in [(None, {})] if cases is None else enumerate(cases):
         override = dict(case)
         own = _flat_grid(override.pop("grid", {}), f"{path}: cases[{index}].grid")
         swept = grid | own
+        _check_grid(swept, path)
+        planned += math.prod(map(len, swept.values()))
+        if planned > MOST_RUNS:
+            raise InvalidInput(f"{path}: grid", f"{planned:,} runs", f"at most {MOST_RUNS:,} runs in an experiment")
         places = {key: f"cases[{index}].grid.{key}" if key in own else f"grid.{key}" for key in swept}
         origin = Origin(path, tables, index, override, places)
         for values in itertools.product(*swept.values()):
@@ -138,17 +153,39 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 
 def _shown(path: Path) -> Path:
     """Return the path as a user would write it: relative where it lies below the working directory."""
-    absolute = path.resolve()
+    try:
+        absolute = path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, or no name of a file: reading says so
+        return path
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_file(path, MOST_BYTES).decode("utf-8-sig"))  # some editors begin files with a mark
     except OSError as error:
         raise InvalidInput("experiment", str(path), "a readable TOML file", f"{error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InvalidInput("experiment", str(path), f"tables and lists at most {DEEPEST} deep") from error
+    except ValueError as error:  # syntax, encoding, or a number of thousands of digits
         raise InvalidInput("experiment", str(path), "a file in TOML syntax", f"{error}.") from error
+    _check_bounds(tables, path)
+    return tables
+
+
+def _check_bounds(tables: dict[str, Any], path: Path) -> None:
+    """Refuse what TOML's own rules leave out (integers beyond 64 bits), and nesting that no run has."""
+    waiting: list[tuple[str, Any, int]] = [("", tables, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise InvalidInput(f"{path}: {key.removeprefix('.')[:60]}", value, f"tables and lists at most {DEEPEST} deep")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InvalidInput(f"{path}: {key.removeprefix('.')}", value, "an integer of 64 bits, as TOML has them")
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{name}", inner, depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{key}[{i}]", inner, depth + 1) for i, inner in enumerate(value)]
 
 
 def _flat_grid(tables: Any, where: str) -> dict[str, list]:
@@ -159,11 +196,21 @@ def _flat_grid(tables: Any, where: str) -> dict[str, list]:
     for key, value in tables.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{inner}": values for inner, values in _flat_grid(value, f"{where}.{key}").items()}
+        elif key.count(".") > DEEPEST:
+            raise InvalidInput(f"{where}.{key[:60]}", key, f"a key of at most {DEEPEST} parts")
         elif isinstance(value, list) and value:
             flat[key] = value
         else:
             raise InvalidInput(f"{where}.{key}", value, "a list of one or more values")
     return flat
+
+
+def _check_grid(swept: Mapping[str, list], path: Path) -> None:
+    """Refuse keys of a grid that would overwrite one another in silence."""
+    for outer, inner in itertools.permutations(swept, 2):
+        if inner.startswith(f"{outer}."):
+            accepted = f"a grid without {outer}, whose values are whole tables that {inner} would change or be lost in"
+            raise InvalidInput(f"{path}: grid.{inner}", swept[inner], accepted)
 
 
 def _writes(table: Any, key: str) -> bool:
@@ -200,22 +247,20 @@ def validated(table: dict[str, Any], origin: Origin, model: type[RunConfig] = Ru
     key, value = _key_and_value((*first["loc"], *([context["of"]] if "of" in context else [])), table)
     match first["type"]:
         case "unknown_key":
-            known = context["known"] + (["description", "role", "open", "cases", "grid"] if not key else [])
             unknown = f"{key}.{context['key']}" if key else context["key"]
+            known = context["known"] + (list(OF_FILE) if not key and context["key"] not in OF_FILE else [])
             hint = suggest(context["key"], known)
-            raise UnknownName(f"{origin.locate(unknown)} (unknown key)", value[context["key"]], known, hint)
+            if context["key"] in OF_FILE:
+                hint = f"{context['key']} belongs at the top of the file."
+            raise UnknownKey(origin.locate(unknown), value[context["key"]], known, hint=hint)
         case "missing":
             raise InvalidInput(origin.locate(key), "nothing", f"{_article(first['loc'][-1])}; it has no default")
-        case "model_type" | "model_attributes_type" | "dict_type":
-            accepted = "a table"
         case "union_tag_not_found":
             accepted = "a table with kind = " + " or ".join(_union_tags())
         case "union_tag_invalid":
             key, value, accepted = f"{key}.kind", value["kind"], "one of " + ", ".join(_union_tags())
         case _:
-            accepted = first["msg"].removeprefix("Input should be ")
-            if accepted.startswith(("greater", "less")):
-                accepted = f"a number {accepted}"
+            accepted = in_words(first)
     choices = _union_tags() if first["type"].startswith("union_tag") else context.get("expected", "").split("'")[1::2]
     raise InvalidInput(origin.locate(key), value, accepted, suggest(value, choices))
 

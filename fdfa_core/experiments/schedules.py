@@ -37,6 +37,28 @@ def either(*schedules: Schedule) -> Schedule:
     return lambda step: any(due(step) for due in schedules)
 
 
+def first(config: Every | Geometric | At | Epochs | FirstAndLast, last: int) -> int:
+    """Return the first step at which the schedule that a configuration describes is due, without looking at each step.
+
+    Args:
+        config: one of the schedule tables.
+        last: the step that counts as the last one.
+
+    Examples:
+        >>> from fdfa_core.experiments.tables import At
+        >>> first(At(kind="at", steps=[70, 30]), last=99)
+        30
+    """
+    match config:
+        case Geometric():
+            due = config.first
+        case At():
+            due = min(config.steps)
+        case _:
+            return 0
+    return min(due, last) if config.last else due
+
+
 def build(config: Every | Geometric | At | Epochs | FirstAndLast, steps_per_epoch: int, last: int) -> Schedule:
     """Return the schedule that a configuration describes.
 

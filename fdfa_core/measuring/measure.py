@@ -94,6 +94,7 @@ def measure(
     requests = available_estimators() if estimators is None else list(estimators)
     if not requests:
         raise InvalidInput("estimators", [], "at least one name, or None for all")
+    _require_finite(net, x)
     reference = Reference.on_batch(net, x, y, loss)
     jobs: list[_Job] = []
     unsupported: dict[str, str] = {}
@@ -204,6 +205,14 @@ def _check(replicates: int | None, sampling: str, batch_size: int | None, burn_i
         raise InvalidInput("replicates", replicates, "an integer of at least 2: a variance needs two draws")
     if burn_in is not None and (not isinstance(burn_in, int) or burn_in < 0):
         raise InvalidInput("burn_in", burn_in, "a number of steps, or None for what each estimator needs")
+
+
+def _require_finite(net: BlockNetwork, x: Tensor) -> None:
+    """Raise `InvalidInput` for a network or a batch with NaN or infinity, of which every measured number would be NaN."""
+    held = {f"net: {name}": value for name, value in [*net.named_parameters(), *net.named_buffers()]} | {"x": x}
+    for name, value in held.items():
+        if value.is_floating_point() and not (finite := value.detach().isfinite()).all():
+            raise InvalidInput(name, f"{int((~finite).sum())} of {value.numel()} values NaN or infinite", "finite values alone")
 
 
 def _check_memory(estimator: Estimator, replicates: int) -> None:

@@ -25,6 +25,7 @@ SHARE = "a number in [0, 1), the share of units that a training step drops"
 Share = Annotated[float, Field(ge=0, lt=1, description=SHARE)]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
+MOST_BLOCKS = 1000  # of a network: building more takes minutes
 TORCH = "torch"  # the initialisation that torch's layers have by themselves
 INITIALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "he_uniform": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),  # uniform on ±√(6/n_in)
@@ -127,6 +128,8 @@ def positive_sizes(name: str, values: Sequence[int]) -> list[int]:
     if isinstance(values, str) or not isinstance(values, Iterable):  # text would pass for a list of its characters
         raise InvalidInput(name, values, "a list of positive integers")
     values = list(values)
+    if len(values) > MOST_BLOCKS:
+        raise InvalidInput(name, f"a list of {len(values)}", f"at most {MOST_BLOCKS} positive integers")
     if any(not isinstance(value, int) or isinstance(value, bool) or value < 1 for value in values):
         raise InvalidInput(name, values, "positive integers")
     return values

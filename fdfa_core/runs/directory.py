@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.own import configuration
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import read_arrow, reported, unwritable, write_atomically
+from fdfa_core.files import read_arrow, read_file, reported, write_atomically
+from fdfa_core.locks import held
 from fdfa_core.runs import validation
 from fdfa_core.runs.schema import TABLES
 
@@ -136,7 +137,7 @@ def open_root(root: str | Path) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / MARKER).exists():
             others = sorted(e.name for e in root.iterdir() if MARKER not in e.name and e.name != _LOCKS)
-            if others:
+            if others and not (root / MARKER).exists():  # by now another process may have made it one
                 raise RunError(
                     f"{root}: holds files that no run wrote (such as {others[0]!r}); accepted: a new or an empty directory, "
                     "or one made for runs"
@@ -157,20 +158,10 @@ def is_complete(root: str | Path, run_id: str) -> bool:
 def claim(root: Path, run_id: str, wait: bool = True) -> Iterator[bool]:
     """Hold the run for this process; yields False, if not to `wait`, when another process holds it.
 
-    The operating system frees the claim of a process that dies.
+    The operating system frees the claim of a process that dies. Who waits is told whom for (`fdfa_core.locks`).
     """
-    lock = FileLock(root / _LOCKS / run_id)
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise unwritable(lock.lock_file, error) from error
-    try:
-        yield True
-    finally:
-        lock.release()
+    with held(root / _LOCKS / run_id, f"run {run_id} in {root}", wait) as ours:
+        yield ours
 
 
 def read_config(directory: str | Path) -> RunConfig:
@@ -182,8 +173,8 @@ def read_config(directory: str | Path) -> RunConfig:
     path = Path(directory) / "config.json"
     try:
         return configuration(_read_json(path))
-    except ValueError as error:
-        raise RunError(f"{path}: is not the configuration of a run ({error})") from error
+    except ValidationError as error:
+        raise RunError(f"{path}: is not the configuration of a run ({validation.first_fault(error)})") from error
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
@@ -245,8 +236,8 @@ def _read_arrow(directory: Path, name: str) -> pa.Table:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); expected a file of a run") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: is not JSON ({error})") from error

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fdfa_core.errors import RunError
+from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import reported, sync_directory, write_atomically
+from fdfa_core.files import open_file, reported, sync_directory, write_atomically
 from fdfa_core.runs.directory import read_config
 from fdfa_core.runs.rows import Rows
 from fdfa_core.runs.schema import TABLES, TYPES
+
+_RUN = "run"  # the key of a checkpoint that names its run
 
 
 class PartialRun:
@@ -29,15 +31,20 @@ class PartialRun:
     """
 
     def __init__(self, root: Path, config: RunConfig):
-        self.final = root / config.id
+        self.run, self.final = config.id, root / config.id
         self.path = root / f"{config.id}.partial"
-        if self.final.exists():
+        if os.path.lexists(self.final):
             raise RunError(f"{self.final}: is in the way; it has the name of a run and holds none (no summary.json)")
+        if self.path.is_symlink():
+            raise RunError(
+                f"{self.path}: is a link to {os.path.realpath(self.path)}, where this run would write; accepted: a directory "
+                "of its own. Remove the link"
+            )
         with reported(self.path):
             self.path.mkdir(exist_ok=True)
             for leftover in self.path.rglob(".*.tmp"):
                 leftover.unlink()
-        if not (self.path / "config.json").exists():
+        if not os.path.lexists(self.path / "config.json"):
             self.write_json("config.json", json.loads(config.canonical()))
         elif read_config(self.path) != config:
             raise RunError(f"{self.path}: its config.json is not that of run {config.id}; remove the directory")
@@ -55,7 +62,7 @@ class PartialRun:
         empty = pa.schema([(column, TYPES.get(column, "float64")) for column in TABLES[name]]).empty_table()
         table = (rows if isinstance(rows, Rows) else Rows(rows)).table() or empty
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
 
     def write_gradients(self, step: int, tensors: Mapping[str, Any]) -> None:
@@ -68,28 +75,36 @@ class PartialRun:
         write_atomically(self.path / "gradients" / f"step={step}.safetensors", content)
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint: nested dicts and lists of tensors and plain values."""
+        """Replace the checkpoint: nested dicts and lists of tensors and plain values. It names the run that it is of."""
         import torch
 
         buffer = io.BytesIO()
-        torch.save(state, buffer)  # in memory first: torch reports a full disk as an internal error of its own
+        # in memory first: torch reports a full disk as an internal error of its own
+        torch.save({_RUN: self.run, **state}, buffer)
         write_atomically(self.path / "checkpoint.pt", buffer.getbuffer())
 
     def read_checkpoint(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None before the first.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: it cannot be read, or is that of another run.
         """
         import torch
 
         path = self.path / "checkpoint.pt"
-        if not path.exists():
+        remedy = f"remove {self.path} to start the run anew"
+        if not os.path.lexists(path):
             return None
         try:
-            return torch.load(path, weights_only=True)
+            with open_file(path) as file:
+                state = torch.load(file, weights_only=True)
         except Exception as error:  # torch raises whatever its unpickler and zip reader raise
-            raise RunError(f"{path}: not a readable checkpoint; remove {self.path} to start the run anew") from error
+            raise RunError(f"{path}: not a readable checkpoint; {remedy}") from error
+        if not isinstance(state, dict):
+            raise RunError(f"{path}: holds a {type(state).__name__}, no checkpoint; {remedy}")
+        if (run := state.pop(_RUN, self.run)) != self.run:
+            raise RunError(f"{path}: is the checkpoint of another run, {shown(run, 40)}; {remedy}")
+        return state
 
     def finish(
         self,

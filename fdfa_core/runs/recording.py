@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import make_directory, reported, sync_directory, unwritable, write_atomically
+from fdfa_core.files import make_directory, reported, sync_directory, write_atomically
+from fdfa_core.locks import held as held_lock
 from fdfa_core.runs import validation
 from fdfa_core.runs.directory import MARKER, RunDirectory
 from fdfa_core.runs.record import ASIDE, RUNS, THEORY, THEORY_KEYS, Record, is_experiment_folder, row_of
@@ -196,15 +195,8 @@ def _open_destination(root: Path) -> Path:
 @contextmanager
 def _held(root: Path) -> Iterator[None]:
     """Hold a record for one writer."""
-    lock = FileLock(root / LOCK)
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise unwritable(lock.lock_file, error) from error
-    try:
+    with held_lock(root / LOCK, f"the record {root}"):
         yield
-    finally:
-        lock.release()
 
 
 def _recover(root: Path, name: str) -> None:

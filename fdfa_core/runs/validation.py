@@ -11,16 +11,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 
-from fdfa_core.errors import RunError
+from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.files import open_file, read_file
 from fdfa_core.runs.schema import COLUMNS, METRICS, TABLES, TYPES, expected_tables
+from fdfa_core.signatures import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,22 +140,24 @@ def tables_of(config: RunConfig) -> list[str]:
     return expected_tables(config.probe is not None, config.probe is not None and bool(config.probe.feedback))
 
 
-def damage(directory: str | Path) -> str:
+def damage(directory: str | Path, run: str | None = None) -> str:
     """Say what is wrong with the directory of a finished run, or return an empty text; tables are not read.
 
     Args:
-        directory: of the run, named by its id.
+        directory: of the run.
+        run: its id; None where the directory has its name.
     """
     directory = Path(directory)
-    if directory.is_symlink() and (target := directory.resolve().name) != directory.name:
+    run = directory.name if run is None else run
+    if directory.is_symlink() and (target := os.path.basename(os.path.realpath(directory))) != run:
         return f"is a link to {target}, another run"
     try:
-        config = json.loads((directory / "config.json").read_bytes())
-        if configuration_id(config) != directory.name:
+        config = json.loads(read_file(directory / "config.json"))
+        if configuration_id(config) != run:
             return "its config.json is that of another run"
         probe = config.get("probe") or {}
-        check_summary(json.loads((directory / "summary.json").read_bytes()), directory / "summary.json")
-        check_provenance(json.loads((directory / "provenance.json").read_bytes()), directory / "provenance.json")
+        check_summary(json.loads(read_file(directory / "summary.json")), directory / "summary.json")
+        check_provenance(json.loads(read_file(directory / "provenance.json")), directory / "provenance.json")
         for name in expected_tables(bool(probe), bool(probe.get("feedback"))):
             if not _ends_as_parquet(directory / f"{name}.parquet"):
                 return f"{name}.parquet is truncated or not Parquet"
@@ -163,9 +167,16 @@ def damage(directory: str | Path) -> str:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
     except RunError as error:
         return str(error).removeprefix(f"{directory}{os.sep}")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         return f"a file that should be JSON cannot be read ({error})"
     return ""
+
+
+def require_unspoilt(root: Path, runs: Iterable[str]) -> None:
+    """Raise `RunError` for the first run that is there and cannot be read, which is no missing run."""
+    for run in runs:
+        if os.path.lexists(root / run):
+            raise RunError(f"{root / run}: is damaged ({damage(root / run)}); `fdfa sweep` sets it aside and makes it again")
 
 
 def configuration_id(config: Mapping[str, Any]) -> str:
@@ -228,14 +239,22 @@ def _shaped(model: type[_Shape], content: Any, place: str | Path, what: str) -> 
     try:
         model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "content"
-        raise RunError(f"{place}: is not {what} ({key}: {first['msg']}, got {str(first['input'])[:60]!r})") from error
+        raise RunError(f"{place}: is not {what} ({first_fault(error)})") from error
     return content
 
 
+def first_fault(error: ValidationError) -> str:
+    """Say what is wrong with a file's content: the key, what is there, and what is accepted."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or "content"
+    if first["type"] == "unknown_key":
+        return f"{'.'.join([*map(str, first['loc']), first['ctx']['key']])}: unknown key"
+    given = "nothing" if first["type"] == "missing" else shown(first["input"], 60)
+    return f"{key}: got {given}; accepted: {in_words(first)}"
+
+
 def _ends_as_parquet(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 4))
         return size > 12 and file.read() == b"PAR1"

@@ -62,16 +62,20 @@ def sweep(
     if processes is not None and processes < 1:
         raise InvalidInput("processes", processes, "a positive integer")
     if processes is not None and cluster is not None:
-        raise InvalidInput("processes", processes, "None with a cluster, which has its own number of workers")
+        accepted = "no number of processes (--jobs) beside a cluster (--cluster), which has its own number of workers"
+        raise InvalidInput("processes", processes, accepted)
     if threads is not None and threads < 1:
-        raise InvalidInput("threads", threads, "a positive integer, or None for the cores divided by the processes")
+        raise InvalidInput("threads", threads, "a positive integer (by default the cores divided by the processes)")
     if watch is not None and processes != 1:
         raise InvalidInput("processes", processes, "1 with `watch`: steps are seen in the process that takes them")
-    root = open_root(root).resolve()
+    root = Path(os.path.realpath(root))
     runs = {config.id: config for config in configs}
     pending, summary = {}, Summary()
+    sound = {run for run in runs if os.path.lexists(root / run) and not damage(root / run)}
+    if len(sound) < len(runs):
+        open_root(root)  # where nothing is to be done, the directory need not be one that can be written to
     for run, config in runs.items():
-        if not os.path.lexists(root / run) or damaged(root, run, summary):
+        if run not in sound and (not os.path.lexists(root / run) or damaged(root, run, summary)):
             pending[run] = config
         else:
             if any(map(is_reference, (config.network.architecture, config.data.name))):

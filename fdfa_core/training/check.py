@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from fdfa_core.data import available_datasets
-from fdfa_core.errors import InvalidInput
+from fdfa_core.errors import InvalidInput, UnknownKey
 from fdfa_core.estimators import available_estimators, estimator_options
 from fdfa_core.experiments.loading import Experiment
-from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located, require_known
+from fdfa_core.experiments.tables import EstimatorConfig, RunConfig, located, require_known, suggest
 from fdfa_core.losses import LOSSES
 from fdfa_core.networks.registry import architecture_options, available_architectures, builder, signature_of
 from fdfa_core.references import is_reference
@@ -20,6 +20,7 @@ from fdfa_core.signatures import REQUIRED, check_options
 from fdfa_core.training.instruments import SELF
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
 from fdfa_core.training.session import Session
+from fdfa_core.training.size import memory_reported
 
 
 def check_experiment(experiment: Experiment, skip: Collection[str] = (), data_directory: str | Path | None = None) -> None:
@@ -64,7 +65,7 @@ def check(
             _check_estimator(estimator, locate, f"probe.estimators[{i}]")
     with located(locate, "data.name"):
         dataset = loaded_dataset(config.data.name, data_directory, download)
-    with one_at_a_time, restored_globals():
+    with one_at_a_time, restored_globals(), memory_reported(locate("run")):
         Session(config, dataset, torch.device("cpu"), locate)
 
 
@@ -81,8 +82,9 @@ def _check_estimator(estimator: EstimatorConfig, locate: Callable[[str], str], k
 
 def _check_names(given: Mapping[str, Any], known: Mapping[str, Any], locate: Callable[[str], str], key: str) -> None:
     """Check that options exist and that none is missing; their owner checks the values."""
-    for name in given:
-        require_known(f"{locate(f'{key}.{name}')} (unknown option)", name, known)
+    for name, value in given.items():
+        if name not in known:
+            raise UnknownKey(locate(f"{key}.{name}"), value, known, "option", suggest(name, known))
     for name, default in known.items():
         if default is REQUIRED and name not in given:
             raise InvalidInput(locate(f"{key}.{name}"), "nothing", f"a value for {name}; it has no default")

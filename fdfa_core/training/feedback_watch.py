@@ -107,6 +107,8 @@ class FeedbackWatch:
                 raise Unsupported(f"feedback = true cannot follow {label}: {error}") from error
             if kind is not None:
                 self.kinds[label] = kind
+        if not self.kinds:
+            raise Unsupported("feedback = true needs a probed estimator whose feedback averages output Jacobians, such as fdfa")
         self.shadows = {label: shadows[label] for label in self.kinds}
         # Averages of exact Jacobians, of the reference set and of the batches, per shadow: {label: [per block (2, O, units)]}.
         self.averages: dict[str, list[Tensor]] = {}

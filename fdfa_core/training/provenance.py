@@ -16,6 +16,7 @@ import torch
 
 import fdfa_core
 from fdfa_core import references
+from fdfa_core.estimators.registry import loaded_plugins
 
 PACKAGES = ("fdfa", "torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn")
 
@@ -34,6 +35,7 @@ def describe(device: torch.device, seed: int, dataset, functions: Sequence[str] 
         "code": dict(_code()),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": _hardware() | {"device": _device_name(device), "threads": torch.get_num_threads()},
+        "plugins": loaded_plugins(),
         "seed": seed,
         "data": {"name": dataset.name, "sha256": dataset.sha256, "notes": list(dataset.notes)},
         "started": now(),

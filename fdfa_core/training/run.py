@@ -9,19 +9,20 @@ from pathlib import Path
 import torch
 
 from fdfa_core.data import Dataset
-from fdfa_core.errors import RunError
+from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.tables import RunConfig, require_known
 from fdfa_core.references import require_unchanged
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_config, read_provenance
 from fdfa_core.runs.partial import PartialRun
-from fdfa_core.runs.validation import damage
+from fdfa_core.runs.validation import check_provenance, damage
 from fdfa_core.seeds import derive
 from fdfa_core.training import provenance
 from fdfa_core.training.process import loaded_dataset, one_at_a_time, restored_globals
 from fdfa_core.training.session import Session
+from fdfa_core.training.size import is_lack_of_memory, memory_reported
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
-_CHECKPOINT = 2  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
+_CHECKPOINT = 3  # layout of a checkpoint; a run with one of another layout starts anew, to the same end
 
 
 def train(
@@ -55,6 +56,9 @@ def train(
     Raises:
         FdfaError: an impossible configuration, missing data, or a directory that cannot be used.
     """
+    require_seconds("checkpoint_seconds", checkpoint_seconds)
+    if is_complete(root, config.id):  # also where nothing can be written
+        return _existing(Path(root), config)
     root = open_root(root)
     with claim(root, config.id, wait) as ours:
         if not ours:
@@ -63,8 +67,10 @@ def train(
             return _existing(root, config)
         partial = PartialRun(root, config)
         if partial.is_written:  # killed between its last file and its new name
+            if fault := damage(partial.path, config.id):
+                raise RunError(f"{partial.path}: is damaged ({fault}); remove it to start the run anew")
             return partial.publish()
-        with one_at_a_time, restored_globals():
+        with one_at_a_time, restored_globals(), memory_reported(f"run {config.id}"):
             if threads is not None:
                 torch.set_num_threads(threads)
             dataset = loaded_dataset(config.data.name, data_directory, download)
@@ -84,10 +90,20 @@ def _run(
     origin = provenance.describe(device, config.seed, dataset, [config.network.architecture, config.data.name])
     checkpoint = partial.read_checkpoint()
     if checkpoint and checkpoint.get("format") == _CHECKPOINT:
-        session.load_state_dict(checkpoint["session"])
-        own_code = checkpoint["origin"].get("own_code", ())
+        try:
+            session.load_state_dict(checkpoint["session"])
+            own_code = checkpoint["origin"].get("own_code", ())
+            origin = provenance.taken_up(checkpoint["origin"], session.step, origin)
+            check_provenance(origin | {"finished": provenance.now()}, partial.path)
+        except Exception as error:  # whatever the parts of a session raise at a state of another shape
+            if is_lack_of_memory(error):
+                raise
+            place = partial.path / "checkpoint.pt"
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(
+                f"{place}: is not a checkpoint of this run ({reason}); remove {partial.path} to start the run anew"
+            ) from error
         require_unchanged(own_code, partial.path, "remove the directory to begin anew")
-        origin = provenance.taken_up(checkpoint["origin"], session.step, origin)
     else:
         session.evaluate_if_due()
 
@@ -108,6 +124,12 @@ def _run(
     tables = {"metrics": session.metrics, "timing": session.timing}
     tables |= session.instruments.tables() if session.instruments else {}
     return partial.finish(tables, origin | {"finished": provenance.now()}, session.summary())
+
+
+def require_seconds(name: str, value: float) -> None:
+    """Raise `InvalidInput` unless a value is a number of seconds; NaN, which no clock ever passes, is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise InvalidInput(name, value, "a number of seconds that is not negative")
 
 
 def choose_device(name: str) -> torch.device:

@@ -27,6 +27,7 @@ from fdfa_core.runs.rows import Rows
 from fdfa_core.seeds import derive, stream
 from fdfa_core.training import build
 from fdfa_core.training.instruments import Instruments
+from fdfa_core.training.size import require_memory
 
 
 class Session:
@@ -47,6 +48,7 @@ class Session:
         with located(locate, "training", training):
             self.steps_per_epoch = len(list(train.epoch(training.batch_size, drop_last=training.drop_last)))
         self.total = training.steps or training.epochs * self.steps_per_epoch
+        require_memory(config, dataset, (train, test), device, locate)
         with located(locate, "network", config.network):
             self.net = build.network(config, train, dataset)
         self.net.to(device).train()
@@ -210,7 +212,7 @@ class Session:
     def _instruments(self, train: Split, locate: Callable[[str], str]) -> Instruments:
         probe = self.config.probe
         due = schedules.build(probe.schedule, self.steps_per_epoch, last=self.total - 1)
-        if not any(map(due, range(self.total))):
+        if schedules.first(probe.schedule, last=self.total - 1) >= self.total:
             accepted = f"a schedule with a step below {self.total}, the length of the run"
             raise InvalidInput(locate("probe.schedule"), probe.schedule.model_dump(), accepted)
         reference, batch_size = build.reference(train, probe.reference_size), self.config.training.batch_size

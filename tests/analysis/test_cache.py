@@ -114,7 +114,13 @@ def test_a_frame_is_computed_once_and_again_if_what_is_kept_is_broken(tmp_path):
     for _ in range(2):
         pd.testing.assert_frame_equal(cache.kept(tmp_path, "key", compute), pd.DataFrame({"a": [1.0]}))
     assert len(made) == 1
-    (tmp_path / "key.parquet").write_bytes(b"half")
+    (tmp_path / "key.frame").write_bytes(b"half")
     cache.kept(tmp_path, "key", compute)
     cache.kept(tmp_path, "another key", compute)
     assert len(made) == 3
+
+
+def test_a_kept_frame_of_another_question_is_not_the_answer(tmp_path):
+    cache.kept(tmp_path, "one", lambda: pd.DataFrame({"a": [1.0]}))
+    (tmp_path / "one.frame").rename(tmp_path / "two.frame")
+    assert cache.kept(tmp_path, "two", lambda: pd.DataFrame({"b": [2.0]})).columns.tolist() == ["b"]

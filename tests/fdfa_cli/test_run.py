@@ -143,3 +143,14 @@ def test_training_and_sweeping_give_the_same_bits(fdfa, file, trained, tmp_path)
     fdfa("sweep", file, "--runs", "swept", "--jobs", 1)
     for run in load_experiment(file).runs():
         assert tables(tmp_path / "swept" / run.id) == tables(trained / run.id)
+
+
+def test_every_run_that_is_asked_for_has_to_be_there(fdfa, file, tmp_path):
+    first = load_experiment(file).runs()[0].id
+    result = fdfa("train", file, "--run", first[:6], "--run", "zzz")
+    assert result.exit_code == 2 and "--run: got 'zzz'" in result.stderr and only_the_file(tmp_path)
+
+
+def test_seconds_that_no_clock_passes_are_refused(fdfa, file):
+    result = fdfa("sweep", file, "--checkpoint-seconds", "nan")
+    assert result.exit_code == 2 and "nan is no number of seconds" in result.stderr

@@ -35,7 +35,7 @@ REFUSED = {
     "unknown profile": (["sweep", "--profile", "quik"], "profile: got 'quik'; accepted: one of"),
     "unknown profile of figures": (["figures", "--profile", "quik"], "Did you mean 'quick'?"),
     "unknown data set": (["data", "mnits"], "got 'mnits'; accepted: one of"),
-    "unknown run": (["train", "experiment.toml", "--run", "zzz"], "run: got 'zzz'; accepted: one of"),
+    "unknown run": (["train", "experiment.toml", "--run", "zzz"], "--run: got 'zzz'; accepted: one of"),
     "missing logs": (["analyse", "experiment.toml"], "is missing or unfinished (2 of 2 runs of experiment 'experiment')"),
     "unknown device": (["train", "experiment.toml", "--device", "gpu"], "device: got 'gpu'; accepted: one of auto, cpu"),
     "data that are missing": (["data", "mnist", "--no-download"], "mnist"),
@@ -117,3 +117,23 @@ def interrupt(error):
         raise error
 
     return function
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- >&-", "<&- 2>&- >&-"])
+def test_closed_standard_streams_change_no_exit_code(closed):
+    command = f"{sys.executable} -m fdfa_cli sweep --profile quik {closed}"
+    assert subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 2
+
+
+def test_what_a_terminal_cannot_show_is_escaped():
+    code = "from fdfa_cli.shared import prepare_streams; prepare_streams(); print('b² ≤')"
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0 and done.stdout == "b² \\u2264\n".encode("latin-1")
+
+
+def test_a_full_disk_behind_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fdfa_cli", "data", "--list"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("Error: No space left") and "Traceback" not in done.stderr

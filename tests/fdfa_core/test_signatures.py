@@ -54,7 +54,7 @@ def test_the_last_function_has_the_last_word_and_keeps_an_annotation_that_it_doe
         (Literal["a", "b"], "c", "got 'c'; accepted: 'a' or 'b'"),
         (bool | Literal["cyclic"], 1, "got 1; accepted: True or False or 'cyclic'"),
         (bool | Literal["cyclic"], "sometimes", "accepted: True or False or 'cyclic'"),
-        (Annotated[int, Ge(3)], 2, r"accepted: an integer \(an int\) \(input should be greater than or equal to 3\)"),
+        (Annotated[int, Ge(3)], 2, r"accepted: an integer \(an int\) \(a number greater than or equal to 3\)"),
         (Count | None, 0, "accepted: a positive integer or None"),
     ],
 )

@@ -433,3 +433,8 @@ def test_legend_order_is_bp_first_and_fdfa_from_fast_to_slow():
 def test_stamps_hold_no_machine_path(rendered):
     stamps = list((rendered[2] / ".stamps").iterdir())
     assert stamps and all("/" not in json.dumps(json.loads(stamp.read_text())) for stamp in stamps)
+
+
+def test_a_leftover_of_its_own_does_not_close_a_directory_of_figures(tmp_path):
+    (tmp_path / f".{render.MARKER}.123.tmp").write_text("half")
+    assert render.open_directory(tmp_path) == tmp_path and (tmp_path / render.MARKER).is_file()

@@ -266,3 +266,16 @@ def test_replicas_that_do_not_fit_into_memory_are_refused(monkeypatch):
 def test_network_on_a_gpu_is_measured_there():
     row = at(measure(net(batch_norm=True).cuda(), X, Y, ["fdfa"], 4, burn_in=2), "fdfa")
     assert row["peak_memory"] > 0 and row["mse"] > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_holds_no_numbers_is_refused_by_the_name_of_its_parameter(value):
+    net = fully_connected([4, 6, 3], seed=0)
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    with torch.no_grad():
+        net[0].affine.weight[1, 2] = value
+    with pytest.raises(InvalidInput, match="net: 0.affine.weight: got '1 of 24 values NaN or infinite'"):
+        measure(net, x, y, ["bp"], replicates=8)
+    x[0, 0] = value
+    with pytest.raises(InvalidInput, match="x: got '1 of 32 values NaN or infinite'"):
+        measure(fully_connected([4, 6, 3], seed=0), x, y, ["bp"], replicates=8)

@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from fdfa_core.runs import schema
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_config, read_table
 from fdfa_core.runs.partial import PartialRun
 from fdfa_core.runs.rows import Rows
+from fdfa_core.training.run import train
 from tiny import Child, tiny
 
 METRICS = [{name: float(i) for name in schema.METRICS} for i in range(3)]
@@ -225,3 +227,57 @@ def hold_forever(root, sign):
 
 def partial_path(root):
     return root / f"{tiny().id}.partial"
+
+
+STATES = {
+    "list": [1],
+    "number": 3,
+    "no session": {"format": 3},
+    "session of nothing": {"format": 3, "session": None, "origin": {}},
+    "session without a step": {"format": 3, "session": {}, "origin": {}},
+}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_checkpoint_of_another_shape_is_named_with_the_remedy(tmp_path, state):
+    config = tiny()
+    partial = PartialRun(open_root(tmp_path), config)
+    torch.save(state, partial.path / "checkpoint.pt")
+    with pytest.raises(RunError, match="checkpoint.pt: .*checkpoint.*; remove .* to start the run anew"):
+        train(config, tmp_path, threads=1)
+
+
+def test_a_checkpoint_of_another_run_of_the_same_shape_is_not_taken_up(tmp_path):
+    one, other = tiny(seed=1), tiny(seed=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(one, tmp_path, threads=1, checkpoint_seconds=0, progress=interrupt)
+    partial = PartialRun(tmp_path, other)
+    shutil.copy(tmp_path / f"{one.id}.partial" / "checkpoint.pt", partial.path)
+    with pytest.raises(RunError, match=f"is the checkpoint of another run, '{one.id}'; remove .*{other.id}.partial"):
+        train(other, tmp_path, threads=1)
+
+
+def interrupt(step, total):
+    if step == 3:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_only_wants_its_name_is_checked_before_it_gets_it(tmp_path):
+    config = tiny()
+    whole = train(config, tmp_path, threads=1)
+    partial = whole.rename(tmp_path / f"{config.id}.partial")
+    (partial / "metrics.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunError, match="partial: is damaged .metrics.parquet is truncated.*; remove it to start the run anew"):
+        train(config, tmp_path, threads=1)
+    assert partial.exists() and not whole.exists()
+
+
+def test_a_link_in_the_place_of_an_unfinished_run_is_not_followed(tmp_path):
+    config, elsewhere = tiny(), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".precious.tmp").write_text("precious")
+    root = open_root(tmp_path / "runs")
+    (root / f"{config.id}.partial").symlink_to(elsewhere)
+    with pytest.raises(RunError, match="partial: is a link to .*elsewhere, where this run would write; .*Remove the link"):
+        train(config, root, threads=1)
+    assert [path.name for path in elsewhere.iterdir()] == [".precious.tmp"]

@@ -296,3 +296,22 @@ def test_a_dask_cluster_that_loses_a_worker_finishes_all_runs(tmp_path):
         killer.join()
     assert sorted(summary.finished) == sorted(run.id for run in runs)
     assert tables(tmp_path / runs[0].id) == tables(train(runs[0], tmp_path / "single", threads=1))
+
+
+def test_complete_runs_in_a_directory_that_cannot_be_written_to_are_skipped(tmp_path, monkeypatch):
+    root = open_root(tmp_path / "runs")
+    synthetic_logs.write_run(root, FINE[0])
+    monkeypatch.setattr(sweeping, "open_root", lambda _: pytest.fail("it wanted to write"))
+    assert sweep([FINE[0]], root).skipped == [FINE[0].id]
+
+
+def test_a_cluster_without_workers_is_announced_at_once_and_every_minute(monkeypatch, capsys):
+    from fdfa_core.sweeps import dask
+
+    clock = iter([100.0, 105.0, 161.0, 170.0, 200.0])
+    monkeypatch.setattr(dask.time, "monotonic", lambda: next(clock))
+    watch = dask._Watch("tcp://here:1")
+    for count in (0, 0, 0, 1, 0):
+        watch.look(count, 7)
+    lines = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [f"waiting: the cluster tcp://here:1 has no worker, for {n} s so far" for n in (0, 61, 0)]
