@@ -208,10 +208,14 @@ def _check(replicates: int | None, sampling: str, batch_size: int | None, burn_i
 
 
 def _require_finite(net: BlockNetwork, x: Tensor) -> None:
-    """Raise `InvalidInput` for a network or a batch with NaN or infinity, of which every measured number would be NaN."""
-    held = {f"net: {name}": value for name, value in [*net.named_parameters(), *net.named_buffers()]} | {"x": x}
+    """Raise `InvalidInput` for parameters or a batch with NaN or infinity, of which every measured number would be NaN.
+
+    Buffers may hold what they like: the mask of an attention is infinite on purpose.
+    """
+    held = {f"net: {name}": value for name, value in net.named_parameters()} | {"x": x}
     for name, value in held.items():
-        if value.is_floating_point() and not (finite := value.detach().isfinite()).all():
+        value = value.detach() if value.layout is torch.strided else value.detach().coalesce().values()
+        if value.is_floating_point() and not (finite := value.isfinite()).all():
             raise InvalidInput(name, f"{int((~finite).sum())} of {value.numel()} values NaN or infinite", "finite values alone")
 
 

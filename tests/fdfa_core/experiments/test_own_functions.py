@@ -113,7 +113,7 @@ def test_an_unfinished_run_is_not_taken_up_by_other_code(place):
         ("mine.code:build", "mine.code:CONSTANT", "It is a int, which cannot be called"),
         ("mine.code:build", "mine.code:", "e.toml: network.architecture: .*accepted: .module:function"),
         ("mine.code:build", "mine", r"e.toml: network.architecture: got 'mine'; accepted: one of fully_connected"),
-        ("width = 6", "wide = 6", r"e.toml: network.wide \(unknown option\): got 'wide'; accepted: one of width, activation"),
+        ("width = 6", "wide = 6", r"e.toml: network.wide \(unknown option\): got 6; accepted: the options width, activation"),
         ("width = 6", "width = 0.5", "e.toml: network.width: got 0.5; accepted: an integer"),
         ('activation = "Tanh"', "", "e.toml: network.activation: got 'nothing'; accepted: a value for activation"),
         ("mine.code:load", "mine.code:lod", "e.toml: data.name: .*has no attribute 'lod'"),
