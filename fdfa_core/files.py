@@ -98,11 +98,9 @@ def read_arrow(path: Path, remedy: str) -> pa.Table:
             return file.read(use_threads=False)  # small files: starting threads costs more
     except FileNotFoundError as error:
         raise RunError(f"{path}: is missing; {remedy}") from error
-    except OSError as error:
-        if error.strerror and not isinstance(error, pa.ArrowException):
-            raise RunError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
-        raise RunError(f"{path}: is truncated or not Parquet ({str(error).splitlines()[0]}); {remedy}") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if refused := getattr(error, "strerror", None):  # by the system; what pyarrow says of a file's content has none
+            raise RunError(f"{path}: cannot be read ({refused}); {remedy}") from error
         reason = str(error).splitlines()[0].removesuffix(".")
         raise RunError(f"{path}: is truncated or not Parquet ({reason}); {remedy}") from error
 

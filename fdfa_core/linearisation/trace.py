@@ -106,7 +106,6 @@ class BlockMap:
             signal = self.above.back(signal)
         return signal if to == "pre" else self.below.back(signal)
 
-
     def active(self) -> Tensor:
         """Return which units at the pre site move the block's output, (N, …): 1 there, and 0 where every slope is zero.
 

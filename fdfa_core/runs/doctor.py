@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fdfa_core.errors import FdfaError, RunError
 from fdfa_core.runs import validation
 from fdfa_core.runs.directory import is_run_id, read_config
+from fdfa_core.runs.partial import SUFFIX
 from fdfa_core.runs.record import Record
 from fdfa_core.runs.store import Store, open_store
-
-_SUFFIX = ".partial"
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,11 @@ def _examine_directory(root: Path, store: Store, report: Report) -> None:
     for name in sorted(os.listdir(root)):
         place = root / name
         if is_run_id(name):
-            finding = next(_faults_of_run(place, store), None)
-            report.damaged.append(finding) if finding else report.sound.append(name)
-        elif name.endswith(_SUFFIX) and is_run_id(name.removesuffix(_SUFFIX)):
+            if finding := _fault_of_run(place, store):
+                report.damaged.append(finding)
+            else:
+                report.sound.append(name)
+        elif name.endswith(SUFFIX) and is_run_id(name.removesuffix(SUFFIX)):
             fault = _fault_of_partial(place)
             remedy = f"remove {place}, and the next sweep starts the run anew"
             report.damaged.append(Finding(str(place), fault, remedy)) if fault else report.unfinished.append(name)
@@ -90,19 +90,19 @@ def _examine_directory(root: Path, store: Store, report: Report) -> None:
             report.aside.append(name)
 
 
-def _faults_of_run(place: Path, store: Store) -> Iterator[Finding]:
+def _fault_of_run(place: Path, store: Store) -> Finding | None:
     if fault := validation.damage(place):
-        yield Finding(str(place), fault, f"fdfa sweep FILE --runs {place.parent}, which sets the run aside and makes it again")
-        return
+        return Finding(str(place), fault, f"fdfa sweep FILE --runs {place.parent}, which sets the run aside and makes it again")
     try:
         validation.checked(store, [store.config(place.name)])
     except (FdfaError, ValueError) as error:  # in a table, which no sweep reads
         remedy = f"mv {place} {place}.damaged-0; fdfa sweep FILE --runs {place.parent}, which makes the run again"
-        yield Finding(str(place), str(error).removeprefix(f"{place}{os.sep}"), remedy)
+        return Finding(str(place), str(error).removeprefix(f"{place}{os.sep}"), remedy)
+    return None
 
 
 def _fault_of_partial(place: Path) -> str:
-    run = place.name.removesuffix(_SUFFIX)
+    run = place.name.removesuffix(SUFFIX)
     if place.is_symlink():
         return f"is a link to {os.path.realpath(place)}"
     if not place.is_dir():

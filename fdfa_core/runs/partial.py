@@ -17,6 +17,7 @@ from fdfa_core.runs.rows import Rows
 from fdfa_core.runs.schema import TABLES, TYPES
 
 _RUN = "run"  # the key of a checkpoint that names its run
+SUFFIX = ".partial"  # of the directory of a run that is not finished
 
 
 class PartialRun:
@@ -32,7 +33,7 @@ class PartialRun:
 
     def __init__(self, root: Path, config: RunConfig):
         self.run, self.final = config.id, root / config.id
-        self.path = root / f"{config.id}.partial"
+        self.path = root / f"{config.id}{SUFFIX}"
         if os.path.lexists(self.final):
             raise RunError(f"{self.final}: is in the way; it has the name of a run and holds none (no summary.json)")
         if self.path.is_symlink():

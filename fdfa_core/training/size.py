@@ -110,13 +110,12 @@ def _parts(config: RunConfig, dataset: Dataset, splits: tuple[Split, Split]) -> 
             net = build.network(config, train, dataset)
             counts = [parameter.numel() for parameter in net.parameters()]
             units = [math.prod(shape) for shape in net.site_shapes()]
+    except FdfaError:  # building it says what is wrong
+        return
     except (MemoryError, RuntimeError, OverflowError) as error:
-        if isinstance(error, FdfaError) or not (isinstance(error, OverflowError) or is_lack_of_memory(error)):
-            return  # an architecture that shapes alone do not build: building it says what is wrong
-        yield key, value, "the weights", 2**80
-        return
-    except FdfaError:
-        return
+        if isinstance(error, OverflowError) or is_lack_of_memory(error):
+            yield key, value, "the weights", 2**80
+        return  # shapes alone do not build every architecture
     copies = 2 + {"adam": 2, "sgd": int(training.momentum > 0), "none": 0}[training.optimizer]
     yield key, value, "the weights with their gradients and moments", NUMBER * copies * sum(counts)
 
