@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class OwnSource:
         self._check((x, y), (x_test, y_test))
         x, x_test = (v if v.dtype == torch.uint8 else v.float() for v in (x, x_test))
         classes = tuple(map(str, range(int(max(y.max(), y_test.max())) + 1)))
-        sha256 = _hash(x, y, x_test, y_test)
+        sha256 = tensors_sha256(x, y, x_test, y_test)
         maximum = 255 if x.dtype == torch.uint8 else None
         return Dataset(self.name, x, y.long(), x_test, y_test.long(), classes, sha256, maximum)
 
@@ -80,9 +79,11 @@ def _fault(x: Any, y: Any) -> str:
     return ""
 
 
-def _hash(*tensors: Tensor) -> str:
+def tensors_sha256(*tensors: Tensor) -> str:
+    """Return the SHA-256, in hexadecimal, of tensors' types, shapes and numbers."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy()).tobytes())
+        content = tensor.detach().cpu().contiguous()
+        digest.update(f"{content.dtype} {tuple(content.shape)}\0".encode())
+        digest.update((content.view(torch.uint8) if content.numel() else content).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()

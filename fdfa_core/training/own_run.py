@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from fdfa_core.data.own import tensors_sha256
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments import schedules
 from fdfa_core.experiments.loading import validated
@@ -88,10 +86,5 @@ def schedule_of(config: OwnRun, steps_per_epoch: int | None) -> schedules.Schedu
 
 def describe_data(name: str, reference: tuple[Tensor, Tensor]) -> SimpleNamespace:
     """Return what provenance says of the user's data; all that is known of them is the reference set."""
-    digest = hashlib.sha256()
-    for part in reference:
-        content = part.detach().cpu().contiguous()
-        digest.update(f"{content.dtype} {tuple(content.shape)}\0".encode())
-        digest.update(np.ascontiguousarray(content.view(torch.uint8) if content.numel() else content).tobytes())
     note = "data of the user's; the SHA-256 is that of the reference set"
-    return SimpleNamespace(name=name, sha256=digest.hexdigest(), notes=(note,))
+    return SimpleNamespace(name=name, sha256=tensors_sha256(*reference), notes=(note,))
