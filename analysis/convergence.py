@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from statsmodels.duration.survfunc import SurvfuncRight
 
 from analysis import statistics
@@ -154,7 +155,7 @@ def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFr
     rows = metrics[(metrics["status"] == "finished") & np.isfinite(metrics[quantity])].sort_values(x, kind="stable")
     value = np.log(rows[quantity]) if loss else rows[quantity]
     height_of = {
-        run: np.trapezoid(value[curve.index], curve[x]) / np.ptp(curve[x])
+        run: mean_height(curve[x], value[curve.index], curve[x].min(), curve[x].max())
         for run, curve in rows.groupby("run", sort=False)
         if curve[x].nunique() > 1
     }
@@ -162,6 +163,21 @@ def heights(metrics: pd.DataFrame, quantity: str, x: str = "epoch") -> pd.DataFr
     last = last[last["run"].isin(height_of)]
     height = last["run"].map(height_of).astype(float)
     return last.assign(height=np.exp(height) if loss else height)
+
+
+def mean_height(x: ArrayLike, y: ArrayLike, start: float, end: float) -> float:
+    """Return the mean of the curve of straight lines through (x, y), x ascending, between two places; NaN if there is nothing.
+
+    Examples:
+        >>> from analysis import convergence
+        >>> convergence.mean_height([0, 2, 4], [0, 2, 2], start=1, end=4)
+        1.833...
+    """
+    if not start < end:
+        return np.nan
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    points = np.concatenate([[start], x[(x > start) & (x < end)], [end]])
+    return float(np.trapezoid(np.interp(points, x, y), points) / (end - start))
 
 
 def is_loss(quantity: str) -> bool:

@@ -79,9 +79,7 @@ def at_equal_operations(
     grid, parts = np.linspace(start, end, POINTS), []
     for (method, seed, run), curve in rows.groupby(["trained_with", "seed", "run"], sort=False):
         x, y = curve["flops"].to_numpy(float), value[curve.index].to_numpy(float)
-        inside = np.unique(np.append(grid, x[(x > start) & (x < end)]))
-        height = np.trapezoid(np.interp(inside, x, y), inside) / (end - start)
-        at = np.append(np.interp(grid, x, y), [np.interp(end, x, y), height])
+        at = np.append(np.interp(grid, x, y), [np.interp(end, x, y), convergence.mean_height(x, y, start, end)])
         about = {"trained_with": method, "seed": seed, "run": run, "flops_per_step": cost[run], "spent": end / x[-1]}
         kinds = {"kind": ["curve"] * POINTS + ["end", "height"], "flops": np.append(grid, [end, end])}
         parts.append(pd.DataFrame(kinds | {quantity: np.exp(at) if loss else at}).assign(**about))

@@ -213,19 +213,11 @@ def _along_operations(pairs: Rows, of: Mapping[str, tuple[np.ndarray, np.ndarray
     rows = []
     for pair in pairs.itertuples():
         if pair.run_fdfa in of and pair.run_other in of:
-            end = min(of[pair.run_fdfa][0][-1], of[pair.run_other][0][-1])
-            heights = [_height(*of[run], end) for run in (pair.run_fdfa, pair.run_other)]
+            curves = (of[pair.run_fdfa], of[pair.run_other])
+            end = min(x[-1] for x, _ in curves)
+            heights = [convergence.mean_height(x, y, x[0], end) for x, y in curves]
             rows.append([pair.seed, heights[0] - heights[1]])
     return pd.DataFrame(rows, columns=["seed", "value"]).dropna()
-
-
-def _height(x: np.ndarray, y: np.ndarray, end: float) -> float:
-    """Return the mean of a piecewise linear curve from its first point to `end`."""
-    if end <= x[0]:
-        return np.nan
-    inside = x < end
-    points = np.append(x[inside], end)
-    return float(np.trapezoid(np.append(y[inside], np.interp(end, x, y)), points) / (end - x[0]))
 
 
 def _one_each(rows: Rows, on: Iterable[str]) -> Rows:
