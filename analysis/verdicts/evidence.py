@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import accuracy, convergence, logs, options, select
-from analysis.rebuilt import flops
+from analysis import accuracy, convergence, effort, logs, options, select
 from analysis.verdicts import protocol
 from fdfa_core.errors import InvalidInput
 
@@ -168,8 +167,8 @@ def _of_training(log: logs.Logs) -> list[Rows]:
         return []
     runs = log.runs[["experiment", *NETWORK, "seed", "run", "method"]].assign(variant=variant(log.runs))
     compared = runs[runs["variant"].isin([protocol.ON_TRIAL, protocol.BESIDE]) | runs["method"].isin(("bp", *protocol.LOCAL))]
-    configs = log.runs.set_index("run").loc[compared["run"], "config"]
-    curves = _curves(done[done["run"].isin(compared["run"])], {run: flops.per_step(text) for run, text in configs.items()})
+    operations = effort.per_step(log.runs[log.runs["run"].isin(compared["run"])])
+    curves = _curves(done[done["run"].isin(compared["run"])], operations)
     epochs = np.log(convergence.heights(done, "train_loss").set_index("run")["height"])
     final = accuracy.final(done).set_index("run")["test_accuracy"]
     parts = []

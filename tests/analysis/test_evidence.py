@@ -87,7 +87,7 @@ def test_final_accuracies_and_losses_are_paired_by_seed(values, logs_of):
 def test_equal_operations_are_compared_and_not_equal_steps(values, logs_of, monkeypatch):
     """Where FDFA's step costs twice DFA's, its curve is cut nowhere and DFA's is compared up to the same operations."""
     log = logs_of["convergence"]
-    monkeypatch.setattr(evidence.flops, "per_step", lambda text: 2 if '"fdfa"' in text else 1)
+    monkeypatch.setattr(evidence.effort.flops, "per_step", lambda text: 2 if '"fdfa"' in text else 1)
     numbers = evidence.values({"convergence": log})
     found = numbers[(numbers["question"] == "Q2 operation") & (numbers["component"] == "dfa")].set_index("seed")["value"]
     for seed in (0, 1, 2):

@@ -1,14 +1,11 @@
 """Networks with the habits of real code, each in one block between two linear layers, and what tests do with them."""
 
-import random
-
-import numpy as np
 import torch
 from torch import nn
 
 from fdfa_core import BlockNetwork
 from verification.support.networks import HABITS as BLOCKS
-from verification.support.networks import Own, backbone, linear
+from verification.support.networks import Own, backbone, linear, restarted
 
 __all__ = ["BLOCKS", "F64", "Own", "backbone", "batch", "flat", "linear", "network", "restarted"]
 
@@ -27,13 +24,3 @@ def batch(dtype=F64):
 
 def flat(gradients):
     return torch.cat([g.flatten() for g in gradients.values()])
-
-
-def restarted(net):
-    """Bring every stream that the networks here draw from to one point."""
-    torch.manual_seed(3), random.seed(3), np.random.seed(3)
-    for module in net.modules():
-        if isinstance(stream := vars(module).get("stream"), torch.Generator):
-            stream.manual_seed(3)
-        if owner := getattr(vars(module).get("draw"), "__self__", None):
-            owner.bit_generator.state = np.random.default_rng(3).bit_generator.state

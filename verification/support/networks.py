@@ -139,6 +139,16 @@ HABITS = {
 }
 
 
+def restarted(net: nn.Module) -> None:
+    """Bring every stream that these networks draw from to one point."""
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)
+    for module in net.modules():
+        if isinstance(stream := vars(module).get("stream"), torch.Generator):
+            stream.manual_seed(3)
+        if owner := getattr(vars(module).get("draw"), "__self__", None):
+            owner.bit_generator.state = np.random.default_rng(3).bit_generator.state
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the matrix: how its network, its batch and its surroundings are made.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from fdfa_core import make_estimator, true_gradient
 from fdfa_core.errors import FdfaError
-from verification.support.networks import ROWS, Row
+from verification.support.networks import ROWS, Row, restarted
 from verification.support.table import COLUMNS, expected
 
 OWN_READOUT = ("fg-w", "pepita", "fg-a-averaged", "fdfa-averaged")  # whose readout does not get the gradient of this batch
@@ -39,12 +36,12 @@ def outcome(row: Row, column: str, draws: int) -> tuple[str, str]:
     net, x, y = row.made()
     try:
         with row.around():
-            _start(net)
+            restarted(net)
             estimator = make_estimator(method, net, loss=row.loss, seed=0, **options)
             estimator.backward(x, y)
-            _start(net)
+            restarted(net)
             estimate = estimator.estimate(x, y)
-            _start(net)
+            restarted(net)
             true = _trained(net, true_gradient(net, x, y, row.loss))
             estimate = _trained(net, estimate)
             if not all(bool(g.isfinite().all()) for g in estimate.values()):
@@ -85,9 +82,9 @@ def fault(row: str, column: str, draws: int) -> str:
 def _slope(net, x, y, row: Row, tolerance: float) -> tuple[str, str]:
     """Compare the slope that fg-w measures with the true one along its direction: random signs, so that g = s v tells both."""
     estimator = make_estimator("fg-w", net, loss=row.loss, perturbation="rademacher", seed=0)
-    _start(net)
+    restarted(net)
     g = _flat(_trained(net, estimator.estimate(x, y)))
-    _start(net)
+    restarted(net)
     true = _flat(_trained(net, true_gradient(net, x, y, row.loss)))
     size = g.abs().max()
     measured, wanted = float(size), float((g / size) @ true)
@@ -98,9 +95,9 @@ def _slope(net, x, y, row: Row, tolerance: float) -> tuple[str, str]:
 def _mean(net, x, y, row: Row, options: dict[str, object], draws: int) -> tuple[str, str]:
     """Compare the mean of draws with the gradient, by Hotelling's statistic along the direction of the deviation's halves."""
     estimator = make_estimator("fg-a", net, loss=row.loss, seed=1, **options)
-    _start(net)
+    restarted(net)
     sample = torch.cat([g.reshape(draws, -1) for g in _trained(net, estimator.sample(x, y, draws)).values()], 1).double()
-    _start(net)
+    restarted(net)
     true = _flat(_trained(net, true_gradient(net, x, y, row.loss))).double()
     first, second = (sample - true).chunk(2)
     direction = first.mean(0)  # found on one half, tested on the other
@@ -122,13 +119,3 @@ def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def _flat(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients.values()])
-
-
-def _start(net) -> None:
-    """Bring every stream that the networks draw from to one point."""
-    torch.manual_seed(3), random.seed(3), np.random.seed(3)
-    for module in net.modules():
-        if isinstance(stream := vars(module).get("stream"), torch.Generator):
-            stream.manual_seed(3)
-        if owner := getattr(vars(module).get("draw"), "__self__", None):
-            owner.bit_generator.state = np.random.default_rng(3).bit_generator.state
