@@ -42,7 +42,10 @@ class Commands(click.Group):
     def main(self, *arguments: object, **options: object) -> object:
         """Run the command line, whatever the process was given for its standard streams."""
         prepare_streams()
-        return super().main(*arguments, **options)
+        try:
+            return super().main(*arguments, **options)
+        finally:
+            drop_unwritten()
 
     def invoke(self, context: click.Context) -> object:
         """Run a command."""
@@ -87,6 +90,15 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
         elif number and hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def drop_unwritten() -> None:
+    """Drop what a full disk did not take of the standard streams: Python would try again at its end, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _said(error: Exception) -> str:

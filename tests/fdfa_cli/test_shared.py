@@ -132,8 +132,10 @@ def test_what_a_terminal_cannot_show_is_escaped():
     assert done.returncode == 0 and done.stdout == "b² \\u2264\n".encode("latin-1")
 
 
-def test_a_full_disk_behind_standard_output_is_one_line():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_one_line(unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "fdfa_cli", "data", "--list"]
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.startswith("Error: No space left") and "Traceback" not in done.stderr
