@@ -78,9 +78,6 @@ def readme(file: Path) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("--file", str(file), "a text file with a marked region", f"It cannot be read: {error}.") from error
-    if text.count(page.BEGIN) != 1 or text.count(page.END) != 1 or text.index(page.BEGIN) > text.index(page.END):
-        counts = f"the first {text.count(page.BEGIN)} times, the second {text.count(page.END)} times"
-        accepted = f"a file with the lines {page.BEGIN!r} and {page.END!r}, once each, in this order"
-        raise InvalidInput("--file", str(file), accepted, f"It has {counts}; put the lines where the results shall stand.")
-    write_atomically(file, page.with_results(text, "paper", record_of("paper")).encode())
+    text = page.with_results(text, "paper", record_of("paper"), name="--file", of=str(file))
+    write_atomically(file, text.encode())
     click.echo(f"{file}: up to date with {record_of('paper')}")

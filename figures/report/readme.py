@@ -16,14 +16,26 @@ BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results 
 ACCURACY = "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:"
 
 
-def with_results(text: str, profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS) -> str:
+def with_results(
+    text: str, profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS, *, name: str = "text", of: str = ""
+) -> str:
     """Return a text with the region between the two marks replaced by the recorded results.
+
+    Args:
+        text: with the two marks.
+        profile: whose results they are.
+        root: directory of runs, or record.
+        experiments: directory of experiment files.
+        name, of: what an error calls the text: the argument that it came by, and its file; by default its beginning.
 
     Raises:
         InvalidInput: the text has no such region.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InvalidInput("text", text[:40] + "…", f"a text with the lines {BEGIN!r} and {END!r}, once each, in this order")
+    begins, ends = text.count(BEGIN), text.count(END)
+    if begins != 1 or ends != 1 or text.index(BEGIN) > text.index(END):
+        accepted = f"a file with the lines {BEGIN!r} and {END!r}, once each, in this order"
+        counts = f"It has the first {begins} times, the second {ends} times; put the lines where the results shall stand."
+        raise InvalidInput(name, of or text[:40] + "…", accepted, counts)
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{results(profile, root, experiments)}{END}{rest.split(END)[1]}"
 
