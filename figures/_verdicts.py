@@ -7,7 +7,11 @@ import re
 import pandas as pd
 
 from analysis.verdicts import judgement, matrix, protocol
-from figures import _symbols, style
+from figures import style
+
+# So that colour alone never says a verdict.
+SYMBOLS = {"supported": "✓", "refuted": "✗", "equivalent": "≈", "inconclusive": "?"}
+OPEN = "○"  # not judged
 
 MEANINGS = {
     "supported": "the claim is shown",
@@ -86,7 +90,7 @@ def place(row) -> str:
 
 def cell(row) -> str:
     """Return the lines of a cell of the matrix: verdict, weakest effect, seeds."""
-    lines = [_symbols.marked(row.verdict)]
+    lines = [marked(row.verdict)]
     if row.interval == "own":
         lines.append(f"earlier: {effect(row)}, {named(row.component)} ({row.seeds})")
     elif row.component:
@@ -182,3 +186,16 @@ def _before(question: protocol.Question, earlier: pd.DataFrame) -> str:
 
 def _effect_said(row) -> str:
     return EFFECTS[row.question].format(method=named(row.component), effect=effect(row))
+
+
+def marked(verdict: str) -> str:
+    """Return a verdict with its symbol."""
+    return f"{SYMBOLS.get(verdict, OPEN)} {verdict}"
+
+
+def kind(text: str) -> str:
+    """Return the verdict that a marked text says, "open" where it says that nothing is judged, "" for any other text."""
+    symbol, space, rest = text.partition(" ")
+    if space and symbol == OPEN:
+        return "open"
+    return rest if space and SYMBOLS.get(rest) == symbol else ""

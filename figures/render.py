@@ -32,7 +32,7 @@ from analysis import logs as log_frames
 from analysis.rebuilt import cache
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
-from figures import _symbols, layout, style
+from figures import _verdicts, layout, style
 from figures.plan import Coverage, Job, discover, gaps, plan
 
 MARKER = ".fdfa-figures"
@@ -226,7 +226,7 @@ def html_cell(text: str) -> str:
 
 
 def _html_line(text: str) -> str:
-    classes = ["short" if len(text) < 28 else "long", *filter(None, [_symbols.kind(text)])]
+    classes = ["short" if len(text) < 28 else "long", *filter(None, [_verdicts.kind(text)])]
     content = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(text))
     content = re.sub(r"\[[^]]*\]", lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), content)
     return f'<span class="{" ".join(classes)}">{content}</span>'

@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis import logs
 from analysis.verdicts import matrix, record
-from figures import _labels, _symbols, _verdicts
+from figures import _labels, _verdicts
 
 EXPERIMENTS = record.ROLES
 OPTIONAL = EXPERIMENTS  # a question without evidence keeps its cells, and says so
@@ -13,8 +13,8 @@ PLANNED = True
 TABLE = True
 CAPTION = (
     "Verdicts on the three questions of the protocol (docs/protocol.md), for the FDFA on trial. "
-    + "; ".join(f"{symbol} {verdict}: {_verdicts.MEANINGS[verdict]}" for verdict, symbol in _symbols.SYMBOLS.items())
-    + f"; {_symbols.OPEN} not judged."
+    + "; ".join(f"{symbol} {verdict}: {_verdicts.MEANINGS[verdict]}" for verdict, symbol in _verdicts.SYMBOLS.items())
+    + f"; {_verdicts.OPEN} not judged."
 )
 
 

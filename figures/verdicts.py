@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis import logs
 from analysis.verdicts import record
-from figures import _labels, _symbols, _verdicts
+from figures import _labels, _verdicts
 
 EXPERIMENTS = record.ROLES
 OPTIONAL = EXPERIMENTS  # a hypothesis without evidence keeps its row, and says so
@@ -32,7 +32,7 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
             "setting": frame["setting"],
             "FDFA against": frame["component"].map(_verdicts.named),
             "variant": frame["variant"],
-            "verdict": frame["verdict"].map(_symbols.marked),
+            "verdict": frame["verdict"].map(_verdicts.marked),
             "estimate": [_verdicts.effect(row) for row in frame.itertuples()],
             "p (corrected)": frame["p_holm"].map(_p),
             "p (flips)": frame["p_permutation"].map(_p),

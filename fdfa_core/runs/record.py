@@ -1,9 +1,9 @@
 """The record: finished runs that go with the code, one small Parquet data set for each experiment.
 
 ``<root>/<experiment>/`` holds `runs.parquet` with one row per run (configuration, provenance and summary as canonical JSON, and
-columns to select by), and `metrics.parquet`, `probes.parquet`, `timing.parquet` and `feedback.parquet` with the rows of all
-runs, told apart by the dictionary column `run`. Runs stand in the order of the experiment. `theory.parquet` holds closed forms
-of the runs. What is large (raw gradients) is not recorded.
+columns to select by), and `metrics.parquet`, `probes.parquet` and `feedback.parquet` with the rows of all runs, told apart by
+the dictionary column `run`. The seconds of the table `timing` stand in `metrics.parquet`, whose rows they belong to. Runs stand
+in the order of the experiment. `theory.parquet` holds closed forms of the runs. What is large (raw gradients) is not recorded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from fdfa_core.errors import RunError
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.files import read_arrow
 from fdfa_core.runs import validation
-from fdfa_core.runs.schema import TABLES
+from fdfa_core.runs.schema import COLUMNS, TABLES
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 RUNS, THEORY = "runs", "theory"
-FILES = tuple(f"{name}.parquet" for name in (RUNS, *TABLES, THEORY))
+JOINED = {"timing": "metrics"}  # a table whose columns stand in the file of another, row by row
+FILES = tuple(f"{name}.parquet" for name in (RUNS, *(table for table in TABLES if table not in JOINED), THEORY))
 # Of theory.parquet, before the columns of the closed forms: the run that stands for all that share its network and samples, the
 # hash of what was asked, and the hash of the code that answered.
 THEORY_KEYS = ("run", "question", "code")
@@ -97,7 +98,7 @@ class Record:
     def place(self, run: str, table: str = "") -> str:
         """See `Store`."""
         folder = self._holder[run].folder if self.holds(run) else self.root
-        return f"{folder / f'{table or RUNS}.parquet'}, run {run}"
+        return f"{folder / f'{JOINED.get(table, table) or RUNS}.parquet'}, run {run}"
 
     @cached_property
     def _holder(self) -> dict[str, RecordedExperiment]:
@@ -162,11 +163,14 @@ class RecordedExperiment:
         import numpy as np
         import pyarrow as pa
 
-        path = self.folder / f"{name}.parquet"
+        file = JOINED.get(name, name)
+        path = self.folder / f"{file}.parquet"
         content = _read(path)
         if "run" not in content.column_names:
             raise RunError(f"{path}: lacks the column 'run' of a recorded table; it has {', '.join(content.column_names)}")
-        rows = validation.conform(content.drop_columns("run"), name, path)
+        here = {column for table in TABLES if JOINED.get(table, table) == file for column in COLUMNS[table]}
+        beside = [column for column in content.column_names if column in here - {*COLUMNS[name]}]
+        rows = validation.conform(content.drop_columns(["run", *beside]), name, path)
         column = content["run"].combine_chunks()
         column = column.dictionary_encode() if not pa.types.is_dictionary(column.type) else column
         position = {run: i for i, run in enumerate(self.rows)}

@@ -24,8 +24,8 @@ from fdfa_core.files import make_directory, reported, sync_directory, write_atom
 from fdfa_core.locks import held as held_lock
 from fdfa_core.runs import validation
 from fdfa_core.runs.directory import MARKER, RunDirectory
-from fdfa_core.runs.record import ASIDE, RUNS, THEORY, THEORY_KEYS, Record, is_experiment_folder, row_of
-from fdfa_core.runs.schema import TABLES
+from fdfa_core.runs.record import ASIDE, JOINED, RUNS, THEORY, THEORY_KEYS, Record, is_experiment_folder, row_of
+from fdfa_core.runs.schema import COLUMNS, TABLES
 from fdfa_core.runs.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -244,13 +244,19 @@ def _files(planned: Sequence[RunConfig], held: Record | None, source: Store, add
         row_of(json.loads(configs[run].canonical()), store_of[run].provenance(run), store_of[run].summary(run)) for run in order
     ]
     files = {f"{RUNS}.parquet": _parquet(pa.Table.from_pylist(rows, schema=_runs_schema()))}
+    tables = {}
     for name in TABLES:
         writers = [run for run in order if name in validation.tables_of(configs[run])]
         if not writers:
             continue
         groups = itertools.groupby(writers, lambda run: run in new)
         table = pa.concat_tables([(source if added_ else held).arrow(name, list(runs)) for added_, runs in groups])
-        files[f"{name}.parquet"] = _parquet(table.set_column(0, "run", _as_dictionary(table["run"], writers)))
+        tables[name] = table.set_column(0, "run", _as_dictionary(table["run"], writers))
+    for name, home in JOINED.items():  # row by row: `validation.checked` compared their steps
+        for column in COLUMNS[name][1:]:
+            tables[home] = tables[home].append_column(column, tables[name][column])
+        del tables[name]
+    files |= {f"{name}.parquet": _parquet(table) for name, table in tables.items()}
     if held and (theory := held.root / f"{THEORY}.parquet").exists():
         files[theory.name] = theory.read_bytes()
     return files

@@ -21,7 +21,7 @@ def carry_out_one(
     config: RunConfig, root: Path, wait: bool, threads: int | None, options: dict, watch: Watch | None = None
 ) -> Outcome:
     """Carry out one run in this process and say what became of it; never raises an `Exception`."""
-    from fdfa_core.training.allocator import keep_freed_memory
+    from fdfa_core.training.process import keep_freed_memory
     from fdfa_core.training.run import train
 
     keep_freed_memory()

@@ -1,14 +1,18 @@
-"""The recorded results in one line."""
+"""The recorded results in one line, and the logs behind them."""
 
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 import analysis
-from analysis import logs
-from fdfa_core.errors import RunError, UnknownName
+import synthetic_logs
+from analysis import logs, options, select
+from fdfa_core.errors import InvalidInput, RunError, UnknownName
+from fdfa_core.runs import schema
 from places import ROOT
 
 
@@ -41,3 +45,115 @@ def test_without_records_the_error_says_why_and_what_to_do(tmp_path, experiment)
 def test_importing_the_package_is_light():
     code = "import sys, analysis; sys.exit(bool({'torch', 'pandas', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Experiments and runs of every method, of which one run (FG-W, seed 2) diverged."""
+    return synthetic_logs.write(tmp_path, {"convergence": synthetic_logs.METHODS}, diverged=[("fg-w", 2)])
+
+
+def load(place):
+    experiments, root = place
+    return logs.load(root, "convergence", profile="tiny", experiments=experiments)
+
+
+def victim(place):
+    experiments, root = place
+    return root / logs.find("convergence", "tiny", experiments).runs()[0].id
+
+
+def test_every_frame_carries_the_columns_of_its_run(place):
+    log = load(place)
+    frames = (log.runs, log.metrics, log.probes, log.timing)
+    assert all(set(logs.RUN_COLUMNS) <= set(frame) for frame in frames)
+
+
+def test_width_and_depth_are_those_of_the_hidden_blocks(place):
+    assert set(load(place).runs[["width", "depth"]].itertuples(index=False, name=None)) == {(8, 2)}
+
+
+def test_the_estimator_that_trains_is_probed_under_its_own_label(place):
+    probes = load(place).probes
+    assert (probes["source"] == "self").all() and (probes["estimator"] == probes["trained_with"]).all()
+
+
+def test_diverged_runs_are_kept_and_marked(place):
+    runs = load(place).runs
+    assert runs.loc[runs["status"] == "diverged", ["trained_with", "seed", "diverged_step"]].values.tolist() == [["fg-w", 2, 2]]
+
+
+def test_a_run_that_diverged_before_its_first_probe_leaves_the_others_readable(place):
+    path = victim(place) / "probes.parquet"
+    whole = pd.read_parquet(path)
+    whole.iloc[:0][list(schema.TABLES["probes"])].to_parquet(path)  # what such a run writes: keys alone, and no rows
+    probes = load(place).probes
+    assert len(whole) and victim(place).name not in set(probes["run"]) and pd.api.types.is_float_dtype(probes["variance_se"])
+
+
+def test_a_missing_run_is_an_error_that_says_how_to_make_it(place):
+    victim(place).rename(victim(place).with_suffix(".partial"))
+    with pytest.raises(RunError, match=r"1 of 12 runs of experiment 'convergence'.*fdfa sweep .*tiny/convergence.toml"):
+        load(place)
+
+
+def test_an_unknown_experiment_is_named_with_the_known_ones(place):
+    with pytest.raises(UnknownName, match="converge.*convergence"):
+        logs.load(place[1], "converge", profile="tiny", experiments=place[0])
+
+
+def test_a_truncated_table_is_an_error_that_names_the_file(place):
+    path = victim(place) / "probes.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match="probes.parquet.*truncated"):
+        load(place)
+
+
+def test_a_foreign_table_is_an_error_that_names_the_missing_column(place):
+    path = victim(place) / "probes.parquet"
+    pd.read_parquet(path).drop(columns="bias2_se").to_parquet(path)
+    with pytest.raises(RunError, match="probes.parquet.*bias2_se"):
+        load(place)
+
+
+def test_raw_gradients_are_read_by_name(tmp_path):
+    draws = np.arange(6.0).reshape(3, 2)
+    (tmp_path / "run" / "gradients").mkdir(parents=True)
+    save_file({"fg-w/0.affine.weight": draws}, tmp_path / "run" / "gradients" / "step=4.safetensors")
+    np.testing.assert_array_equal(logs.gradients(tmp_path, "run", 4)["fg-w/0.affine.weight"], draws)
+
+
+def test_truncated_raw_gradients_are_an_error(tmp_path):
+    path = tmp_path / "run" / "gradients" / "step=4.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x08\0")
+    with pytest.raises(RunError, match="step=4.safetensors"):
+        logs.gradients(tmp_path, "run", 4)
+
+
+def test_absent_raw_gradients_are_an_error_that_names_the_setting(tmp_path):
+    with pytest.raises(RunError, match="raw_gradients = true"):
+        logs.gradients(tmp_path, "run", 4)
+
+
+def test_an_option_is_a_number_where_it_was_given():
+    frame = pd.DataFrame({"method": "mine", "options": ['{"feedback_lr": 0.1}', "{}", '{"feedback_lr": "fast"}']})
+    np.testing.assert_equal(options.numbers(frame, "feedback_lr").to_numpy(), [0.1, np.nan, np.nan])
+
+
+def test_rows_that_are_not_finite_are_left_out():
+    frame = pd.DataFrame({"a": [1.0, np.nan, 3.0], "b": [1.0, 2.0, np.inf]})
+    assert select.measured(frame, "a", "b").index.tolist() == [0]
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(InvalidInput, match="variance"):
+        select.measured(pd.DataFrame({"a": [1.0]}), "variance")
+
+
+def test_the_last_probe_is_that_of_each_run():
+    frame = pd.DataFrame({"run": ["a", "a", "b"], "step": [1, 5, 3]})
+    assert select.last_step(frame)["step"].tolist() == [5, 3]

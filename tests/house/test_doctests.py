@@ -1,7 +1,8 @@
-"""The examples in the docstrings of the public packages run, and print what they promise."""
+"""Examples in the documents and docstrings run, and what the documents name exists."""
 
 import doctest
 import importlib
+import re
 
 import pytest
 
@@ -56,3 +57,13 @@ def test_examples_print_what_they_promise(name, flags):
 def test_a_false_example_is_noticed(flags, printed, failed):
     module = type(doctest)("with_an_example", f"An example.\n\n>>> 1 + 1\n{printed}\n")
     assert failures(module, flags)[:2] == (failed, 1)
+
+
+# --- what the documents name -----------------------------------------------------------------------------------------
+
+
+def test_every_named_test_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"))
+    assert len(named) >= 15
+    absent = [f"{file}::{test}" for file, test in named if f"\ndef {test}(" not in (ROOT / file).read_text(encoding="utf-8")]
+    assert absent == []

@@ -1,6 +1,7 @@
-"""The verification suite: the light part passes, its parts do what they say, and its files can be read."""
+"""The verification suite: the light part passes, its parts do what they say, and it notices every planted mistake."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,9 @@ import torch
 
 import verification
 from analysis.theory import predict
+from fdfa_core import perturbations
 from fdfa_core.errors import InvalidInput
+from verification import mutants, planting
 from verification.cases import Case, problem, suite
 from verification.checks import Strata, batches
 
@@ -137,3 +140,38 @@ def test_the_picture_shows_random_comparisons_only():
     figure = _verification.draw(pd.DataFrame([row, row | {"z": -0.7}, exact]))
     points = [line for line in figure.axes[1].lines if line.get_linestyle() == "None"]
     assert sum(len(line.get_xdata()) for line in points) == 2
+
+
+# --- planted mistakes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)
+def test_mistake_is_noticed(mutant):
+    assert planting.caught_by(mutant, suite("light")) is not None
+
+
+def test_there_are_enough_of_each_kind():
+    kinds = [mutant.where for mutant in mutants.MUTANTS]
+    assert kinds.count("estimator") >= 20 and kinds.count("theory") >= 10 and kinds.count("instrument") >= 2
+    assert len({mutant.name for mutant in mutants.MUTANTS}) == len(kinds)
+
+
+def test_mistakes_are_taken_out_again():
+    before = perturbations.Gaussian.sample
+    with next(m for m in mutants.MUTANTS if "1.05" in m.name).plant():
+        assert perturbations.Gaussian.sample is not before
+    assert perturbations.Gaussian.sample is before
+
+
+def test_no_mistake_is_noticed_where_there_is_none():
+    watch = ("fg-a on small,", "[order]")
+    harmless = planting.Mutant("none", "theory", watch, lambda: patch.object(planting, "THRESHOLD", 1e-5))
+    assert planting.caught_by(harmless, suite("light")) is None
+
+
+def test_catch_table(tmp_path):
+    drtp = [i for i, m in enumerate(mutants.MUTANTS) if "DRTP" in m.name]
+    frame = pd.DataFrame([mutants._row(i) for i in drtp])
+    table, report = mutants.write(frame, tmp_path)
+    assert f"{len(drtp)} of {len(drtp)} noticed" in report.read_text(encoding="utf-8")
+    assert "case" in table.read_text(encoding="utf-8").splitlines()[0]

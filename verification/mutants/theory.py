@@ -1,4 +1,4 @@
-"""Mistakes in the closed forms."""
+"""Mistakes in the closed forms, and in what measures."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from analysis.theory import feedback, feedback_form, fourth_moment, laws, local_maps, predictions
 from fdfa_core import perturbations
+from fdfa_core.measuring import summary
+from verification import checks
 from verification.planting import FDFA, FG_A, after, mutant
 
 
@@ -112,3 +114,13 @@ def _():
 
 def _with_joint_false(formula, *args, **options):
     return formula(*args, **{**options, "joint": False})
+
+
+@mutant("variance divided by n, not n − 1", "instrument", "[instruments]")
+def _():
+    return after(checks, "summarise", lambda row, s: row | {"variance": row["variance"] * (1 - 1 / len(s.norm2))})
+
+
+@mutant("squared bias without the correction for its own noise", "instrument", "[instruments]")
+def _():
+    return summary, "_unbiased_bias2", lambda error, bias, raw: (raw, 0 * raw)

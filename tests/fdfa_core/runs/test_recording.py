@@ -83,7 +83,7 @@ def test_raw_gradients_and_checkpoints_stay_out(made, tmp_path):
     (root / ids(experiment)[0] / "gradients" / "step=0.safetensors").write_bytes(b"large")
     (root / ids(experiment)[0] / "checkpoint.pt").write_bytes(b"large")
     recording.record(experiment, root, tmp_path / "record")
-    assert set(files(tmp_path / "record" / "digits_fc")) == {"runs.parquet", *(f"{name}.parquet" for name in TABLES)}
+    assert set(files(tmp_path / "record" / "digits_fc")) == {"runs.parquet", "metrics.parquet", "probes.parquet"}
 
 
 def test_runs_and_their_rows_stand_in_the_order_of_the_experiment(made, tmp_path):

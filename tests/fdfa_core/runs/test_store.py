@@ -81,7 +81,7 @@ def test_both_stores_have_a_fingerprint_that_changes_with_what_they_hold(written
     experiment, root = record
     ids = [run.id for run in experiment.runs()]
     assert open_store(root).fingerprint(ids) == open_store(written[2]).fingerprint(ids)
-    shutil.copyfile(root / "digits_fc" / "timing.parquet", root / "digits_fc" / "theory.parquet")
+    shutil.copyfile(root / "digits_fc" / "metrics.parquet", root / "digits_fc" / "theory.parquet")
     assert open_store(root).fingerprint(ids) != open_store(written[2]).fingerprint(ids)
     shutil.copytree(written[1], tmp_path / "runs")
     before = open_store(tmp_path / "runs").fingerprint(ids)
@@ -118,13 +118,28 @@ DAMAGES = {
     "another summary": ("runs", lambda p: rewrite(p, lambda t: row(t, 1, summary="{}")), "row 1, summary: is not the summary"),
     "a run twice": ("runs", lambda p: rewrite(p, lambda t: pa.concat_tables([t, t.slice(0, 1)])), "holds a run twice"),
     "a run too many": ("runs", lambda p: rewrite(p, lambda t: t.slice(1)), "has rows of the run .*, which runs.parquet"),
-    "rows of a run lost": ("metrics", lambda p: rewrite(p, lambda t: t.slice(4)), "its steps are not those of the metrics"),
+    "rows of a run lost": ("metrics", lambda p: rewrite(p, lambda t: t.slice(4)), "has no rows; accepted: one row per"),
     "rows out of order": (
         "metrics",
         lambda p: rewrite(p, lambda t: pa.concat_tables([t.slice(4), t.slice(0, 4)])),
         "its rows are not in the order of runs.parquet",
     ),
-    "no column of runs": ("timing", lambda p: rewrite(p, lambda t: t.drop_columns("run")), "lacks the column 'run'"),
+    "no column of runs": ("metrics", lambda p: rewrite(p, lambda t: t.drop_columns("run")), "lacks the column 'run'"),
+    "no seconds": (
+        "metrics",
+        lambda p: rewrite(p, lambda t: t.drop_columns("training_seconds")),
+        "metrics.parquet: lacks the column 'training_seconds' of a timing table",
+    ),
+    "a clock that runs backwards": (
+        "metrics",
+        lambda p: rewrite(p, lambda t: row(t, 0, training_seconds=1e9)),
+        "metrics.parquet, run .*: .*seconds since the start, which never fall",
+    ),
+    "a column of no table": (
+        "metrics",
+        lambda p: rewrite(p, lambda t: t.append_column("price", t["step"])),
+        "metrics.parquet: has the column 'price', which no metrics table has",
+    ),
     "a wrong number": (
         "metrics",
         lambda p: rewrite(p, lambda t: row(t, 1, test_accuracy=7.0)),
