@@ -20,8 +20,9 @@ COLUMNS = ("question", "setting", "component", "variant", "seed", "value")
 ROLES = ("width", "trajectory", "convergence")
 NETWORK = ["dataset", "architecture", "width", "depth"]
 UNBIASED = ("fg-w", "fg-a")  # for the gradient of the network's loss, whose norm the probes hold
-# Each block of these follows a loss of its own. Probes hold neither its gradient nor the error against it: the squared error
-# that they hold is against the gradient of the network's loss, which these do not estimate.
+# Each block of these follows a loss of its own, whose gradient they estimate without bias, given their readouts. Probes hold
+# the mean squared distance to that gradient, which is then error and variance alike. The variance over replicas would count
+# the random beginnings of their readouts, too.
 OWN_OBJECTIVE = ("lg-fg-w", "lg-fg-a")
 Rows = pd.DataFrame
 
@@ -81,8 +82,10 @@ def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> lis
     rows["signal"] = _expected_norm2(rows)
     rows["noise"] = np.log(rows["variance"] / rows["signal"].where(rows["signal"] > 0))
     rows["nsr"] = np.log(rows["variance"] / rows["reference_norm"] ** 2)
-    of_the_loss = (rows["error_mean"] > 0) & ~rows["method"].isin(OWN_OBJECTIVE)
-    rows["squared_error"] = np.log(rows["error_mean"].where(of_the_loss) / rows["target_norm"] ** 2)
+    rows["squared_error"] = np.log(rows["error_mean"].where(rows["error_mean"] > 0) / rows["target_norm"] ** 2)
+    own = rows["method"].isin(OWN_OBJECTIVE)
+    to_own = np.log(rows["own_error"].where(rows["own_error"] > 0) / rows["own_norm"] ** 2)
+    rows["squared_error"], rows["noise"] = (rows[name].where(~own, to_own) for name in ("squared_error", "noise"))
     networks = zip(rows["dataset"], rows["architecture"], strict=True)
     on_trial = options.alpha(rows) == np.array([rates.get(network, np.nan) for network in networks])
     trial = rows[(rows["variant"] == protocol.ON_TRIAL) & on_trial]
@@ -104,10 +107,7 @@ def _of_estimates(log: logs.Logs, rates: Mapping[tuple[str, str], float]) -> lis
 
 
 def _expected_norm2(rows: Rows) -> pd.Series:
-    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise.
-
-    The second holds for an estimator of another objective, too, since it needs no target.
-    """
+    """Return ‖E g‖²: the target's for an unbiased estimator, otherwise ‖ḡ‖² less the share of the draws' own noise."""
     corrected = rows["mean_norm2"] - rows["variance"] / rows["draws"]
     return corrected.where(~rows["method"].isin(UNBIASED), rows["target_norm"] ** 2)
 

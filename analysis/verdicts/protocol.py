@@ -22,7 +22,7 @@ KEYS = ["question", "setting", "component", "variant"]  # what names a hypothesi
 ON_TRIAL, BESIDE = "momentum", "adam"
 
 LOCAL = ("fg-w", "fg-a", "lg-fg-w", "lg-fg-a", "fa", "dfa", "dkp", "drtp", "pepita", "grape")
-FORWARD = ("fg-w", "fg-a")
+FORWARD = ("fg-w", "fg-a", "lg-fg-w", "lg-fg-a")
 
 # Differences of test accuracy that are too small to matter, as fractions.
 MARGINS = MappingProxyType({"digits": 0.01, "mnist": 0.002, "fashion-mnist": 0.005, "cifar-10": 0.01, "cifar-100": 0.01})

@@ -144,6 +144,18 @@ class Estimator(ABC):
         self.update(trace, error, targets, gradients)
         return gradients
 
+    def own_gradients(self, x: Tensor, y: Tensor, *, replica: int | None = None) -> dict[str, Tensor] | None:
+        """Return the exact gradient of the method's own objective at its present state; nothing moves.
+
+        Args:
+            x, y: the batch.
+            replica: whose state is meant, of those that there are.
+
+        Returns:
+            None for a method that follows the network's loss.
+        """
+        return None
+
     def stationary_steps(self) -> int:
         """Return how many steps at frozen weights bring the state close to its stationary distribution; 0 without one."""
         return 0

@@ -27,6 +27,7 @@ from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import BlockMap, Gradients, Trace, merge
 from fdfa_core.networks.blocks import require_site
+from fdfa_core.random_state import preserve_random_stream
 
 
 class LocalGreedy(Estimator):
@@ -129,6 +130,26 @@ class LocalGreedy(Estimator):
         replicas = len(outputs)
         error = self.loss.error(outputs.flatten(0, 1), targets.repeat(replicas, *[1] * (targets.dim() - 1)))[1]
         return error.view_as(outputs) * replicas  # a mean over the batch of each replica, not of all
+
+    def own_gradients(self, x: Tensor, y: Tensor, *, replica: int | None = None) -> dict[str, Tensor]:
+        """Return the gradient of the sum of local losses, each block's input held fixed, in the readouts of one replica."""
+        x, y, _ = self.admit(x, y)
+        with torch.no_grad(), preserve_random_stream(self.device, self.net), self._using(replica):
+            trace = Trace(self.net, x, shortcuts=True)  # which keep what the readout hands back
+            self.loss.shape = trace.shape
+            error = self.loss.error(trace.output, y)[1]
+            if self._readouts is None:
+                self._make_readouts([tuple(block.output.shape[1:]) for block in trace.hidden[:-1]], trace.output.shape[-1])
+            gradients = dict(exact_readout(trace, error, ()))
+            for i, block in enumerate(trace.hidden):
+                if block.frozen:
+                    continue
+                if i == len(trace.hidden) - 1:
+                    signal = trace.readout.back(error)
+                else:
+                    signal = self.local_error(trace, i, y) @ self.held(self.readouts[i][0])
+                merge(gradients, block.pull(signal.reshape(block.output.shape), "post"))
+            return self._ordered(gradients)
 
     def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let every local readout take a step down its own loss."""

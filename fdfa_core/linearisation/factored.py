@@ -121,7 +121,13 @@ def mean(gradient: Gradient) -> Gradient:
 
 def first(gradient: Gradient) -> Gradient:
     """Return the first draw, with a leading dimension of one."""
-    return Outer(gradient.left[:1], gradient.right) if isinstance(gradient, Outer) else gradient[:1]
+    return pick(gradient, 0)
+
+
+def pick(gradient: Gradient, draw: int) -> Gradient:
+    """Return one draw, with a leading dimension of one."""
+    some = slice(draw, draw + 1)
+    return Outer(gradient.left[some], gradient.right) if isinstance(gradient, Outer) else gradient[some]
 
 
 def minus(gradient: Gradient, other: Gradient) -> Gradient:

@@ -22,7 +22,7 @@ from fdfa_core.linearisation import factored
 from fdfa_core.linearisation.trace import Gradients
 from fdfa_core.measuring.reference import Reference
 from fdfa_core.measuring.scalars import measure_draws
-from fdfa_core.measuring.summary import summarise_all
+from fdfa_core.measuring.summary import own_columns, summarise_all
 from fdfa_core.networks.blocks import BlockNetwork
 
 SAMPLINGS = ("given_batch", "fresh_batches")
@@ -90,8 +90,10 @@ def probe(
     place = {name: i for i, name in enumerate(target)}
     members = [[place[name] for name in names] for names in groups.values()]
     heads: list[dict[str, object]] = []
-    values, fixed = [], []
+    values, fixed, owned = [], [], []
+    objective = [(x, y)] if given else reference.disjoint_batches()
     for label, estimator in estimators.items():
+        of_its_own = estimator.own_gradients(*objective[0], replica=0) is not None  # makes a state whose shapes were unknown
         produce = draws_on_batch(estimator, x, y, replicates) if given else draws_on_fresh_batches(estimator, batches)
         scalars = measure_draws(produce, replicates, target, reference.gradient)
         if raw is not None:
@@ -101,10 +103,13 @@ def probe(
         fixed_of_each = torch.stack([scalars[name].fixed for name in place]).numpy(force=True)
         values += [of_each[some].sum(0) for some in members]
         fixed += [fixed_of_each[some].sum(0) for some in members]
+        own = measure_own(estimator, produce, objective) if of_its_own else None
+        owned += [own_columns(own, names) for names in groups.values()]
         settings = json.dumps(dict((options or {}).get(label, {})), sort_keys=True, default=str)
         head = {"estimator": label, "method": estimator.name, "options": settings, "sampling": sampling, "draws": replicates}
         heads += [head | dict(zip(_KEYS, key, strict=True)) | about[key] for key in groups]
-    return [head | columns for head, columns in zip(heads, summarise_all(np.stack(values), np.stack(fixed)), strict=True)]
+    columns = zip(heads, summarise_all(np.stack(values), np.stack(fixed)), owned, strict=True)
+    return [head | measured | own for head, measured, own in columns]
 
 
 _KEYS = ("level", "block", "role", "parameter")
@@ -167,6 +172,35 @@ def draws_on_fresh_batches(estimator: Estimator, batches: list[tuple[Tensor, Ten
             yield {name: torch.cat([factored.dense(g[name]) for g in each]) for name in each[0]}
 
     return produce
+
+
+def measure_own(
+    estimator: Estimator, produce: Callable[[], Iterator[Gradients]], batches: list[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Hold the draws of a method against its own objective, whose gradient a replica of its state gives.
+
+    Args:
+        estimator: the method.
+        produce: its draws, see `draws_on_batch`.
+        batches: over which the gradient t_r of the objective is averaged.
+
+    Returns:
+        Per parameter ‖g_r − t_r‖² and ‖t_r‖² (2, R), float64.
+    """
+    squares: dict[str, list[Tensor]] = {}
+    own: Gradients = {}
+    made = 0
+    for chunk in produce():
+        for r in range(next(iter(chunk.values())).shape[0]):
+            if not own or estimator.replicas is not None:
+                each = [estimator.own_gradients(*batch, replica=made) for batch in batches]
+                own = {name: torch.stack([g[name] for g in each]).mean(0) for name in each[0]}
+            for name, g in chunk.items():
+                draw = factored.dense(factored.pick(g, r))[0]
+                pair = torch.stack([(draw - own[name]).flatten(), own[name].flatten()])
+                squares.setdefault(name, []).append(pair.double().square().sum(1))
+            made += 1
+    return {name: torch.stack(pairs, 1) for name, pairs in squares.items()}
 
 
 def _fresh_batches(

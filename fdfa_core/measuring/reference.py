@@ -63,6 +63,11 @@ class Reference:
         unknown = {name: torch.full((1, 1), torch.nan, dtype=torch.float64) for name in gradient}
         return cls(x, y, gradient, dict.fromkeys(gradient, float("nan")), unknown, 1)
 
+    def disjoint_batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the batches over whose gradients ∇ is the mean."""
+        size = len(self.x) // self.batches
+        return list(zip(self.x.split(size), self.y.split(size), strict=True))
+
     def stability(self, names: Iterable[str]) -> float:
         """Return the mean cosine between gradients of two disjoint batches, over these parameters taken together.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from torch import Tensor
 
 from fdfa_core.measuring.scalars import Scalars
-from fdfa_core.runs.schema import MOMENTS, VANISHED
+from fdfa_core.runs.schema import MOMENTS, OWN_COLUMNS, VANISHED
 
 
 def summarise(s: Scalars) -> dict[str, float]:
@@ -39,6 +43,21 @@ def summarise_all(values: np.ndarray, fixed: np.ndarray) -> list[dict[str, float
         columns["mean_cosine"] = np.where(mean2 * target2 > 0, columns["slope_mean"] * np.sqrt(target2 / mean2), np.nan)
     columns |= {"target_norm": target_norm, "reference_norm": reference_norm, "valid": target_norm >= VANISHED}
     return [dict(zip(columns, row, strict=True)) for row in zip(*(column.tolist() for column in columns.values()), strict=True)]
+
+
+def own_columns(own: Mapping[str, Tensor] | None, names: Sequence[str]) -> dict[str, float]:
+    """Return `OWN_COLUMNS` of a group of parameters.
+
+    Args:
+        own: per parameter ‖g_r − t_r‖² and ‖t_r‖² (2, R), t_r the gradient of the method's own objective; None for a method
+            that follows the network's loss.
+        names: of the group.
+    """
+    if own is None:
+        return dict.fromkeys(OWN_COLUMNS, math.nan)
+    error, norm2 = sum(own[name] for name in names).numpy(force=True)
+    columns = (error.mean(), error.std(ddof=1) / math.sqrt(len(error)), math.sqrt(norm2.mean()))
+    return dict(zip(OWN_COLUMNS, map(float, columns), strict=True))
 
 
 def _unbiased_bias2(error: np.ndarray, bias: np.ndarray, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,8 @@ PROBE_COLUMNS = (
     "reference_norm",
     "valid",
 )
+# Of methods whose estimate is of a gradient of their own, NaN for all others; tables of earlier versions lack them.
+OWN_COLUMNS = ("own_error", "own_error_se", "own_norm")
 FEEDBACK_COLUMNS = (
     "jacobian_norm",
     "error2",
@@ -52,7 +54,7 @@ FEEDBACK_COLUMNS = (
     "expected_bias2",
 )
 # All columns of a table that has rows, in the order in which a run writes them. A table without rows has its keys only.
-COLUMNS = TABLES | {"probes": PROBES + PROBE_COLUMNS, "feedback": FEEDBACK + FEEDBACK_COLUMNS}
+COLUMNS = TABLES | {"probes": PROBES + PROBE_COLUMNS + OWN_COLUMNS, "feedback": FEEDBACK + FEEDBACK_COLUMNS}
 
 
 def expected_tables(probed: bool, feedback: bool) -> list[str]:

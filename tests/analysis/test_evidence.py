@@ -62,16 +62,16 @@ def test_known_ratios_of_squared_errors_are_found(values):
         assert ratio == pytest.approx(expected, rel=0.3)
 
 
-def test_an_estimator_of_its_own_objective_is_not_held_against_the_networks_gradient(logs_of, monkeypatch):
-    """FG-A's draws under the name of LG-FG-A: their mean is estimated from the draws, and their error is not known."""
-    monkeypatch.setattr(protocol, "FORWARD", ("fg-w", "fg-a", "lg-fg-a"))
+def test_an_estimator_of_its_own_objective_is_held_against_that_objectives_gradient(logs_of):
+    """FG-A's draws under the name of LG-FG-A, whose own objective has a gradient of another length."""
     log = logs_of["trajectory"]
     local = log.probes[log.probes["method"] == "fg-a"].assign(method="lg-fg-a")
+    local["own_norm"], local["own_error"] = local["target_norm"], local["error_mean"]
     local["target_norm"] *= 100
     probed = replace(log, probes=pd.concat([log.probes, local], ignore_index=True))
     found = evidence.values({"trajectory": probed, "convergence": logs_of["convergence"]})
     local = found[found["component"].str.startswith("lg-fg-a, hidden")]
-    assert set(local["question"]) == {"Q1 variance"}
+    assert set(local["question"]) == {"Q1 variance", "Q1 error"}
     n = synthetic_logs.SIZE
     first = local[local["component"] == "lg-fg-a, hidden block 2, weights of `bp`"]["value"].mean()
     assert np.exp(first) == pytest.approx((n + 1) / (n / 19), rel=0.5)  # not 100² times as much

@@ -1,5 +1,7 @@
 """Every estimator equals its slow twin, given the same perturbations, on every kind of network it serves."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -418,6 +420,25 @@ def test_lg_of_several_tangents(toy, combine):
     case = Case("lg-fg-a", toy, tangents=3, combine=combine, site="post")
     found, us, slow = case.estimate()
     assert_equal(found, twins.lg_fg_a(slow, us, case.estimator.readouts, "post", combine))
+
+
+@pytest.mark.parametrize("toy", ALL)
+@pytest.mark.parametrize("name, replicas", [("lg-fg-w", None), ("lg-fg-a", 3)])
+def test_lg_own_gradient_is_that_of_the_local_losses_by_automatic_differentiation(toy, name, replicas):
+    net = make_toy(toy)
+    x, y = make_batch(net)
+    estimator = make_estimator(name, net, seed=3, replicas=replicas, **({"site": "post"} if replicas else {}))
+    found = estimator.own_gradients(x, y, replica=2)
+    copied, local, total = copy.deepcopy(net), x, 0.0
+    for i, block in enumerate(copied.hidden):
+        local = block(local.detach())
+        if i < len(copied.hidden) - 1:
+            weight, bias = (t if replicas is None else t[2] for t in estimator.readouts[i])
+            total = total + F.cross_entropy(local.flatten(1) @ weight.T + bias, y)
+        else:
+            total = total + F.cross_entropy(copied.readout(local), y)
+    names, parameters = zip(*copied.named_parameters(), strict=True)
+    assert_equal(found, dict(zip(names, torch.autograd.grad(total, parameters), strict=True)))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -11,6 +11,7 @@ from torch import nn
 from fdfa_core import Block, BlockNetwork, available_estimators, fully_connected, measure, true_gradient
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import label, make_estimator
+from fdfa_core.linearisation.factored import dense
 from fdfa_core.measuring.cost import peak_memory
 from fdfa_core.measuring.probe import probe
 from fdfa_core.measuring.reference import Reference
@@ -30,6 +31,10 @@ def frame():
 
 def at(frame, estimator, level="network"):
     return frame[(frame["estimator"] == estimator) & (frame["level"] == level)].iloc[0]
+
+
+def flat(gradients, keep=1):
+    return torch.cat([dense(g).flatten(keep) for g in gradients.values()], keep)
 
 
 # What comes out ------------------------------------------------------------------------------------------------------
@@ -62,6 +67,55 @@ def test_variance_of_weight_perturbation_is_that_of_theory():
     row = at(measure(network, X, Y, ["fg-w"], 4000), "fg-w")
     theory = sum(p.numel() for p in network.parameters()) + 1  # (P + 1) ‖∇‖² for a Gaussian law
     assert row["relative_variance"] == pytest.approx(theory, abs=4 * row["variance_se"] / row["target_norm"] ** 2)
+
+
+@pytest.mark.parametrize("sampling", ["given_batch", "fresh_batches"])
+def test_local_methods_are_held_against_their_own_objective(sampling):
+    """Each draw against the exact gradient in its own replica's readouts, by hand; BP has no objective but the network's."""
+    network, replicas = fully_connected([4, 5, 4, 3], seed=0), 6
+    reference = Reference.compute(network, X, Y, 4)
+    local, again = (make_estimator("lg-fg-w", network, seed=1, replicas=replicas) for _ in range(2))
+    options = {"replicates": replicas, "sampling": sampling, "generator": torch.Generator().manual_seed(2)}
+    estimators = {"local": local, "bp": make_estimator("bp", network)}
+    rows = pd.DataFrame(probe(network, X[:4], Y[:4], estimators, reference, **options))
+    whole = rows[rows["level"] == "network"].set_index("estimator")
+    assert whole.loc["bp", ["own_error", "own_error_se", "own_norm"]].isna().all()
+    batches = [(X[:4], Y[:4])]
+    if sampling == "fresh_batches":
+        batches.append((X[4:], Y[4:]))
+        indices = torch.randint(8, (replicas, 4), generator=torch.Generator().manual_seed(2))
+        draws = [flat(again.draws(X[i], Y[i], 1, replica=r)) for r, i in enumerate(indices)]
+    else:
+        draws = flat(again.draws(*batches[0], replicas)).split(1)
+    own = [torch.stack([flat(again.own_gradients(*b, replica=r), 0) for b in batches]).mean(0) for r in range(replicas)]
+    errors = torch.stack([(g[0] - t).square().sum() for g, t in zip(draws, own, strict=True)])
+    expected = torch.stack([errors.mean(), errors.std() / replicas**0.5, torch.stack(own).square().sum(1).mean().sqrt()])
+    found = whole.loc["local", ["own_error", "own_error_se", "own_norm"]].tolist()
+    assert found == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_variance_of_a_local_method_about_its_own_gradient_is_that_of_theory():
+    """P + 1 times its squared norm for one Gaussian direction over P parameters, whatever the readouts."""
+    network, replicas = fully_connected([4, 5, 4, 3], seed=0), 1000
+    local = make_estimator("lg-fg-w", network, seed=1, replicas=replicas)
+    rows = pd.DataFrame(probe(network, X, Y, {"local": local}, Reference.on_batch(network, X, Y), replicates=replicas))
+    blocks = rows[rows["level"] == "block"].set_index("block")
+    for block, size in ((0, 25), (1, 24)):
+        row = blocks.loc[block]
+        spread = row["own_error_se"] / row["own_norm"] ** 2
+        assert spread < 0.1 * size and abs(row["own_error"] / row["own_norm"] ** 2 - (size + 1)) < 4 * spread
+    assert blocks.loc[1, "own_error"] == pytest.approx(blocks.loc[1, "error_mean"])  # the last block's loss is the network's
+
+
+def test_draws_that_are_made_twice_are_the_same_also_before_the_state_has_its_shapes(monkeypatch):
+    """A convolution's readouts get their shapes, and their beginning, from the first batch."""
+    monkeypatch.setattr("fdfa_core.measuring.scalars.KEPT_NUMBERS", 0)
+    network = BlockNetwork(Block(nn.Linear(4, 5), nn.Tanh()), Block(nn.Linear(5, 4), nn.Tanh()), nn.Linear(4, 3))
+    estimator = make_estimator("lg-fg-w", network, seed=1, replicas=8)
+    rows = probe(network, X, Y, {"local": estimator}, Reference.on_batch(network, X, Y), replicates=8)
+    row = pd.DataFrame(rows).query("level == 'network'").iloc[0]
+    # ‖g‖² = ‖g − ḡ‖² + ‖ḡ‖² on average, if the draws that give the mean are those that give the deviations
+    assert row["norm2_mean"] == pytest.approx(row["deviation_mean"] + row["mean_norm2"], rel=1e-4)
 
 
 def test_parameter_without_gradient_is_marked_invalid(frame):
