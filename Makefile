@@ -23,7 +23,7 @@ PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_f
 .DEFAULT_GOAL := help
 # Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.
 .NOTPARALLEL:
-.PHONY: help setup figures test test-oldest test-wheel bench paper reproduce docs readme report verify matrix previews lint clean distclean
+.PHONY: help setup figures test test-oldest test-wheel bench paper reproduce docs readme report verify audit matrix previews lint clean distclean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [PIP_ARGS=...] [PROFILE=smoke|quick|paper] [JOBS=processes]"
@@ -85,6 +85,9 @@ report: $(STAMP) ## write the report: one HTML page with figures, tables and ver
 
 verify: $(STAMP) ## check the estimators against their closed-form theory
 	$(FDFA) verify
+
+audit: $(STAMP) ## make twelve recorded runs anew, and compare them bit by bit
+	$(FDFA) audit --profile paper --sample 12 --longest 120 $(JOBS_FLAG)
 
 matrix: $(STAMP) ## check which method serves which layer, and write docs/support.md
 	$(VENV_PY) -m verification.support

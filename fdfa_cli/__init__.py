@@ -39,6 +39,7 @@ for _command in (
     output.figures,
     output.report,
     maintain.doctor,
+    maintain.audit,
     maintain.verify,
     maintain.readme,
     maintain.previews,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fdfa_cli.shared import RUNS, figures_of, options, record_of
+from fdfa_cli.shared import RUNS, SECONDS, exit_with_failures, figures_of, load_experiments, options, record_of
 
 
 @click.command(short_help="Check runs or a record, and say what mends them.")
@@ -23,6 +23,55 @@ def doctor(runs: Path) -> None:
         click.echo(f"{finding.place}: {' '.join(finding.fault.split())}\n  mend it with: {finding.remedy}")
     click.echo(f"{report} (in {runs})")
     if report.damaged:
+        click.get_current_context().exit(1)
+
+
+@click.command(short_help="Make recorded runs anew, and compare.")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE]...")
+@click.option("--sample", type=click.IntRange(min=1), default=3, help="How many runs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draw.")
+@click.option("--longest", type=SECONDS, metavar="SECONDS", help="Draw no run that took longer.")
+@click.option("--runs", "root", type=click.Path(path_type=Path), help="Keep the new runs there; the same command resumes.")
+@options("profile", "jobs", "data_dir")
+def audit(
+    files: tuple[Path, ...], sample: int, seed: int, longest: float | None, root: Path | None, profile: str, jobs: int | None,
+    data_dir: Path | None,
+) -> None:  # fmt: skip
+    """Draw recorded runs of a profile, or of the experiment FILEs, at random, make them anew, and compare.
+
+    Each is equal in every bit, equal to rounding, equal within the noise of another machine, or different; exit with code 1 if
+    one is different. Runs are drawn from as many experiments as possible, and made with the number of threads that they had.
+    """
+    import tempfile
+    from contextlib import nullcontext
+
+    import pandas as pd
+
+    from analysis import audit as audits
+    from fdfa_core.runs.store import open_store
+    from fdfa_core.sweeps.sweep import sweep
+
+    experiments, store = load_experiments(files, profile), open_store(record_of(profile))
+    drawn = audits.draw(store, experiments, sample, seed, longest)
+    of = {experiment.name: experiment for experiment in experiments}
+    configs = [store.config(run) for run in drawn["run"]]
+    with nullcontext(root) if root else tempfile.TemporaryDirectory(prefix="fdfa-audit-") as place:
+        for threads in drawn["threads"].unique():
+            alike = [config for config, own in zip(configs, drawn["threads"], strict=True) if own == threads]
+            exit_with_failures(sweep(alike, place, processes=jobs, data_directory=data_dir, threads=int(threads)))
+        anew = open_store(place)
+        pairs = zip(configs, drawn["experiment"], strict=True)
+        found = [audits.compare(store, anew, config, audits.siblings(config, of[name])) for config, name in pairs]
+        machine = anew.provenance(configs[0].id)["hardware"]["processor"]
+    for row, (outcome, where) in zip(drawn.itertuples(), found, strict=True):
+        click.echo(f"{row.experiment:16} {row.trained_with:32} seed {row.seed:3}  {row.seconds:6.0f} s  {outcome}")
+        if where:
+            click.echo(f"{'':16} first: {where}")
+    counts = pd.Series([outcome for outcome, _ in found]).value_counts()
+    click.echo("; ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in audits.OUTCOMES))
+    click.echo(f"Recorded on: {'; '.join(drawn['processor'].unique())}. Made anew on: {machine}.")
+    click.echo(f"Rounding: a relative {audits.ROUNDING:g}. Noise: {audits.SPREADS:g} standard deviations over the seeds.")
+    if counts.get(audits.DIFFERENT, 0):
         click.get_current_context().exit(1)
 
 

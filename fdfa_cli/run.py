@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fdfa_cli.shared import (
+    SECONDS,
     carry_out,
     carry_out_all,
     exit_with_failures,
@@ -21,20 +21,6 @@ from fdfa_cli.shared import (
 if TYPE_CHECKING:
     from fdfa_core.experiments.tables import RunConfig
     from fdfa_core.sweeps.outcome import Outcome
-
-
-class Seconds(click.FloatRange):
-    """A number of seconds that is not negative; NaN, which passes every comparison of click's, is none."""
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number, or end the command with what is accepted."""
-        seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is no number of seconds", param, ctx)
-        return seconds
-
-
-SECONDS = Seconds(min=0)
 
 
 @click.command(short_help="Carry out the runs of one experiment, one after another.")

@@ -8,6 +8,7 @@ Modules of the project are imported inside the functions that need them: torch t
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 OWN = "own"  # the profile of runs that no experiment file describes (`analysis.own`)
 RESUMABLE = ("train", "sweep", "figures")  # commands that keep what they had done when they were interrupted
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds that is not negative; NaN, which passes every comparison of click's, is none."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or end the command with what is accepted."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = Seconds(min=0)
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 
@@ -26,3 +27,17 @@ def test_readme_names_the_file_and_the_mark_that_was_lost(fdfa, tmp_path, conten
 def test_previews_of_an_unknown_profile_are_refused_as_such(fdfa):
     result = fdfa("previews", "--profile", "quik")
     assert result.exit_code == 2 and "profile: got 'quik'" in result.stderr and "Did you mean 'quick'?" in result.stderr
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_audit_makes_recorded_runs_anew_and_names_one_that_was_changed(fdfa, file, trained, tmp_path, monkeypatch, honest):
+    monkeypatch.setattr("fdfa_core.paths.RESULTS", tmp_path / "results")
+    assert fdfa("record", file, "--profile", "mine", "--allow-dirty").exit_code == 0
+    table = tmp_path / "results" / "mine" / "experiment" / "metrics.parquet"
+    if not honest:
+        frame = pd.read_parquet(table)
+        frame.loc[frame["step"] == 0, "train_loss"] += 1e-2
+        frame.to_parquet(table, index=False)
+    result = fdfa("audit", file, "--profile", "mine", "--sample", "1", "--jobs", "1")
+    assert result.exit_code == (0 if honest else 1), result.output
+    assert ("1 equal in every bit; 0" if honest else "first: metrics, row 0, train_loss: recorded") in result.output
