@@ -3,7 +3,7 @@
 A run is its configuration, so that the same code on the same kind of machine has to give the same bits. Another machine adds in
 another order. The first numbers of a run then differ by rounding, and training turns that into another path, as another seed
 would. A run made anew therefore has one of four outcomes: equal in every bit; equal to rounding; equal within the noise of
-another machine, if everything before training is equal to rounding and the end lies among the ends of other seeds; or different.
+another machine, if all before training is equal to rounding and the end lies among the ends of other seeds; or different.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def test_results_of_one_experiment_are_its_logs():
 
 def test_results_of_a_profile_are_all_its_recorded_experiments():
     found = analysis.results("tuning")
-    assert "mnist_fc" in found and "digits" not in found  # of which nothing is recorded
+    assert "mnist_fc_trials" in found and "digits" not in found  # of which nothing is recorded
     assert all(isinstance(log, analysis.Logs) and len(log.metrics) for log in found.values())
 
 
