@@ -191,6 +191,7 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
         ("fg-w", tanh, {"tangents": 16}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "combine": "projection"}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 3_200 // thrift),
+        ("zo", tanh, {"tangents": 16, "epsilon": 1e-4}, 3_200 // thrift),
     ]
     chained = [
         (tanh, {"feedback_lr": 0.5, "joint": False}),

@@ -46,11 +46,13 @@ def average_variance(
 ) -> dict[str, float]:
     r"""Return the mean variance of a component of one layer's q × p weights when only this layer is perturbed.
 
-    For kurtosis 3 and one tangent these are the three forms of Table 1 of Ren et al. (2022) as we know it:
+    For kurtosis 3 and one tangent these are the four forms of Table 1 of Ren et al. (2022). In the last one a direction u over
+    the units is shared by the batch, so that the estimate of ĝ is u uᵀĝ; no estimator here does that.
 
     - `fg-w shared`       (pq + 2)/N V̄ + (pq + 1) S̄
     - `fg-w per sample`   (pq + 2)/N V̄ + (pq + 1)/N S̄
     - `fg-a`              (q + 2)/N V̄ + (q + 1)/N S̄
+    - `fg-a shared`       (q + 2)/N V̄ + (q + 1) S̄
 
     Args:
         mean_variance, mean_square: V̄ and S̄ of the layer's weights, see `average_moments`.
@@ -62,15 +64,23 @@ def average_variance(
     Examples:
         >>> from analysis.theory.laws import average_variance
         >>> average_variance(1.0, 0.0, units=8, fan_in=4, batch_size=2)
-        {'fg-w shared': 17.0, 'fg-w per sample': 17.0, 'fg-a': 5.0}
+        {'fg-w shared': 17.0, 'fg-w per sample': 17.0, 'fg-a': 5.0, 'fg-a shared': 5.0}
     """
     v, s = mean_variance, mean_square
 
     def sample(directions: int) -> float:
         return (v + (directions + kurtosis - 2) * (v + s) / tangents) / batch_size
 
-    shared = v / batch_size + (units * fan_in + kurtosis - 2) * (s + v / batch_size) / tangents
-    return {"fg-w shared": shared, "fg-w per sample": sample(units * fan_in), "fg-a": sample(units)}
+    def shared(directions: int) -> float:
+        return v / batch_size + (directions + kurtosis - 2) * (s + v / batch_size) / tangents
+
+    weights = units * fan_in
+    return {
+        "fg-w shared": shared(weights),
+        "fg-w per sample": sample(weights),
+        "fg-a": sample(units),
+        "fg-a shared": shared(units),
+    }
 
 
 # Scaling -------------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import PARTS, Prediction, Values
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
 from fdfa_core.estimators.activity_perturbation import require_maskable
-from fdfa_core.estimators.options import Count, Readout, Slope
+from fdfa_core.estimators.options import Count, Positive, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import LowRank, make_law
 from fdfa_core.signatures import checked
@@ -53,7 +53,7 @@ def predict(
     """Return the exact mean and variance of an estimator's gradient, per component.
 
     Args:
-        name: "bp", "frozen", "fg-w", "fg-a", "dfa", "dkp", "drtp" or "fdfa".
+        name: "bp", "frozen", "fg-w", "zo" (to leading order in ε), "fg-a", "dfa", "dkp", "drtp" or "fdfa".
         net: the network as it stands; normalisation in evaluation mode.
         x, y: the finite population, M samples; M may be smaller than the batch.
         batch_size: N, samples drawn with replacement.
@@ -140,6 +140,16 @@ def fg_w(population: Population, batch_size: int, given: bool, *, perturbation, 
         data={n: law.keep**2 * v for n, v in base.data.items()},
         perturbation={n: v / averaged for n, v in noise_of.items()},
     )
+
+
+def zo(population: Population, batch_size: int, given: bool, *, perturbation, tangents, epsilon, clip) -> Prediction:
+    """FG-W to leading order in ε; `analysis.theory.difference` has the bias of order ε², and what cut slopes do."""
+    if clip is not None:
+        raise Unsupported(
+            "clip has no exact form here over batches: use clip=None, or analysis.theory.difference.clipped_slope given a batch"
+        )
+    checked("epsilon", Positive, epsilon)
+    return fg_w(population, batch_size, given, perturbation=perturbation, tangents=tangents, combine="mean", per_sample=False)
 
 
 def _shared_factors(met: Tensor, rank: int) -> Tensor:
@@ -342,6 +352,7 @@ FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
     "bp": (bp, {}),
     "frozen": (frozen, {}),
     "fg-w": (fg_w, {"perturbation": "gaussian", "tangents": 1, "combine": "mean", "per_sample": False}),
+    "zo": (zo, {"perturbation": "gaussian", "tangents": 1, "epsilon": 1e-3, "clip": None}),
     "fg-a": (
         fg_a,
         {

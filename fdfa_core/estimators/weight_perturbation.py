@@ -1,9 +1,10 @@
-"""Forward gradients by weight perturbation."""
+"""Estimates by weight perturbation: forward gradients, and difference quotients in their place."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,69 @@ from torch.func import jvp, vmap
 
 from fdfa_core.errors import Unsupported
 from fdfa_core.estimators.base import Estimator, repeat
-from fdfa_core.estimators.options import Combination, Count, Perturbation
+from fdfa_core.estimators.options import Combination, Count, Perturbation, Positive
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.calls import as_written
 from fdfa_core.linearisation.factored import inner
 from fdfa_core.linearisation.functional import functional_call
-from fdfa_core.linearisation.trace import Trace
+from fdfa_core.linearisation.trace import Gradients, Trace
+from fdfa_core.random_state import preserve_random_stream
+
+
+class WeightDirections(Estimator):
+    """Base of the methods that measure slopes along random directions over all parameters that train.
+
+    Args:
+        perturbation: law of v, a name or an object (`fdfa_core.perturbations`).
+        tangents: K, directions per estimate.
+    """
+
+    need_pull = False
+
+    def __init__(self, net, *, perturbation: Perturbation = "gaussian", tangents: Count = 1, **common):
+        super().__init__(net, **common)
+        self.tangents = Tangents(perturbation, tangents, "mean")
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that train, by name."""
+        return {name: p for name, p in self._known if p.requires_grad}
+
+    @property
+    def size(self) -> int:
+        """P, the number of directions' components."""
+        return sum(p.numel() for p in self.trained.values())
+
+    def look(self, findings):
+        """Raise `Unsupported` where gradients stop before parameters that train: perturbing these is noise for nothing."""
+        for block in findings:
+            if block.stops and block.unreached:
+                raise Unsupported(
+                    f"{block.where} switches gradients off (torch.no_grad), so that none reaches {', '.join(block.unreached)}. "
+                    f"{self.name} would perturb these parameters for nothing: set requires_grad_(False) on them"
+                )
+
+    def chunked(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients | None:
+        """Return draws made a few at a time if their directions would fill the memory, zeros if nothing trains; else None."""
+        if not self.size:
+            return {name: torch.zeros(*lead, *p.shape, dtype=p.dtype, device=p.device) for name, p in self._known}
+        if self.tangents.count > 1 and lead and lead[0] > (chunk := self.tangents.chunk(self.size)):
+            return self.in_chunks(trace, error, targets, lead[0], chunk)
+        return None
+
+    def _sample(self, lead: tuple[int, ...]) -> Tensor:
+        return self.tangents.sample_parameters(lead, [p.shape for p in self.trained.values()], self.generator, self.dtype)
+
+    def _split(self, v: Tensor) -> dict[str, Tensor]:
+        """Cut vectors (…, P) over all parameters that train into these."""
+        trained = self.trained
+        parts = v.split([p.numel() for p in trained.values()], dim=-1)
+        return {name: part.reshape(part.shape[:-1] + p.shape) for (name, p), part in zip(trained.items(), parts, strict=True)}
 
 
 @register("fg-w")
-class WeightPerturbation(Estimator):
+class WeightPerturbation(WeightDirections):
     r"""FG-W: g = (∇ℓ · v) v with one random direction v over all parameters (Baydin et al. 2022; Silver et al. 2022).
 
     ∇ℓ · v is the directional derivative of the mean loss, from one forward pass with tangents. Unbiased for any law with
@@ -43,8 +96,6 @@ class WeightPerturbation(Estimator):
         per_sample: a direction for each sample.
     """
 
-    need_pull = False
-
     def __init__(
         self,
         net,
@@ -55,38 +106,17 @@ class WeightPerturbation(Estimator):
         per_sample: bool = False,
         **common,
     ):
-        super().__init__(net, **common)
+        super().__init__(net, perturbation=perturbation, tangents=tangents, **common)
         self.tangents = Tangents(perturbation, tangents, combine)
         self.per_sample = per_sample
         self.tangents.check(self.size)
 
-    @property
-    def trained(self) -> dict[str, Tensor]:
-        """The parameters that train, by name."""
-        return {name: p for name, p in self._known if p.requires_grad}
-
-    @property
-    def size(self) -> int:
-        """P, the number of directions' components."""
-        return sum(p.numel() for p in self.trained.values())
-
-    def look(self, findings):
-        """Raise `Unsupported` where gradients stop before parameters that train: perturbing these is noise for nothing."""
-        for block in findings:
-            if block.stops and block.unreached:
-                raise Unsupported(
-                    f"{block.where} switches gradients off (torch.no_grad), so that none reaches {', '.join(block.unreached)}. "
-                    f"{self.name} would perturb these parameters for nothing: set requires_grad_(False) on them"
-                )
-
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]):
         """Return the combination of slopes (e · J_θ v) and directions v."""
-        if not self.size:
-            return {name: torch.zeros(*lead, *p.shape, dtype=p.dtype, device=p.device) for name, p in self._known}
-        if self.per_sample:
+        if self.per_sample and self.size:
             return self._split(self._per_sample(trace, targets, math.prod(lead)).view(*lead, -1))
-        if self.tangents.count > 1 and lead and lead[0] > (chunk := self.tangents.chunk(self.size)):
-            return self.in_chunks(trace, error, targets, lead[0], chunk)
+        if (done := self.chunked(trace, error, targets, lead)) is not None:
+            return done
         v = self._sample(lead)
         axes = self.tangents.axes(lead)
         directions = self._split(v.flatten(0, -2) if axes else v.squeeze(0))
@@ -100,15 +130,6 @@ class WeightPerturbation(Estimator):
                 tangent = block.push(tangent, parameters=directions | repeat(still, axes) if still else directions)
             slopes = v.new_zeros(axes) if tangent is None else (tangent * error).sum((-2, -1))
         return self._split(self.tangents.combine(slopes.view(*lead, -1), v))
-
-    def _sample(self, lead: tuple[int, ...]) -> Tensor:
-        return self.tangents.sample_parameters(lead, [p.shape for p in self.trained.values()], self.generator, self.dtype)
-
-    def _split(self, v: Tensor) -> dict[str, Tensor]:
-        """Cut vectors (…, P) over all parameters that train into these."""
-        trained = self.trained
-        parts = v.split([p.numel() for p in trained.values()], dim=-1)
-        return {name: part.reshape(part.shape[:-1] + p.shape) for (name, p), part in zip(trained.items(), parts, strict=True)}
 
     def _per_sample(self, trace: Trace, targets: Tensor, draws: int) -> Tensor:
         """Return draws of the mean over samples of each one's own estimate, (R, P)."""
@@ -153,3 +174,69 @@ class WeightPerturbation(Estimator):
             slopes = (tangents * error.unsqueeze(1)).sum(-1)
             total.index_add_(0, rows // len(x), self.tangents.combine(slopes, v))
         return total
+
+
+@register("zo")
+class ZerothOrder(WeightDirections):
+    r"""ZO: g = s v with the difference quotient s = (ℓ(θ + εv) − ℓ(θ − εv))/2ε of the mean loss (Spall 1992, SPSA; Malladi et
+    al. 2023, MeZO).
+
+    FG-W without any differentiation. s = ∇ℓ·v + (ε²/6) D³ℓ[v, v, v] + O(ε⁴), so that the bias is of order ε² and comes from
+    third derivatives (`analysis.theory.difference.difference_bias`). With Gaussian v the mean is exactly the gradient of
+    E ℓ(θ + εv). The variance is that of FG-W to order ε². The rounding error δ of a loss adds about P δ²/2ε²: a small ε is not
+    a good one, and in float32 both errors are seen (figure `zeroth_order`).
+
+    With `clip`, slopes beyond ±c are cut to ±c. For Gaussian v and small ε, the mean is then ∇ℓ erf(c/(√2‖∇ℓ‖)), given the
+    batch (`analysis.theory.difference.clipped_slope`).
+
+    Both losses of a direction see the same batch, the same dropout masks, and running statistics that do not move. Cost: two
+    forward passes for each direction, K P random numbers. Parameters that do not train are not perturbed, and get zero.
+
+    Args:
+        perturbation: law of v, a name or an object (`fdfa_core.perturbations`).
+        tangents: K, directions per estimate; their estimates are averaged.
+        epsilon: ε, half the distance between the two points in units of v.
+        clip: c, or None.
+    """
+
+    need_push = False
+
+    def __init__(self, net, *, epsilon: Positive = 1e-3, clip: Positive | None = None, **common):
+        super().__init__(net, **common)
+        self.epsilon, self.clip = float(epsilon), clip
+
+    def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
+        """Return the mean over directions v of difference quotient times v."""
+        if (done := self.chunked(trace, error, targets, lead)) is not None:
+            return done
+        v = self._sample(lead)
+        x, directions, step = trace.input, v.reshape(-1, self.size), self.epsilon
+        slopes = (self.losses(x, targets, directions, step) - self.losses(x, targets, directions, -step)) / (2 * step)
+        if self.clip is not None:
+            slopes = slopes.clamp(-self.clip, self.clip)
+        return self._split(self.tangents.combine(slopes.view(*lead, -1), v))
+
+    def losses(self, x: Tensor, targets: Tensor, directions: Tensor, step: float) -> Tensor:
+        """Return the mean losses (R,) at θ + step · v for directions v (R, P); nothing of the network moves."""
+        trained = {name: p.detach() for name, p in self.trained.items()}
+        others = {name: p.detach() for name, p in self._known if name not in trained}
+
+        def at(v: Tensor, buffers: Mapping[str, Tensor]) -> Tensor:
+            moved = {name: trained[name] + step * part for name, part in self._split(v).items()}
+            return self.loss(functional_call(self.net, {**moved, **others, **buffers}, (x,)), targets)
+
+        def side_by_side(v: Tensor) -> Tensor:
+            buffers = {name: b.repeat(len(v), *[1] * b.dim()) for name, b in self.net.named_buffers()}
+            return vmap(at, randomness="same")(v, buffers)
+
+        def one_by_one(v: Tensor) -> Tensor:
+            return at(v, {name: b.clone() for name, b in self.net.named_buffers()})
+
+        def same_masks(call: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+            with preserve_random_stream(self.device, self.net), as_written():
+                return call(v)
+
+        if len(directions) > 1:
+            with contextlib.suppress(RuntimeError):  # what torch.vmap cannot follow is called once for each direction
+                return torch.cat([same_masks(side_by_side, v) for v in directions.split(self.tangents.chunk(self.size))])
+        return torch.stack([same_masks(one_by_one, v) for v in directions])

@@ -1,12 +1,14 @@
 """Laws derived from the closed forms."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from analysis.theory import feedback_drift, feedback_law, lag_bias, laws, predict
+from analysis.theory import difference, feedback_drift, feedback_law, lag_bias, laws, predict
 from analysis.theory.conditions import example
 from fdfa_core import fully_connected
 from fdfa_core.errors import InvalidInput
@@ -24,6 +26,79 @@ def test_average_variance_of_activity_perturbation_of_one_layer(kurtosis, law, b
     assert table["fg-a"] == pytest.approx(float(found), rel=1e-12)
 
 
+def test_average_variance_of_directions_that_the_batch_shares_by_enumeration():
+    """u uᵀĝ over all signs u, and all batches of two of three samples drawn with replacement."""
+    gradients = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
+    means = torch.stack([(a + b) / 2 for a in gradients for b in gradients])
+    draws = torch.einsum("ui,uk,bkj->ubij", signs, signs, means).flatten(0, 1)
+    within, square = gradients.var(0, correction=0).mean(), gradients.mean(0).square().mean()
+    table = laws.average_variance(float(within), float(square), units=4, fan_in=5, batch_size=2, kurtosis=1)
+    assert table["fg-a shared"] == pytest.approx(float(draws.var(0, correction=0).mean()), rel=1e-12)
+
+
+def smooth():
+    """A tanh network of 12 parameters at one batch, and its loss as a function of them."""
+    net = fully_connected([2, 2, 2], activation="tanh", seed=0).double()
+    x, y = torch.tensor([[1.0, -0.5], [0.3, 2.0]], dtype=torch.float64), torch.tensor([0, 1])
+    named = {name: p.detach() for name, p in net.named_parameters()}
+    sizes = [p.numel() for p in named.values()]
+
+    def loss(theta):
+        parts = zip(named, theta.split(sizes), strict=True)
+        return F.cross_entropy(torch.func.functional_call(net, {n: t.view_as(named[n]) for n, t in parts}, (x,)), y)
+
+    return net, x, y, torch.cat([p.flatten() for p in named.values()]), loss
+
+
+def test_bias_of_difference_quotients_by_enumeration_of_all_signs():
+    """What the closed form leaves out falls with the fourth power of ε."""
+    net, x, y, theta, loss = smooth()
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=len(theta))), dtype=torch.float64)
+    gradient = torch.autograd.functional.jacobian(loss, theta)
+    left = []
+    for epsilon in (0.1, 0.05):
+        slopes = torch.stack([(loss(theta + epsilon * v) - loss(theta - epsilon * v)) / (2 * epsilon) for v in signs])
+        bias = (slopes.unsqueeze(1) * signs).mean(0) - gradient
+        predicted = difference.difference_bias(net, x, y, epsilon, perturbation="rademacher")
+        predicted = torch.cat([b.flatten() for b in predicted.values()])
+        left.append(float((bias - predicted).norm()))
+        assert left[-1] < 0.05 * float(bias.norm())
+    assert left[0] / left[1] == pytest.approx(16, rel=0.05)
+
+
+def test_bias_of_difference_quotients_along_normal_directions_is_that_of_the_smoothed_loss():
+    """The mean is the gradient of E ℓ(θ + εv): a rule of cubature that is exact up to the fifth degree gives both sides."""
+    net, x, y, theta, loss = smooth()
+    n, epsilon = len(theta), 0.05
+    # E f(v) for a quintic f (McNamee & Stenger 1967): the centre, ±√3 e_i, and (±√3 e_i ± √3 e_j)
+    root, eye = math.sqrt(3), torch.eye(n, dtype=torch.float64)
+    points = [(torch.zeros(n, dtype=torch.float64), 1 + n * (n - 7) / 18)]
+    points += [(s * root * e, (4 - n) / 18) for e in eye for s in (1, -1)]
+    pairs = itertools.product(itertools.combinations(eye, 2), itertools.product([1, -1], repeat=2))
+    points += [(root * (s * a + t * b), 1 / 36) for (a, b), (s, t) in pairs]
+    smoothed = sum(w * torch.autograd.functional.jacobian(loss, theta + epsilon * v) for v, w in points)
+    bias = smoothed - torch.autograd.functional.jacobian(loss, theta)
+    predicted = torch.cat([b.flatten() for b in difference.difference_bias(net, x, y, epsilon).values()])
+    # E ∇ℓ(θ + εv) − ∇ℓ = (ε²/2) ∇Δℓ + O(ε⁴), which is (ε²/6)·3 ∇Δℓ
+    assert float((bias - predicted).norm()) < 0.02 * float(bias.norm())
+
+
+def test_moments_of_a_cut_slope_by_monte_carlo():
+    v = torch.randn(200_000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = (2.0 * v[:, 0]).clamp(-1.5, 1.5).unsqueeze(1) * v
+    keep, variance = difference.clipped_slope(2.0, parameters=6, clip=1.5)
+    along, squares = draws[:, 0] / 2.0, (draws - draws.mean(0)).square().sum(1)
+    assert abs(along.mean() - keep) < 4 * along.std() / len(v) ** 0.5 < 0.02 * keep
+    assert abs(squares.mean() - variance) < 4 * squares.std() / len(v) ** 0.5 < 0.02 * variance
+    assert difference.clipped_slope(2.0, parameters=6, clip=1e3) == pytest.approx((1.0, 7 * 4.0))  # (P + 1) ‖∇‖²
+
+
+def test_third_derivatives_of_a_large_network_are_refused():
+    with pytest.raises(InvalidInput, match="net: parameters: got 8062; accepted: at most 1000"):
+        difference.difference_bias(fully_connected([400, 20, 2], seed=0), torch.ones(1, 400), torch.tensor([0]), 0.1)
+
+
 @pytest.mark.parametrize("kind", ["shared", "per sample"])
 def test_average_variance_of_weight_perturbation(kind):
     net, x, y = example([4, 5, 2])
@@ -38,6 +113,7 @@ def test_average_variance_is_the_published_table_for_gaussian_directions():
     table = laws.average_variance(2.0, 5.0, units=4, fan_in=6, batch_size=3)
     assert table["fg-w shared"] == pytest.approx((24 + 2) / 3 * 2 + (24 + 1) * 5)
     assert table["fg-w per sample"] == pytest.approx((24 + 2) / 3 * 2 + (24 + 1) / 3 * 5)
+    assert table["fg-a shared"] == pytest.approx((4 + 2) / 3 * 2 + (4 + 1) * 5)
     assert table["fg-a"] == pytest.approx((4 + 2) / 3 * 2 + (4 + 1) / 3 * 5)
 
 

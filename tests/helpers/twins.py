@@ -151,6 +151,17 @@ def fg_w(slow: Slow, v: Tensor, how: str = "mean") -> Gradients:
     return slow.split(combined(flat(slow.gradient()), v, how))
 
 
+def zo(slow: Slow, v: Tensor, epsilon: float, clip: float = math.inf) -> Gradients:
+    """v (K, P)."""
+    found = 0.0
+    for direction in v:
+        moved = [{n: p + step * d for (n, p), d in zip(slow.parameters.items(), slow.split(direction).values(), strict=True)}
+                 for step in (epsilon, -epsilon)]  # fmt: skip
+        above, below = (slow.losses(slow.run(parameters)).mean() for parameters in moved)
+        found = found + ((above - below) / (2 * epsilon)).clamp(-clip, clip) * direction / len(v)
+    return slow.split(found)
+
+
 def fg_w_per_sample(slow: Slow, v: Tensor, how: str = "mean") -> Gradients:
     """v (N, K, P)."""
     each = [combined(g, along, how) for g, along in zip(slow.per_sample_gradients(), v, strict=True)]

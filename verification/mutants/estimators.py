@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fdfa_core import losses, perturbations
-from fdfa_core.estimators import direct_feedback, forward_feedback, tangents
+from fdfa_core.estimators import direct_feedback, forward_feedback, tangents, weight_perturbation
 from fdfa_core.linearisation.maps import RULES
 from fdfa_core.linearisation.trace import BlockMap
 from verification.planting import FDFA, FG_A, FG_W, after, mutant
@@ -38,6 +38,11 @@ def _():
 @mutant("idle units perturbed in place of the active ones", "estimator", "mask=active")
 def _():
     return after(BlockMap, "active", lambda moving, *_: 1 - moving)
+
+
+@mutant("difference quotient over ε in place of 2ε", "estimator", "zo(")
+def _():
+    return after(weight_perturbation.ZerothOrder, "losses", lambda losses, *_: 2 * losses)
 
 
 @mutant("low-rank direction not divided by √r", "estimator", "perturbation=low-rank-2")

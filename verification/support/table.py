@@ -15,7 +15,7 @@ COLUMNS: dict[str, tuple[str, dict[str, object]]] = {
 VERDICTS = {
     "exact": "the estimate is the gradient of reverse mode",
     "unbiased": "fg-w measures the exact slope along its direction; the mean of fg-a's draws is the gradient",
-    "as defined": "the method trains as its definition says: its readout gets the gradient of reverse mode (that of pepita "
+    "as defined": "the method trains as its definition says: its readout gets the gradient of reverse mode (that of pepita, zo "
     "and of the averaged methods is another by definition), and tangents and local gradients are those of reverse mode",
     "biased": "the mean of the draws is not the gradient, as the note says",
     "refused": "an error that names the cause and, where there is one, the remedy",
@@ -70,9 +70,9 @@ EXCEPTIONS: dict[str, tuple[Cell, ...]] = {
     ),
     "no_grad around what trains": (
         Cell(
-            ("fg-w",),
+            ("fg-w", "zo"),
             "refused",
-            "no gradient reaches the parameters, and fg-w would perturb them for nothing: set `requires_grad_(False)`",
+            "no gradient reaches the parameters, so that their true gradient counts as zero: set `requires_grad_(False)`",
             "set requires_grad_(False) on them",
         ),
     ),

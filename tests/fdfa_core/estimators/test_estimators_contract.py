@@ -22,6 +22,8 @@ METHODS = [
     ("fg-w", {}),
     ("fg-w", {"tangents": 3, "combine": "projection"}),
     ("fg-w", {"per_sample": True}),
+    ("zo", {"epsilon": 0.1}),
+    ("zo", {"epsilon": 0.1, "tangents": 3}),
     ("fg-a", {"site": "post"}),
     ("fg-a", {"site": "post", "joint": False, "readout": "perturbed", "slope": "batch"}),
     ("lg-fg-w", {}),

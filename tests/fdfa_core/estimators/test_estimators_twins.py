@@ -1,6 +1,7 @@
 """Every estimator equals its slow twin, given the same perturbations, on every kind of network it serves."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 import twins
 from fdfa_core import fully_connected
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators import make_estimator
+from fdfa_core.estimators import make_estimator, weight_perturbation
 from fdfa_core.perturbations import Gaussian, LowRank
 from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
 from twins import Recorder, Slow
@@ -96,6 +97,32 @@ def test_fg_w_of_low_rank(toy):
     assert_equal(found, twins.fg_w(slow, law.drawn))
     for name, v in slow.split(law.drawn[0]).items():
         assert v.dim() < 2 or torch.linalg.matrix_rank(v.flatten(1)) == min(2, len(v), v[0].numel()), name
+
+
+@pytest.mark.parametrize("options", [{"epsilon": 0.3}, {"epsilon": 0.02, "tangents": 3, "clip": 0.05}], ids=str)
+@pytest.mark.parametrize("toy", ALL)
+def test_zo(toy, options):
+    found, (v,), slow = Case("zo", toy, **options).estimate()
+    assert_equal(found, twins.zo(slow, v, options["epsilon"], options.get("clip", math.inf)))
+
+
+def test_zo_with_a_small_step_is_fg_w():
+    found, (v,), slow = Case("zo", "conv", epsilon=1e-4).estimate()
+    assert_equal(found, twins.fg_w(slow, v), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("toy", ["fc_bn", "dropout", "transformer"])
+def test_draws_of_zo_side_by_side_are_those_one_by_one(toy, monkeypatch):
+    """Batch normalisation moves its statistics and dropout draws its masks: both losses of a direction see the same."""
+    net = make_toy(toy)
+    x, y = make_batch(net)
+    together = make_estimator("zo", net, seed=3).sample(x, y, 4)
+    monkeypatch.setattr(weight_perturbation, "vmap", lambda *_, **__: refuse)
+    assert_equal(make_estimator("zo", net, seed=3).sample(x, y, 4), together)
+
+
+def refuse(*_):
+    raise RuntimeError("vmap cannot follow this")
 
 
 @pytest.mark.parametrize("toy", [name for name in ALL if name not in COUPLED])
