@@ -188,6 +188,8 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
         ("fg-a", relu, {"slope": "batch"}, draws),
         ("fg-a", relu, {"mask": "active"}, draws),
         ("fg-a", tanh, {"loss": "mse"}, draws),
+        ("guess", tanh, {}, draws),
+        ("guess", relu, {"rank": 2}, draws),
         ("fg-w", tanh, {"tangents": 16}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "combine": "projection"}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 3_200 // thrift),

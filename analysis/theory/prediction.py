@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from analysis.theory.feedback import FeedbackLaw
+from analysis.theory.population import Chunk, Population, gather
 
 Values = dict[str, Tensor]
 PARTS = ("data", "perturbation", "feedback", "cross")
@@ -88,3 +89,19 @@ class Prediction:
                 | {"noise_to_signal": row["variance"] / norm2 if norm2 else float("nan")}
             )
         return pd.DataFrame(rows)
+
+
+def each(chunk: Chunk, what: str, signals: list[Tensor]) -> Values:
+    """Call one of the maps' sums for every block's signal."""
+    return gather(getattr(m, what)(w) for m, w in zip(chunk.maps, signals, strict=True))
+
+
+def spread(second: Values, mean: Values, batch_size: int) -> Values:
+    """Return Var_p/N from second moments; rounding below zero is cleared."""
+    return {n: (v - mean[n].square()).clamp(min=0) / batch_size for n, v in second.items()}
+
+
+def assemble(population: Population, batch_size: int, mean: Values, target: Values, **parts) -> Prediction:
+    """Return a prediction whose missing parts are zero."""
+    complete = {part: population.zeros() | parts.pop(part, {}) for part in PARTS}
+    return Prediction("", batch_size, mean, target, **complete, **parts)

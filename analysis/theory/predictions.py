@@ -27,9 +27,9 @@ from analysis.theory.feedback_form import feedback_forms
 from analysis.theory.fourth_moment import Noise, noise
 from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
-from analysis.theory.prediction import PARTS, Prediction, Values
+from analysis.theory.prediction import Prediction, Values, assemble, each, spread
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
-from fdfa_core.estimators.activity_perturbation import require_maskable
+from fdfa_core.estimators.activity_perturbation import first_linear, require_maskable, row_space
 from fdfa_core.estimators.options import Count, Positive, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import LowRank, make_law
@@ -53,7 +53,7 @@ def predict(
     """Return the exact mean and variance of an estimator's gradient, per component.
 
     Args:
-        name: "bp", "frozen", "fg-w", "zo" (to leading order in ε), "fg-a", "dfa", "dkp", "drtp" or "fdfa".
+        name: "bp", "frozen", "fg-w", "zo" (to leading order in ε), "fg-a", "guess", "dfa", "dkp", "drtp" or "fdfa".
         net: the network as it stands; normalisation in evaluation mode.
         x, y: the finite population, M samples; M may be smaller than the batch.
         batch_size: N, samples drawn with replacement.
@@ -111,10 +111,10 @@ def bp(population: Population, batch_size: int, given: bool) -> Prediction:
 
     def terms(chunk: Chunk) -> list[Values]:
         signals = chunk.signals()
-        return [_each(chunk, "mean", signals), _each(chunk, "square", signals)]
+        return [each(chunk, "mean", signals), each(chunk, "square", signals)]
 
     mean, second = population.mean(terms)
-    return _assemble(population, batch_size, mean, mean, data=_spread(second, mean, batch_size))
+    return assemble(population, batch_size, mean, mean, data=spread(second, mean, batch_size))
 
 
 def fg_w(population: Population, batch_size: int, given: bool, *, perturbation, tangents, combine, per_sample) -> Prediction:
@@ -126,13 +126,13 @@ def fg_w(population: Population, batch_size: int, given: bool, *, perturbation, 
     base = bp(population, batch_size, given)
     low_rank = isinstance(make_law(perturbation), LowRank) and combine == "mean"
     law = noise("gaussian" if low_rank else perturbation, sum(p.numel() for p in base.mean.values()), tangents, combine)
-    spread = batch_size if per_sample else 0 if given else 1
-    met = {n: base.mean[n].square() + spread * v for n, v in base.data.items()}
+    scattered = batch_size if per_sample else 0 if given else 1
+    met = {n: base.mean[n].square() + scattered * v for n, v in base.data.items()}
     norm2, averaged = sum(v.sum() for v in met.values()), batch_size if per_sample else 1
     noise_of = {n: law.norm * norm2 + (law.own + law.fourth) * v for n, v in met.items()}
     if low_rank:
         noise_of = {n: v + _shared_factors(met[n], make_law(perturbation).rank) / tangents for n, v in noise_of.items()}
-    return _assemble(
+    return assemble(
         population,
         batch_size,
         {n: law.keep * g for n, g in base.mean.items()},
@@ -208,10 +208,10 @@ def fg_a(
             heard = [norm * units for norm, units in zip(heard, moving, strict=True)]
         else:
             moving = [torch.ones_like(norm) for norm in heard]
-        sums = [_each(chunk, "mean", signals), _each(chunk, "square", signals), _each(chunk, "energy", heard)]
+        sums = [each(chunk, "mean", signals), each(chunk, "square", signals), each(chunk, "energy", heard)]
         sums.append(sums[1] if not any(law.fourth for law in laws) else _fourth(chunk, signals, sums[1]))
         if shared:
-            sums.append(_each(chunk, "energy", moving))
+            sums.append(each(chunk, "energy", moving))
             sums.append(gather(dict.fromkeys(m.parameters, norm.sum()) for m, norm in zip(chunk.maps, lengths, strict=True)))
         return sums
 
@@ -225,12 +225,12 @@ def fg_a(
         averaged = 1
     else:
         own, averaged = second, batch_size
-    return _assemble(
+    return assemble(
         population,
         batch_size,
         {n: law[n].keep * v for n, v in mean.items()},
         mean,
-        data={n: law[n].keep ** 2 * v for n, v in _spread(second, mean, batch_size).items()},
+        data={n: law[n].keep ** 2 * v for n, v in spread(second, mean, batch_size).items()},
         perturbation={
             n: (law[n].norm * v + law[n].own * own[n]) / averaged + law[n].fourth * fourth[n] / batch_size
             for n, v in energy.items()
@@ -244,6 +244,38 @@ def _fourth(chunk: Chunk, signals: list[Tensor], square: Values) -> Values:
     return square | gather(m.energy(z.square()) for m, z in general)
 
 
+def guess(population: Population, batch_size: int, given: bool, *, perturbation, rank, tangents) -> Prediction:
+    r"""K directions V_l ξ per sample, with P_l = V_l V_lᵀ: E[(z·Vξ)² (a·Vξ)²] = ‖Pz‖²‖Pa‖² + 2 (Pz·a)² for normal ξ.
+
+    A parameter of a dense block touches one unit k, so that ‖Pa‖² is its a_k² times the diagonal of P.
+    """
+    if make_law(perturbation).name != "gaussian":
+        raise Unsupported('guess has an exact form for perturbation="gaussian" alone: use that, or measure it')
+    checked("rank", Count | None, rank)
+    layers = [first_linear(block) for block in list(population.net)[1:]]
+    bases = [None if layer is None else row_space(layer.weight.detach(), rank) for layer in layers]
+    for i, (basis, shape) in enumerate(zip(bases, population.site_shapes, strict=True)):
+        if basis is not None and tuple(shape) != (len(basis),):
+            raise Unsupported(f"block {i}: guess has an exact form for outputs that are vectors, not of shape {tuple(shape)}")
+
+    def terms(chunk: Chunk) -> list[Values]:
+        signals = chunk.signals()
+        for i, (local, basis) in enumerate(zip(chunk.maps, bases, strict=False)):
+            if basis is not None and not isinstance(local, UnitMap):
+                raise Unsupported(f"block {i}: guess has an exact form for dense blocks alone; measure it")
+        taken = [z if v is None else z @ v @ v.T for z, v in zip(signals, [*bases, None], strict=True)]
+        length = sum(z.square().sum(1, keepdim=True) for z in taken[:-1])
+        heard = [length if v is None else length * v.square().sum(1) for v in bases] + [torch.zeros_like(chunk.error[:, :1])]
+        sums = (("mean", signals), ("mean", taken), ("square", taken), ("energy", heard))
+        return [each(chunk, what, of) for what, of in sums]
+
+    target, mean, second, energy = population.mean(terms)
+    last = {n for n in mean if int(n.split(".", 1)[0]) == population.hidden}
+    noise_of = {n: torch.zeros_like(v) if n in last else (energy[n] + v) / tangents for n, v in second.items()}
+    return assemble(population, batch_size, mean, target, data=spread(second, mean, batch_size),
+                    perturbation={n: v / batch_size for n, v in noise_of.items()})  # fmt: skip
+
+
 def dfa(population: Population, batch_size: int, given: bool, *, site, feedback, teacher: str = "error") -> Prediction:
     r"""Given feedback B: E = E_p[A_pᵀ Bᵀe_p], and the draw of the batch is all that varies.
 
@@ -254,17 +286,17 @@ def dfa(population: Population, batch_size: int, given: bool, *, site, feedback,
     def terms(chunk: Chunk) -> list[Values]:
         teaching = chunk.error if teacher == "error" else chunk.one_hot
         signals = [*(teaching @ b for b in held), chunk.error]
-        return [_each(chunk, "mean", chunk.signals()), _each(chunk, "mean", signals), _each(chunk, "square", signals)]
+        return [each(chunk, "mean", chunk.signals()), each(chunk, "mean", signals), each(chunk, "square", signals)]
 
     target, mean, second = population.mean(terms)
-    return _assemble(population, batch_size, mean, target, data=_spread(second, mean, batch_size))
+    return assemble(population, batch_size, mean, target, data=spread(second, mean, batch_size))
 
 
 def frozen(population: Population, batch_size: int, given: bool) -> Prediction:
     """Zero in the hidden blocks, BP in the readout."""
     whole = bp(population, batch_size, given)
     hidden = {n: torch.zeros_like(v) for n, v in whole.mean.items() if int(n.split(".", 1)[0]) < population.hidden}
-    return _assemble(population, batch_size, whole.mean | hidden, whole.target, data=whole.data | hidden)
+    return assemble(population, batch_size, whole.mean | hidden, whole.target, data=whole.data | hidden)
 
 
 def fdfa(
@@ -304,20 +336,20 @@ def fdfa(
     def terms(chunk: Chunk) -> list[Values]:
         signals = [*(chunk.error @ b for b in expected), chunk.error]
         return [
-            _each(chunk, "mean", chunk.signals()),
-            _each(chunk, "mean", signals),
-            _each(chunk, "square", signals),
+            each(chunk, "mean", chunk.signals()),
+            each(chunk, "mean", signals),
+            each(chunk, "square", signals),
             gather(form.of_samples(chunk) for form in forms),
         ]
 
     target, mean, second, of_samples = population.mean(terms, jacobians=True)
     feedback = population.zeros() | gather(form.of_mean(population) for form in forms)
-    return _assemble(
+    return assemble(
         population,
         batch_size,
         mean,
         target,
-        data=_spread(second, mean, batch_size),
+        data=spread(second, mean, batch_size),
         feedback=feedback,
         cross={n: (v - feedback[n]).clamp(min=0) / batch_size for n, v in of_samples.items()},
         feedback_law=law,
@@ -333,56 +365,18 @@ def check_feedback(population: Population, feedback: Sequence[Tensor] | None) ->
     return [b.detach().to(population.device).double().flatten(1) for b in feedback]
 
 
-def _each(chunk: Chunk, what: str, signals: list[Tensor]) -> Values:
-    """Call one of the maps' sums for every block's signal."""
-    return gather(getattr(m, what)(w) for m, w in zip(chunk.maps, signals, strict=True))
-
-
-def _spread(second: Values, mean: Values, batch_size: int) -> Values:
-    """Return Var_p/N from second moments; rounding below zero is cleared."""
-    return {n: (v - mean[n].square()).clamp(min=0) / batch_size for n, v in second.items()}
-
-
-def _assemble(population: Population, batch_size: int, mean: Values, target: Values, **parts) -> Prediction:
-    complete = {part: population.zeros() | parts.pop(part, {}) for part in PARTS}
-    return Prediction("", batch_size, mean, target, **complete, **parts)
-
-
 FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
     "bp": (bp, {}),
     "frozen": (frozen, {}),
     "fg-w": (fg_w, {"perturbation": "gaussian", "tangents": 1, "combine": "mean", "per_sample": False}),
     "zo": (zo, {"perturbation": "gaussian", "tangents": 1, "epsilon": 1e-3, "clip": None}),
-    "fg-a": (
-        fg_a,
-        {
-            "perturbation": "gaussian",
-            "site": "pre",
-            "readout": "exact",
-            "joint": True,
-            "tangents": 1,
-            "combine": "mean",
-            "slope": "sample",
-            "mask": "none",
-        },
-    ),
+    "fg-a": (fg_a, {"perturbation": "gaussian", "site": "pre", "readout": "exact", "joint": True, "tangents": 1,
+                    "combine": "mean", "slope": "sample", "mask": "none"}),
+    "guess": (guess, {"perturbation": "gaussian", "rank": None, "tangents": 1}),
     "dfa": (dfa, {"site": "post", "feedback": None}),
     "dkp": (dfa, {"site": "post", "feedback": None}),
     "drtp": (partial(dfa, teacher="target"), {"site": "post", "feedback": None}),
-    "fdfa": (
-        fdfa,
-        {
-            "perturbation": "gaussian",
-            "site": "post",
-            "joint": True,
-            "tangents": 1,
-            "directions": "independent",
-            "feedback_rule": "momentum",
-            "feedback_lr": None,
-            "warmup": False,
-            "feedback": None,
-            "steps": None,
-            "feedback_law": None,
-        },
-    ),
-}
+    "fdfa": (fdfa, {"perturbation": "gaussian", "site": "post", "joint": True, "tangents": 1, "directions": "independent",
+                    "feedback_rule": "momentum", "feedback_lr": None, "warmup": False, "feedback": None, "steps": None,
+                    "feedback_law": None}),
+}  # fmt: skip

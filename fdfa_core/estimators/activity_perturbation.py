@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.base import Estimator, repeat
@@ -11,7 +13,7 @@ from fdfa_core.estimators.options import Combination, Count, Mask, Perturbation,
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
-from fdfa_core.networks.blocks import require_site
+from fdfa_core.networks.blocks import Block, require_site
 
 
 @register("fg-a")
@@ -95,6 +97,99 @@ class ActivityPerturbation(Estimator):
         if self.slope == "batch":  # the batch's perturbations are one direction
             slopes, u = slopes.sum(-1, keepdim=True), u.flatten(-2).unsqueeze(-2)
         return self.tangents.combine(slopes.mT, u.transpose(-3, -2)).reshape(shape)
+
+
+@register("guess")
+class GuessedDirections(Estimator):
+    r"""Guess: FG-A with directions from the space in which the error of a block must lie.
+
+    After Singhal et al. (2023), and Wang, Markou & Campbell (2025), who orthogonalise and truncate. The error at the output of
+    block l is W_{l+1}ᵀ times that behind W_{l+1}, the weights of the linear layer with which the next block begins: it lies in
+    their row space, the same for all samples. Directions are u_l = V_l ξ, with orthonormal columns V_l (n_l, k) that span it
+    and ξ of identity covariance, so that E g pulls V_l V_lᵀ δ_l in place of δ_l: unbiased where k is the rank, with a variance
+    that grows with k and not with n_l. With `rank` below that, V_l holds the first right singular vectors, in the order of the
+    singular values: less variance, and the bias (V_l V_lᵀ − I) δ_l. Before a block that begins with anything else, and where
+    W_{l+1} has as many rows as columns, directions are those of FG-A at site="post".
+
+    Batch normalisation in training mode biases it as it does FG-A with each sample's own slope. Cost: that of FG-A, and for
+    each step a QR decomposition of every W_{l+1}ᵀ with fewer rows than columns, or with `rank` a singular value decomposition.
+
+    Args:
+        perturbation: law of ξ, a name or an object.
+        rank: the most dimensions of a block's directions, or None for all of the row space.
+        tangents: K, directions per sample.
+    """
+
+    def __init__(
+        self, net, *, perturbation: Perturbation = "gaussian", rank: Count | None = None, tangents: Count = 1, **common
+    ):
+        super().__init__(net, **common)
+        self.tangents, self.rank = Tangents(perturbation, tangents, "mean"), rank
+        self._bases: dict[int, tuple[Tensor, Tensor | None]] = {}  # weights as they were, and V_l
+
+    def basis(self, block: int) -> Tensor | None:
+        """Return V_l (n_l, k) at the present weights, or None where all directions are taken."""
+        layer = first_linear(self.net[block + 1])
+        if layer is None:
+            return None
+        weight = layer.weight.detach()
+        if block not in self._bases or not torch.equal(self._bases[block][0], weight):
+            self._bases[block] = weight.clone(), row_space(weight, self.rank)
+        return self._bases[block][1]
+
+    def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
+        """Return local gradients of the estimated errors, and the readout's."""
+        gradients: Gradients = dict(exact_readout(trace, error, lead))
+        live = [i for i, block in enumerate(trace.hidden) if not block.frozen]
+        if not live:
+            return gradients
+        sites, bases = {i: trace.blocks[i].site("post") for i in live}, {i: self.basis(i) for i in live}
+        # dimensions of a sample's directions: k for each vector of n units that it holds (a sequence holds several)
+        shapes = {i: (s[0].numel(),) if v is None else (s[0].numel() // len(v), v.shape[1]) for (i, s), v in
+                  zip(sites.items(), bases.values(), strict=True)}  # fmt: skip
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        xi = self.tangents.sample(lead, (len(error), sum(sizes)), self.generator, self.dtype)  # (*lead, K, N, Σ k)
+
+        def lifted(values: Tensor, axes: tuple[int, ...]) -> dict[int, Tensor]:
+            """Return V_l of each block's part of some values, in the shape of its site."""
+            parts = zip(live, values.split(sizes, dim=-1), strict=True)
+            spread = {i: p if bases[i] is None else p.unflatten(-1, shapes[i]) @ bases[i].T for i, p in parts}
+            return {i: p.reshape(*axes, *sites[i].shape) for i, p in spread.items()}
+
+        directions = lifted(xi, self.tangents.axes(lead))
+        hidden = [directions.get(i) for i in range(len(trace.hidden))]
+        slopes = trace.slopes(hidden, "post", error, None).view(*lead, self.tangents.count, -1)  # of the mean loss
+        for i, signal in lifted(self.tangents.combine(slopes.mT, xi.transpose(-3, -2)), lead).items():
+            merge(gradients, trace.blocks[i].pull(signal, "post"))
+        return gradients
+
+
+def first_linear(block: nn.Module) -> nn.Linear | None:
+    """Return the linear layer that all of a block's input meets first, flattened or not; None if anything else does."""
+    while isinstance(block, Block | nn.Sequential) and not block._forward_pre_hooks:
+        parts = [block.affine] if isinstance(block, Block) else [part for part in block if not isinstance(part, nn.Flatten)]
+        if not parts:
+            return None
+        block = parts[0]
+    plain = type(block) is nn.Linear and isinstance(block.weight, nn.Parameter) and not block._forward_pre_hooks
+    return block if plain else None
+
+
+def row_space(weight: Tensor, rank: int | None = None) -> Tensor | None:
+    """Return orthonormal columns (n, k) that span the rows of a matrix (m, n), or its first k right singular vectors.
+
+    Args:
+        weight: the matrix.
+        rank: the most columns.
+
+    Returns:
+        None where the columns would span all n dimensions.
+    """
+    rows, columns = weight.shape
+    exact = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()  # no decomposition has less
+    if min(rows, columns) > (rank or rows):
+        return torch.linalg.svd(exact, full_matrices=False).Vh[:rank].T.to(weight.dtype)
+    return torch.linalg.qr(exact.T).Q.to(weight.dtype) if rows < columns else None
 
 
 def require_maskable(mask: Mask, site: Site, combine: Combination) -> None:

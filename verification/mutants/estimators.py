@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fdfa_core import losses, perturbations
-from fdfa_core.estimators import direct_feedback, forward_feedback, tangents, weight_perturbation
+from fdfa_core.estimators import activity_perturbation, direct_feedback, forward_feedback, tangents, weight_perturbation
 from fdfa_core.linearisation.maps import RULES
 from fdfa_core.linearisation.trace import BlockMap
 from verification.planting import FDFA, FG_A, FG_W, after, mutant
@@ -38,6 +38,15 @@ def _():
 @mutant("idle units perturbed in place of the active ones", "estimator", "mask=active")
 def _():
     return after(BlockMap, "active", lambda moving, *_: 1 - moving)
+
+
+@mutant("singular vectors of the smallest values guessed in place of the largest", "estimator", "guess(rank=2)")
+def _():
+    def smallest(weight, rank=None):
+        return torch.linalg.svd(weight, full_matrices=False).Vh[-rank:].T if rank else row_space(weight)
+
+    row_space = activity_perturbation.row_space
+    return activity_perturbation, "row_space", smallest
 
 
 @mutant("difference quotient over ε in place of 2ε", "estimator", "zo(")

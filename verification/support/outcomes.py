@@ -10,7 +10,8 @@ from fdfa_core.errors import FdfaError
 from verification.support.networks import ROWS, Row, restarted
 from verification.support.table import COLUMNS, expected
 
-OWN_READOUT = ("fg-w", "zo", "pepita", "fg-a-averaged", "fdfa-averaged")  # whose readout does not get the gradient of this batch
+# Whose readout does not get the gradient of this batch.
+OWN_READOUT = ("fg-w", "zo", "pepita", "fg-a-averaged", "fdfa-averaged")
 BIASED = 5.0  # standard errors at which a mean is not the gradient
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}  # relative
 

@@ -44,7 +44,7 @@ def _all_but(*columns: str) -> tuple[str, ...]:
     return tuple(column for column in COLUMNS if column not in columns)
 
 
-_WITH_TANGENTS = ("cosine-dfa", "fdfa", "fdfa-averaged", "fg-a", "fg-a-averaged", "fg-w", "grape", "lg-fg-w",
+_WITH_TANGENTS = ("cosine-dfa", "fdfa", "fdfa-averaged", "fg-a", "fg-a-averaged", "fg-w", "grape", "guess", "lg-fg-w",
                   "fg-a, slope of the batch")  # fmt: skip
 _INDICES = Cell(
     ("pepita",), "refused", "pepita adds an error to the input, which indices cannot take", "must hold floating-point numbers"

@@ -26,6 +26,8 @@ METHODS = [
     ("zo", {"epsilon": 0.1, "tangents": 3}),
     ("fg-a", {"site": "post"}),
     ("fg-a", {"site": "post", "joint": False, "readout": "perturbed", "slope": "batch"}),
+    ("guess", {}),
+    ("guess", {"rank": 2, "tangents": 2}),
     ("lg-fg-w", {}),
     ("lg-fg-a", {"site": "post", "tangents": 2}),
     ("fa", {}),

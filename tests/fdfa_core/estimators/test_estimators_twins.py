@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import twins
-from fdfa_core import fully_connected
+from fdfa_core import BlockNetwork, fully_connected
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import make_estimator, weight_perturbation
+from fdfa_core.estimators.activity_perturbation import first_linear
 from fdfa_core.perturbations import Gaussian, LowRank
 from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
 from twins import Recorder, Slow
@@ -154,6 +156,48 @@ def test_fg_a_of_active_units(toy):
     found, (u,), slow = Case("fg-a", toy, mask="active").estimate()
     moving = torch.cat([twins.active(slow, block) for block in slow.hidden], dim=-1)
     assert_equal(found, twins.fg_a(slow, [u * moving]))
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "tangents": 2}], ids=str)
+@pytest.mark.parametrize("toy", ALL)
+def test_guess(toy, options):
+    """FG-A along V ξ. The columns of V are orthonormal, and span the rows of the next weights, or the largest part of them."""
+    case = Case("guess", toy, **options)
+    found, (xi,), slow = case.estimate()
+    parts, bases = [], [case.estimator.basis(block) for block in slow.hidden]
+    for block, basis in zip(slow.hidden, bases, strict=True):
+        units = slow.values[block]["post"][0].numel()
+        size = units if basis is None else units // len(basis) * basis.shape[1]
+        part, xi = xi[..., :size], xi[..., size:]
+        parts.append(part if basis is None else (part.unflatten(-1, (-1, basis.shape[1])) @ basis.T).flatten(-2))
+    assert xi.numel() == 0
+    assert_equal(found, twins.fg_a(slow, [torch.cat(parts, -1)], site="post"))
+    for block, basis in zip(slow.hidden, bases, strict=True):
+        layer = first_linear(case.net[block + 1])
+        if basis is not None:
+            values, vectors = torch.linalg.eigh(layer.weight.T @ layer.weight)
+            kept = vectors[:, -min(options.get("rank", len(layer.weight)), int((values > 1e-12).sum())):]
+            torch.testing.assert_close(basis @ basis.T, kept @ kept.T)
+
+
+def test_guess_takes_the_space_of_the_present_weights():
+    net = fully_connected([5, 6, 3], seed=0).double()
+    estimator = make_estimator("guess", net)
+    before = estimator.basis(0)
+    assert before.shape == (6, 3) and estimator.basis(0) is before
+    with torch.no_grad():
+        net.readout.weight.copy_(torch.eye(3, 6))
+    assert estimator.basis(0)[3:].abs().max() == 0
+
+
+def test_guess_takes_all_directions_where_the_next_block_does_not_begin_with_its_weights():
+    linear = nn.Linear(6, 3)
+    for before, known in ((nn.Flatten(), True), (nn.LayerNorm(6), False)):
+        basis = make_estimator("guess", BlockNetwork(nn.Linear(5, 6), nn.Sequential(before, linear))).basis(0)
+        assert (basis is not None) == known
+    assert make_estimator("guess", BlockNetwork(nn.Linear(5, 6), linear)).basis(0).shape == (6, 3)
+    linear.register_forward_pre_hook(lambda module, inputs: (inputs[0] ** 2,))
+    assert make_estimator("guess", BlockNetwork(nn.Linear(5, 6), linear)).basis(0) is None
 
 
 @pytest.mark.parametrize("toy", PRE)
