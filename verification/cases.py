@@ -215,6 +215,7 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
 def _fixed(draws: int, *networks: str) -> list[Case]:
     """What can be told without a tolerance, and the instruments."""
     fixed = [Case("fixed", name, network) for name in ("bp", "frozen", "dfa", "dkp", "drtp") for network in networks]
+    fixed += [Case("fixed", name, networks[0], options={"rank": 1}) for name in ("dfa", "dkp")]
     order = [Case("order", "fdfa", networks[0], options={"feedback_lr": rate}) for rate in (0.3, 1.0)]
     pieces = [Case("pieces", "grape", network, 2, 1, 4 * draws, {"joint": False}) for network in networks]
     return [*fixed, *order, *pieces, Case("instruments", "fg-a", networks[0], 2, 2, draws, {"site": "post"})]

@@ -30,6 +30,7 @@ from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import Prediction, Values, assemble, each, spread
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
 from fdfa_core.estimators.activity_perturbation import first_linear, require_maskable, row_space
+from fdfa_core.estimators.direct_feedback import of_rank
 from fdfa_core.estimators.options import Count, Positive, Readout, Slope
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import LowRank, make_law
@@ -276,12 +277,12 @@ def guess(population: Population, batch_size: int, given: bool, *, perturbation,
                     perturbation={n: v / batch_size for n, v in noise_of.items()})  # fmt: skip
 
 
-def dfa(population: Population, batch_size: int, given: bool, *, site, feedback, teacher: str = "error") -> Prediction:
+def dfa(population: Population, batch_size: int, given: bool, *, site, feedback, rank, teacher: str = "error") -> Prediction:
     r"""Given feedback B: E = E_p[A_pᵀ Bᵀe_p], and the draw of the batch is all that varies.
 
     `teacher="target"` sends the target down in place of the error (DRTP).
     """
-    held = check_feedback(population, feedback)
+    held = [of_rank(b, checked("rank", Count | None, rank)) for b in check_feedback(population, feedback)]
 
     def terms(chunk: Chunk) -> list[Values]:
         teaching = chunk.error if teacher == "error" else chunk.one_hot
@@ -315,13 +316,16 @@ def fdfa(
     feedback,
     steps,
     feedback_law,
+    rank,
 ) -> Prediction:
     r"""A_pᵀ Bᵀ e_p averaged over the batch, with the random feedback B of the steps before, independent of the batch.
 
     With C_p = e_p ⊗ A_p, μ = E C and V(X) = Var⟨B, X⟩: data Var_p⟨B̄, C_p⟩/N, feedback V(μ), cross E_p V(C_p − μ)/N.
     """
     if feedback is not None:
-        return dfa(population, batch_size, given, site=site, feedback=feedback)
+        return dfa(population, batch_size, given, site=site, feedback=feedback, rank=rank)
+    if rank is not None:
+        raise Unsupported("rank has an exact form for fdfa with the feedback given alone: hand it in, or measure it")
     if feedback_rule != "momentum":
         raise Unsupported(
             f'feedback_rule={feedback_rule!r} has no exact form, use "momentum"; analysis.theory.laws.adam_feedback_variance '
@@ -373,10 +377,10 @@ FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
     "fg-a": (fg_a, {"perturbation": "gaussian", "site": "pre", "readout": "exact", "joint": True, "tangents": 1,
                     "combine": "mean", "slope": "sample", "mask": "none"}),
     "guess": (guess, {"perturbation": "gaussian", "rank": None, "tangents": 1}),
-    "dfa": (dfa, {"site": "post", "feedback": None}),
-    "dkp": (dfa, {"site": "post", "feedback": None}),
-    "drtp": (partial(dfa, teacher="target"), {"site": "post", "feedback": None}),
+    "dfa": (dfa, {"site": "post", "feedback": None, "rank": None}),
+    "dkp": (dfa, {"site": "post", "feedback": None, "rank": None}),
+    "drtp": (partial(dfa, teacher="target"), {"site": "post", "feedback": None, "rank": None}),
     "fdfa": (fdfa, {"perturbation": "gaussian", "site": "post", "joint": True, "tangents": 1, "directions": "independent",
                     "feedback_rule": "momentum", "feedback_lr": None, "warmup": False, "feedback": None, "steps": None,
-                    "feedback_law": None}),
+                    "feedback_law": None, "rank": None}),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.activity_perturbation import exact_readout
 from fdfa_core.estimators.base import Estimator, repeat
-from fdfa_core.estimators.options import Site
+from fdfa_core.estimators.options import Count, Site
 from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.losses import check_labels
@@ -43,10 +43,13 @@ class DirectFeedback(Estimator):
 
     Args:
         site: "post" injects at the block output (as published), "pre" at the affine output.
+        rank: use the best approximation of B_l of this rank in place of B_l (the idea of low-rank feedback is that of LDFA,
+            arXiv 2502.20580, which learns two factors). What is held, and what learns, is B_l itself. None for B_l.
     """
 
-    def __init__(self, net, *, site: Site = "post", **common):
+    def __init__(self, net, *, site: Site = "post", rank: Count | None = None, **common):
         super().__init__(net, **common)
+        self.rank = rank
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.site = site
@@ -114,7 +117,7 @@ class DirectFeedback(Estimator):
             if block.frozen:
                 continue
             value = block.site(self.site)
-            signal = teaching @ matrix.flatten(1 - value.dim())
+            signal = teaching @ of_rank(matrix.flatten(1 - value.dim()), self.rank)
             merge(gradients, block.pull(signal.view(*signal.shape[:-1], *value.shape[1:]), self.site))
         if not per_draw:
             gradients = repeat(gradients, lead)
@@ -132,6 +135,15 @@ class DirectFeedback(Estimator):
     def load_own_state(self, state: Mapping[str, object]):
         """Restore the feedback."""
         self._feedback = Feedback(b.clone() for b in state["feedback"]) if state["feedback"] else None
+
+
+def of_rank(matrix: Tensor, rank: int | None) -> Tensor:
+    """Return the best approximation of matrices (…, O, n) of a rank in the Frobenius norm; themselves for None."""
+    if rank is None or rank >= min(matrix.shape[-2:]) or not matrix.isfinite().all():  # a run that diverges goes on to say so
+        return matrix
+    exact = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()  # no decomposition has less
+    left, values, right = torch.linalg.svd(exact, full_matrices=False)
+    return (left[..., :rank] * values[..., None, :rank] @ right[..., :rank, :]).to(matrix.dtype)
 
 
 def uniform_feedback(estimator: Estimator, shape: tuple[int, ...], fan_in: int) -> Tensor:

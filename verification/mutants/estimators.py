@@ -10,6 +10,7 @@ from torch import nn
 
 from fdfa_core import losses, perturbations
 from fdfa_core.estimators import activity_perturbation, direct_feedback, forward_feedback, tangents, weight_perturbation
+from fdfa_core.estimators.direct_feedback import of_rank
 from fdfa_core.linearisation.maps import RULES
 from fdfa_core.linearisation.trace import BlockMap
 from verification.planting import FDFA, FG_A, FG_W, after, mutant
@@ -47,6 +48,11 @@ def _():
 
     row_space = activity_perturbation.row_space
     return activity_perturbation, "row_space", smallest
+
+
+@mutant("feedback of low rank loses its largest part", "estimator", "dfa(rank=1)", "dkp(rank=1)")
+def _():
+    return direct_feedback, "of_rank", lambda matrix, rank: matrix if rank is None else matrix - of_rank(matrix, 1)
 
 
 @mutant("difference quotient over ε in place of 2ε", "estimator", "zo(")

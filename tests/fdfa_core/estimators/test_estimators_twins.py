@@ -254,6 +254,22 @@ def test_dfa(toy):
     assert_equal(found, twins.direct(slow, case.estimator.feedback))
 
 
+@pytest.mark.parametrize("method", ["dfa", "drtp", "dkp", "fdfa", "cosine-dfa"])
+@pytest.mark.parametrize("toy", FEW)
+def test_feedback_of_a_rank_is_the_best_of_that_rank(toy, method):
+    """By the eigenvectors of B Bᵀ, after steps that learn, which go on as without it."""
+    case, whole = Case(method, toy, rank=2), Case(method, toy)
+    for _ in zip(case.steps(), whole.steps(), strict=True):
+        pass
+    found, _, slow = case.estimate()
+    feedback = []
+    for b, same in zip(case.estimator.feedback, whole.estimator.feedback, strict=True):
+        assert torch.equal(b, same)
+        _, vectors = torch.linalg.eigh(b.flatten(1) @ b.flatten(1).T)
+        feedback.append(vectors[:, -2:] @ vectors[:, -2:].T @ b.flatten(1))
+    assert_equal(found, twins.direct(slow, feedback, *([twins.one_hot(slow)] if method == "drtp" else [])))
+
+
 @pytest.mark.parametrize("toy", PRE)
 def test_dfa_at_affine_outputs(toy):
     case = Case("dfa", toy, site="pre")
