@@ -41,6 +41,7 @@ for _command in (
     maintain.doctor,
     maintain.audit,
     maintain.verify,
+    maintain.reference,
     maintain.readme,
     maintain.previews,
 ):

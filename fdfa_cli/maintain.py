@@ -1,4 +1,4 @@
-"""Commands for those who look after code and runs: doctor, verify, readme, previews."""
+"""Commands for those who look after code and runs: doctor, verify, reference, readme, previews."""
 
 from __future__ import annotations
 
@@ -113,6 +113,46 @@ def verify(light: bool, plant: bool, out: Path, jobs: int | None) -> None:
     click.echo("\n".join(map(str, written)))
     if not passed:
         click.get_current_context().exit(1)
+
+
+@click.group(short_help="Check or write the moments that others test against.")
+def reference() -> None:
+    """Check or write the reference moments: exact means and variances that other implementations can test against."""
+
+
+_directory = click.option("--directory", type=click.Path(path_type=Path), help="Of the files.  [default: reference/]")
+
+
+@reference.command(name="verify", short_help="Hold the files against closed forms, sums over outcomes and draws.")
+@_directory
+@click.option("--draws/--no-draws", default=True, help="Also draw each estimator: a minute in place of seconds.")
+@click.option("--only", default="", metavar="TEXT", help="Check only cases whose name contains this.")
+@options("jobs")
+def verify_reference(directory: Path | None, draws: bool, only: str, jobs: int | None) -> None:
+    """Hold the reference moments against closed forms, sums over all outcomes, and draws of the estimators.
+
+    Exit with code 1 if a number of the files is wrong.
+    """
+    from fdfa_core import paths
+    from verification import reference as moments
+
+    frame = moments.verify(directory or paths.REFERENCE, draws=draws, only=only, jobs=jobs)
+    click.echo(moments.table(frame))
+    click.echo(f"{(frame.verdict == 'pass').sum()} of {len(frame)} rows pass")
+    if not moments.passed(frame):
+        click.get_current_context().exit(1)
+
+
+@reference.command(name="write", short_help="Write the files, after all checks.")
+@_directory
+@options("jobs")
+def write_reference(directory: Path | None, jobs: int | None) -> None:
+    """Compute the reference moments, check them, and write the files. A file whose content is still right is left as it is."""
+    from fdfa_core import paths
+    from verification import reference as moments
+
+    written = moments.write(directory or paths.REFERENCE, jobs)
+    click.echo("\n".join(map(str, written)) or "all files are right as they are")
 
 
 @click.command(short_help="Write the recorded results into the README.")

@@ -21,5 +21,8 @@ RESULTS = _HOME / "results"
 BENCHMARKS = _HOME / "benchmarks" / "results"
 """Tables that `make bench` records, one CSV file per table. A wheel carries none."""
 
+REFERENCE = _HOME / "reference"
+"""Exact moments that other implementations can test against. A wheel carries none."""
+
 CACHE = _HOME / ".cache"
 """What can be computed again at any time."""

@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor
 
 from analysis.theory import FeedbackLaw, Prediction, laws, predict
-from fdfa_core.estimators import make_estimator
+from fdfa_core.estimators import Estimator, make_estimator
 from fdfa_core.measuring.scalars import measure_draws
 from fdfa_core.measuring.summary import summarise
 from fdfa_core.training.feedback_watch import mean_jacobian
@@ -104,12 +104,11 @@ class Comparison:
     """Rows of one case.
 
     Args:
-        case: what was measured.
         prediction: what theory says of the gradient.
     """
 
-    def __init__(self, case: Case, prediction: Prediction):
-        self.case, self.prediction, self.rows = case, prediction, []
+    def __init__(self, prediction: Prediction):
+        self.prediction, self.rows = prediction, []
         self.mean, self.variance = flat(prediction.mean), flat(prediction.variance)
         owner = [torch.full((v.numel(),), int(n.split(".", 1)[0])) for n, v in prediction.mean.items()]
         self.owner = torch.cat(owner)
@@ -220,19 +219,23 @@ def _estimator(case: Case, seed: int, replicas: int | None = None):
 
 def check_draws(case: Case) -> list[Row]:
     """Forward gradients: draws given every batch."""
-    comparison = Comparison(case, _predict(case))
-    estimator, x, y = _estimator(case, case.seed)
+    comparison = Comparison(_predict(case))
+    draw_all(comparison, *_estimator(case, case.seed), case.batch_size, case.draws)
+    return comparison.rows
+
+
+def draw_all(comparison: Comparison, estimator: Estimator, x: Tensor, y: Tensor, batch_size: int, draws: int) -> None:
+    """Compare draws given every batch; each batch is a stratum, and gets its share of the draws."""
     kept = GradientStrata(comparison)
-    for indices, weight in batches(case.samples, case.batch_size):
+    for indices, weight in batches(len(x), batch_size):
         kept.open(weight)
-        count = max(64, math.ceil(case.draws * weight))
+        count = max(64, math.ceil(draws * weight))
         calls = max(2, math.ceil(count / CHUNK))  # two at least: successive calls must differ
         each = math.ceil(count / calls)
         for _ in range(calls):
             drawn = flat(estimator.sample(x[indices], y[indices], each), each)
             kept.add(drawn, (drawn - comparison.mean).square())
     kept.rows()
-    return comparison.rows
 
 
 def check_feedback(case: Case) -> list[Row]:
@@ -242,7 +245,7 @@ def check_feedback(case: Case) -> list[Row]:
     variance: the mean over batches scatters by the feedback part alone.
     """
     prediction = _predict(case, steps=case.steps)
-    comparison, law = Comparison(case, prediction), prediction.feedback_law
+    comparison, law = Comparison(prediction), prediction.feedback_law
     estimator, x, y = _estimator(case, case.seed, replicas=1)
     last = list(batches(case.samples, case.batch_size))
     constant = case.network == "linear"  # its Jacobian is: which batches taught the feedback does not matter
@@ -305,7 +308,7 @@ def check_fixed(case: Case) -> list[Row]:
     """Estimators that draw nothing: mean and variance over every batch, to rounding."""
     estimator, x, y = _estimator(case, case.seed)
     feedback = {"feedback": estimator.feedback} if hasattr(estimator, "feedback") else {}
-    comparison = Comparison(case, _predict(case, **feedback))
+    comparison = Comparison(_predict(case, **feedback))
     visited = list(batches(case.samples, case.batch_size))
     gradients = torch.stack([flat(estimator.estimate(x[i], y[i])) for i, _ in visited])
     weights = gradients.new_tensor([w for _, w in visited])
@@ -320,7 +323,7 @@ def check_pieces(case: Case) -> list[Row]:
     """Rank-one pieces (J u) uᵀ of each sample's Jacobian: the mean squared cosine with the Jacobian is 1/n in every block."""
     net, x, y = problem(case.network, case.samples)
     estimator, *_ = _estimator(case, case.seed)
-    comparison = Comparison(case, predict("bp", net, x, y, 1))
+    comparison = Comparison(predict("bp", net, x, y, 1))
     kept = [Strata() for _ in net.hidden]
     jacobians = []
     for i in range(len(x)):
@@ -344,7 +347,7 @@ def check_order(case: Case) -> list[Row]:
     The feedback after a step is (1 − α) B + α D; at α < 1 two steps on one batch leave B in the estimate with its weight.
     """
     estimator, x, y = _estimator(case, case.seed)
-    comparison = Comparison(case, _predict(case, steps=0))
+    comparison = Comparison(_predict(case, steps=0))
     for step in range(3):
         before = flat(estimator.estimate(x, y))
         estimator.backward(x, y)
@@ -363,7 +366,7 @@ def check_instruments(case: Case) -> list[Row]:
     """What the probes report from R = 4 draws, averaged: an unbiased variance and an unbiased squared bias."""
     each = 4
     net, x, y = problem(case.network, case.samples)
-    comparison = Comparison(case, predict(case.estimator, net, x, y, len(x), sampling="given_batch", **case.options))
+    comparison = Comparison(predict(case.estimator, net, x, y, len(x), sampling="given_batch", **case.options))
     estimator, *_ = _estimator(case, case.seed)
     target = comparison.prediction.target
     variance, bias2 = [], []

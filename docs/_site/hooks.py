@@ -1,4 +1,4 @@
-"""What `make docs` adds to the documents: formulas as MathML, the pages of the API, and the two documents of the top folder.
+"""What `make docs` adds to the documents: formulas as MathML, the pages of the API, and documents of other folders.
 
 Formulas are translated while the site is built, so that a reader needs neither a network nor a script. A command that the
 translator does not know stops the build, with the formula.
@@ -14,7 +14,11 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+ELSEWHERE = {
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "reference-moments.md": "reference/README.md",
+}
 
 # Page of the API → title, and the modules or packages that it shows.
 REFERENCE = {
@@ -42,8 +46,8 @@ REFERENCE = {
 
 def on_files(files, config):
     """Add the pages that are not files of docs/."""
-    for page, source in TOP.items():
-        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+    for page, source in ELSEWHERE.items():
+        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](").replace("](../docs/", "](")
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "reference/fdfa_core.md", content=_public("fdfa_core")))
     for page, (title, patterns) in REFERENCE.items():

@@ -25,13 +25,13 @@ def _():
 
 @mutant("data part divided by N − 1", "theory", FG_A, FDFA)
 def _():
-    return after(predictions, "_spread", lambda v, a, b, n: {k: x * n / max(n - 1, 1) for k, x in v.items()})
+    return after(predictions, "spread", lambda v, a, b, n: {k: x * n / max(n - 1, 1) for k, x in v.items()})
 
 
 @mutant("population variance over M − 1", "theory", FG_A, FDFA)
 def _():
     size = 2  # M of the watched cases
-    return after(predictions, "_spread", lambda v, *_: {k: x * size / (size - 1) for k, x in v.items()})
+    return after(predictions, "spread", lambda v, *_: {k: x * size / (size - 1) for k, x in v.items()})
 
 
 @mutant("noise of one's own units alone in a joint pass", "theory", FG_A)
