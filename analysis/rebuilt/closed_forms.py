@@ -225,6 +225,11 @@ def _code_and_libraries() -> str:
     return cache.code(ANSWERS) + cache.versions(*_LIBRARIES)
 
 
+def _asked(text: str) -> dict:
+    """Return the options of an FDFA that are asked about; one that is None leaves it as it was before the option existed."""
+    return {name: value for name, value in options.filled("fdfa", text).items() if value is not None}
+
+
 def _questions(logs: logs.Logs) -> Iterator[tuple[list, pd.DataFrame, list]]:
     """Yield runs that share samples and network, their hidden blocks' probes, and what `_rows` shall compute for them."""
     probes = select.hidden_blocks(logs.probes) if len(logs.probes) else logs.probes
@@ -232,7 +237,7 @@ def _questions(logs: logs.Logs) -> Iterator[tuple[list, pd.DataFrame, list]]:
         wanted = probes[probes["run"].isin([run.run for run in runs])]
         requests = wanted[["estimator", "method", "options", "step"]].drop_duplicates().sort_values(["estimator", "step"])
         rows_asked = [
-            [name, method, json.dumps(options.filled(method, text)) if method == "fdfa" else text, step]
+            [name, method, json.dumps(_asked(text)) if method == "fdfa" else text, step]
             for name, method, text, step in requests.to_numpy().tolist()
         ]
         yield runs, wanted, rows_asked

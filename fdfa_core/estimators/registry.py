@@ -107,7 +107,7 @@ def estimator_options(name: str) -> dict[str, object]:
     Examples:
         >>> from fdfa_core.estimators import estimator_options
         >>> estimator_options("dkp")
-        {'site': 'post', 'feedback_optimizer': 'adam', 'feedback_lr': 0.0001, 'feedback_decay': 1e-06}
+        {'site': 'post', 'rank': None, 'feedback_optimizer': 'adam', 'feedback_lr': 0.0001, 'feedback_decay': 1e-06}
     """
     if name not in _CLASSES and name in packaged():
         return dict(packaged()[name].options)
