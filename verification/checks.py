@@ -258,17 +258,23 @@ def check_feedback(case: Case) -> list[Row]:
         for call in range(max(1, round(case.draws * weight / CHUNK))):
             chains = min(CHUNK, max(64, math.ceil(case.draws * weight)))
             estimator, *_ = _estimator(case, case.seed + 7919 * number + 104_729 * call, replicas=chains)
-            for indices, _ in sequence:
-                estimator.advance(x[indices], y[indices])
-            mean = square = 0.0
-            for indices, w in last:
-                g = flat(estimator.sample(x[indices], y[indices], chains), chains)
-                mean, square = mean + w * g, square + w * (g - comparison.mean).square()
+            mean, square = after_batches(estimator, x, y, sequence, last, comparison.mean)
             kept.add(mean, square)
             feedback.add(mean, estimator.feedback)
     kept.rows()
     feedback.rows()
     return comparison.rows
+
+
+def after_batches(estimator: Estimator, x: Tensor, y: Tensor, sequence, last, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Advance R replicas over the batches `sequence`; return Σ w g and Σ w (g − centre)², (R, P), over the batches `last`."""
+    for indices, _ in sequence:
+        estimator.advance(x[indices], y[indices])
+    mean = square = 0.0
+    for indices, weight in last:
+        g = flat(estimator.sample(x[indices], y[indices], estimator.replicas), estimator.replicas)
+        mean, square = mean + weight * g, square + weight * (g - centre).square()
+    return mean, square
 
 
 class FeedbackStrata:

@@ -16,7 +16,7 @@ from analysis.theory.predictions import FORMULAS
 from fdfa_core import Block, BlockNetwork, make_estimator
 from fdfa_core.estimators import Estimator
 from fdfa_core.perturbations import Rademacher
-from verification.checks import CHUNK, Comparison, GradientStrata, Row, Strata, batches, draw_all, flat
+from verification.checks import CHUNK, Comparison, GradientStrata, Row, Strata, after_batches, batches, draw_all, flat
 from verification.reference.cases import Layer, ReferenceCase, problem
 from verification.reference.enumeration import Moments
 
@@ -195,13 +195,7 @@ def _chains(case: ReferenceCase, comparison: Comparison, feedback: list[Moments]
         for call in range(math.ceil(count / CHUNK)):
             chains = math.ceil(count / math.ceil(count / CHUNK))
             estimator, x, y = make(case, seed + 7919 * number + 104_729 * call, chains)
-            for indices, _ in sequence:
-                estimator.advance(x[indices], y[indices])
-            mean = square = 0.0
-            for indices, w in last:
-                g = flat(estimator.sample(x[indices], y[indices], chains), chains)
-                mean, square = mean + w * g, square + w * (g - comparison.mean).square()
-            kept.add(mean, square)
+            kept.add(*after_batches(estimator, x, y, sequence, last, comparison.mean))
             for block, (held, (centre, _)) in enumerate(zip(estimator.feedback, moments, strict=True)):
                 held = held.flatten(1)
                 slopes[block].add(held @ centre / centre.square().sum())
