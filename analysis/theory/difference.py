@@ -13,9 +13,11 @@ from torch.func import hessian, jacrev
 
 from analysis.theory.fourth_moment import fourth_moment
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.options import Positive
 from fdfa_core.linearisation.functional import functional_call
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.signatures import checked
 
 MOST = 1_000  # parameters: third derivatives are written out
 
@@ -41,7 +43,7 @@ def difference_bias(
         perturbation: law of v.
 
     Raises:
-        InvalidInput: too many parameters.
+        InvalidInput: too many parameters, or an impossible ε.
 
     Examples:
         >>> import torch
@@ -52,6 +54,7 @@ def difference_bias(
         >>> f"{torch.cat([b.flatten() for b in bias.values()]).norm():.5f}"
         '0.01143'
     """
+    checked("epsilon", Positive, epsilon)
     named = {name: p.detach() for name, p in net.named_parameters()}
     sizes = [p.numel() for p in named.values()]
     if sum(sizes) > MOST:

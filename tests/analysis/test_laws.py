@@ -99,6 +99,13 @@ def test_third_derivatives_of_a_large_network_are_refused():
         difference.difference_bias(fully_connected([400, 20, 2], seed=0), torch.ones(1, 400), torch.tensor([0]), 0.1)
 
 
+@pytest.mark.parametrize("epsilon", [0, -0.1, float("nan")])
+def test_an_impossible_step_is_refused(epsilon):
+    net, x, y, *_ = smooth()
+    with pytest.raises(InvalidInput, match=f"epsilon: got {epsilon}; accepted: a finite positive number"):
+        difference.difference_bias(net, x, y, epsilon)
+
+
 @pytest.mark.parametrize("kind", ["shared", "per sample"])
 def test_average_variance_of_weight_perturbation(kind):
     net, x, y = example([4, 5, 2])
