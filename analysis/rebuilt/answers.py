@@ -141,6 +141,14 @@ def contest_row(problem: Problem, joint: bool, tangents: int) -> pd.DataFrame:
     return pd.DataFrame([vars(found) | {"batch_limit": found.batch_limit}])
 
 
+def quotient_rows(problem: Problem, epsilons: Sequence[float]) -> pd.DataFrame:
+    """Return `analysis.theory.difference.quotient_errors` on the first batch of the reference set."""
+    from analysis.theory.difference import quotient_errors
+
+    (x, y), training = problem.reference, problem.config.training
+    return quotient_errors(problem.net, x[: training.batch_size], y[: training.batch_size], epsilons, training.loss)
+
+
 def _predict(problem: Problem, name: str, **given):
     from analysis.theory import FORMULAS, predict
 

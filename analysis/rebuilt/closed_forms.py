@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis import logs, options, select, statistics, variance
 from analysis.rebuilt import cache
-from analysis.rebuilt.answers import COLUMNS, Problem, contest_row, feedback_rows, rows
+from analysis.rebuilt.answers import COLUMNS, Problem, contest_row, feedback_rows, quotient_rows, rows
 from fdfa_core import paths, references
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.estimators.labels import label
@@ -174,6 +174,40 @@ def contests(logs: logs.Logs) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
+
+
+def quotient_errors(logs: logs.Logs, activations: Sequence[str], epsilons: Sequence[float], most: int) -> pd.DataFrame:
+    """Return the errors of difference quotients at the start of an experiment's runs: of the narrowest and the widest network.
+
+    Args:
+        logs: of an experiment of several widths and seeds.
+        activations: names; each takes the place of the experiment's own in turn.
+        epsilons: half the distances between the two points.
+        most: parameters; wider networks are left out.
+
+    Returns:
+        Columns of `statistics.over_seeds` for the geometric mean of `error`, per `activation`, `width`, `size` (parameters),
+        `precision` and `epsilon`, and `leading` (see `analysis.theory.difference.quotient_errors`).
+
+    Raises:
+        InvalidInput: no network is small enough.
+    """
+    sizes = logs.probes.loc[logs.probes["level"] == "network", ["run", "size"]].drop_duplicates()
+    runs = logs.runs.merge(sizes, on="run").drop_duplicates(["seed", "width"])
+    runs = runs[runs["size"] <= most]
+    if runs.empty:
+        raise InvalidInput("logs: parameters", int(sizes["size"].min()), f"a network of at most {most}")
+    frames = []
+    for run in runs[runs["width"].isin([runs["width"].min(), runs["width"].max()])].itertuples():
+        for activation in activations:
+            config = json.loads(run.config)
+            config["network"]["activation"] = activation
+            found = kept(quotient_rows, json.dumps(config, sort_keys=True), list(epsilons))
+            frames.append(found.assign(seed=run.seed, activation=activation, width=run.width, size=int(run.size)))
+    rows = pd.concat(frames, ignore_index=True)
+    by = ["activation", "width", "size", "precision", "epsilon"]
+    leading = np.exp(rows.assign(leading=np.log(rows["leading"])).groupby(by, sort=False)["leading"].mean()).reset_index()
+    return statistics.over_seeds(rows, "error", by, log=True).merge(leading, on=by)
 
 
 def kept(compute: Callable[..., pd.DataFrame], config: str, *arguments: Any) -> pd.DataFrame:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from scipy.stats import norm
 from torch import Tensor
-from torch.func import hessian, jacrev
+from torch.func import hessian, jacrev, jvp
 
 from analysis.theory.fourth_moment import fourth_moment
 from fdfa_core.errors import InvalidInput
@@ -59,6 +61,90 @@ def difference_bias(
     sizes = [p.numel() for p in named.values()]
     if sum(sizes) > MOST:
         raise InvalidInput("net: parameters", sum(sizes), f"at most {MOST}, whose third derivatives are written out")
+    theta, at = _flat_loss(net, x, y, loss)
+    of_diagonal = jacrev(lambda t: hessian(at)(t).diagonal())(theta)  # ∂_i ∂_jj ℓ in row j
+    moment = fourth_moment(perturbation, len(theta))
+    bias = epsilon**2 / 6 * (3 * moment.c * of_diagonal.sum(0) + moment.k * of_diagonal.diagonal())
+    return {name: part.view_as(p) for (name, p), part in zip(named.items(), bias.split(sizes), strict=True)}
+
+
+def quotient_errors(
+    net: BlockNetwork,
+    x: Tensor,
+    y: Tensor,
+    epsilons: Sequence[float],
+    loss: str | Callable = "cross_entropy",
+    directions: int = 16,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Return how far the difference quotients of `zo` are from the slopes that they stand for, in float32 and in float64.
+
+    The quotients are those of the estimator itself, along normal directions v. Beside them stand ∇·v and the leading error
+    (ε²/6) D³ℓ[v, v, v], by forward-mode differentiation once and three times in float64, at the parameters as float32 has them.
+
+    Args:
+        net: a network without state that moves, in float32.
+        x, y: the batch.
+        epsilons: ε.
+        loss: as for `make_estimator`.
+        directions: v, drawn once and used for every ε.
+        seed: of the directions.
+
+    Returns:
+        A row per ε and `precision` ("float32", "float64"): `error`, the root mean square over directions of quotient − slope,
+        and `leading`, that of the leading error (exact for a smooth network and small ε), both divided by the root mean square
+        of the slopes.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core import fully_connected
+        >>> from analysis.theory.difference import quotient_errors
+        >>> net = fully_connected([2, 3, 2], activation="tanh", seed=0)
+        >>> rows = quotient_errors(net, torch.ones(1, 2), torch.tensor([0]), [0.01])
+        >>> f"{rows['error'].iloc[1] / rows['leading'].iloc[1]:.3f}"
+        '1.000'
+    """
+    from fdfa_core.estimators import make_estimator
+
+    exact = copy.deepcopy(net).double()
+    theta, at = _flat_loss(exact, x.double() if x.is_floating_point() else x, y, loss)
+    v = torch.randn(directions, len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        return jvp(f, (t,), (torch.ones_like(t),))[1]
+
+    slopes, thirds = [], []
+    zero = theta.new_zeros(())
+    for direction in v:
+        losses = [lambda t, direction=direction: at(theta + t * direction)]  # and its derivatives by t
+        for order in range(3):
+            losses.append(lambda t, f=losses[order]: derivative(f, t))
+        slopes.append(losses[1](zero))
+        thirds.append(losses[3](zero))
+    slopes, thirds = torch.stack(slopes), torch.stack(thirds)
+    scale, rows = float(slopes.square().mean().sqrt()), []
+    for precision, module in (("float32", net), ("float64", exact)):
+        estimator = make_estimator("zo", module, loss=loss)
+        dtype = getattr(torch, precision)
+        batch, mine = x.to(dtype) if x.is_floating_point() else x, v.to(dtype)
+        for epsilon in epsilons:
+            above, below = (estimator.losses(batch, y, mine, sign * epsilon) for sign in (1, -1))
+            quotients = ((above - below) / (2 * epsilon)).double()
+            rows.append(
+                {
+                    "epsilon": epsilon,
+                    "precision": precision,
+                    "error": float((quotients - slopes).square().mean().sqrt()) / scale,
+                    "leading": epsilon**2 / 6 * float(thirds.square().mean().sqrt()) / scale,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _flat_loss(net: BlockNetwork, x: Tensor, y: Tensor, loss: str | Callable) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return all parameters as one vector, and the mean loss of the batch as a function of such a vector."""
+    named = {name: p.detach() for name, p in net.named_parameters()}
+    sizes = [p.numel() for p in named.values()]
     mean_loss = make_loss(loss)
 
     def at(theta: Tensor) -> Tensor:
@@ -66,11 +152,7 @@ def difference_bias(
         moved = {name: part.view_as(named[name]) for name, part in parts.items()}
         return mean_loss(functional_call(net, moved, (x,)), y)
 
-    theta = torch.cat([p.flatten() for p in named.values()])
-    of_diagonal = jacrev(lambda t: hessian(at)(t).diagonal())(theta)  # ∂_i ∂_jj ℓ in row j
-    moment = fourth_moment(perturbation, len(theta))
-    bias = epsilon**2 / 6 * (3 * moment.c * of_diagonal.sum(0) + moment.k * of_diagonal.diagonal())
-    return {name: part.view_as(p) for (name, p), part in zip(named.items(), bias.split(sizes), strict=True)}
+    return torch.cat([p.flatten() for p in named.values()]), at
 
 
 class Clipped(NamedTuple):

@@ -182,9 +182,9 @@ class ZerothOrder(WeightDirections):
     al. 2023, MeZO).
 
     FG-W without any differentiation. s = ∇ℓ·v + (ε²/6) D³ℓ[v, v, v] + O(ε⁴), so that the bias is of order ε² and comes from
-    third derivatives (`analysis.theory.difference.difference_bias`). With Gaussian v the mean is exactly the gradient of
-    E ℓ(θ + εv). The variance is that of FG-W to order ε². The rounding error δ of a loss adds about P δ²/2ε²: a small ε is not
-    a good one, and in float32 both errors are seen (figure `zeroth_order`).
+    third derivatives (`analysis.theory.difference.difference_bias`), where the loss is smooth. Kinks of ReLU add an error of
+    the slopes that goes with √ε. With Gaussian v the mean is exactly the gradient of E ℓ(θ + εv). The variance is that of FG-W
+    to order ε². The rounding error δ of a loss adds about P δ²/2ε²: a small ε is not a good one (figure `zeroth_order`).
 
     With `clip`, slopes beyond ±c are cut to ±c. For Gaussian v and small ε, the mean is then ∇ℓ erf(c/(√2‖∇ℓ‖)), given the
     batch (`analysis.theory.difference.clipped_slope`).

@@ -14,7 +14,8 @@ from scipy import stats
 from analysis import cosines, feedback, logs, momentum, phases, select, statistics
 from analysis.rebuilt import closed_forms
 from analysis.theory import feedback_law, predict
-from fdfa_core import paths
+from analysis.theory.difference import quotient_errors
+from fdfa_core import fully_connected, paths
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.loading import load_profile
 from fdfa_core.runs import recording
@@ -31,6 +32,7 @@ FIGURES = {
     "variance_vs_batch": ("batch",),
     "variance_vs_depth": ("layers",),
     "variance_vs_width": ("width",),
+    "zeroth_order": ("width",),
 }
 ALARM = 1e-3  # rate of false alarms of each family of tests, had the seeds not been fixed
 
@@ -191,6 +193,30 @@ def test_cross_talk_is_as_large_as_its_law_says(logged):
     rows = closed_forms.feedback_errors(logged["layers"])
     se = rows["error2_se"] / rows["jacobian_norm"] ** 2
     assert holm_of_z(np.log(rows["relative"] / rows["predicted"]) * rows["relative"] / se) > ALARM
+
+
+def test_quotients_of_a_smooth_loss_err_by_its_third_derivatives_until_rounding_takes_over(logged):
+    found = closed_forms.quotient_errors(logged["width"], ["tanh"], [1e-6, 1e-4, 1e-3], 1000)
+    found = found.set_index(["precision", "epsilon"])
+    assert set(found["width"]) == {4, 8} and set(found["seeds"]) == {2}
+    smooth = found.loc["float64"].loc[[1e-4, 1e-3]]
+    assert (smooth["estimate"] / smooth["leading"]).to_numpy() == pytest.approx(1, abs=1e-3)
+    rounded = found.loc["float32"].loc[[1e-6]]
+    assert (rounded["estimate"] > 1e3 * rounded["leading"]).all() and (rounded["estimate"] > 1e-3).all()
+
+
+def test_quotients_across_kinks_err_by_the_root_of_the_distance():
+    """A kink lies between the two points with a probability of order ε, and then shifts the quotient whatever ε is."""
+    net = fully_connected([64, 128, 128, 10], activation="relu", seed=0)
+    x, y = torch.rand(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
+    found = quotient_errors(net, x, y, [1e-4, 1e-3, 1e-2], directions=64).query("precision == 'float64'")
+    slopes = np.diff(np.log10(found["error"]))
+    assert slopes == pytest.approx(0.5, abs=0.15) and (found["error"] > 10 * found["leading"]).all()
+
+
+def test_a_network_too_large_for_quotients_is_refused_with_its_size(logged):
+    with pytest.raises(InvalidInput, match="at most 10"):
+        closed_forms.quotient_errors(logged["width"], ["tanh"], [1e-3], 10)
 
 
 def test_cosines_follow_the_beta_law(logged):

@@ -114,6 +114,13 @@ def phases() -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def quotients() -> pd.DataFrame:
+    """Return what `zeroth_order` shows."""
+    grid = {"activation": ["relu", "tanh"], "size": [42_310, 199_210], "precision": ["float32", "float64"]}
+    frame = measured(crossed(**grid, epsilon=np.logspace(-6, 0, 13)), 1e-12, 10)
+    return frame.assign(leading=frame["estimate"])
+
+
 def timed(column: str) -> pd.DataFrame:
     """Return what a figure of cost shows but for its own columns."""
     sizes = {"width": [100, 200, 1600], "depth": [1, 2, 8], "batch_size": [16, 256, 1024], "outputs": [10, 1000]}
@@ -210,6 +217,7 @@ def frames() -> dict[str, pd.DataFrame]:
         "variance_vs_batch": sloped("batch_size", [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]),
         "variance_vs_depth": sloped("depth", [1, 2, 3, 4, 5]).assign(place=lambda f: f["block"].map({0: "first", 1: "last"})),
         "variance_vs_width": sloped("width", [16, 50, 100, 200, 400, 800, 1600, 3200]),
+        "zeroth_order": quotients(),
     }
     seeds = crossed(
         setting=["mnist_fc", "fashion_fc", "cifar_cnn", "mnist_fc_100"],
