@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import pandas as pd
 from analysis import convergence, logs, statistics
 from analysis.rebuilt import flops
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.labels import label
 
 EFFORTS = ("epoch", "seconds", "flops")
 POINTS = 41  # of a curve on the common range
@@ -25,7 +28,8 @@ def curves(
     that shared a processor with other work took more than their method needs. Operations are those of `analysis.rebuilt.flops`.
 
     Returns:
-        Columns of `convergence.curves`, `seconds` and `flops`, both since the start of training.
+        Columns of `convergence.curves`, `seconds` and `flops`, both since the start of training, and `memory`, the bytes of a
+        step (`flops.memory`).
     """
     by = list(by)
     keys = ["run", "step"]
@@ -33,13 +37,42 @@ def curves(
     took = done.merge(log.timing[[*keys, "training_seconds"]], on=keys, how="left", validate="one_to_one")
     took["seconds"] = took["step"] * took["run"].map(_seconds_per_step(took))
     took["flops"] = took["step"] * took["run"].map(per_step(log.runs))
-    effort = took.groupby([*by, "epoch"], sort=False, dropna=False)[["seconds", "flops"]].mean()
+    took["memory"] = took["run"].map({run: flops.memory(text) for run, text in _configs(log.runs)})
+    effort = took.groupby([*by, "epoch"], sort=False, dropna=False)[["seconds", "flops", "memory"]].mean()
     return convergence.curves(log.metrics, quantity, by, level=level).merge(effort.reset_index(), on=[*by, "epoch"])
+
+
+def with_checkpoints(log: logs.Logs) -> logs.Logs:
+    """Return logs in which every run of BP has a twin that checkpoints its blocks.
+
+    The twin's gradients are the same in every bit, and so is its training; its operations and its memory are counted. How long
+    it would have taken nobody has measured, so that its seconds are missing.
+    """
+    plain = log.runs[(log.runs["method"] == "bp") & (log.runs["options"] == "{}")]
+    options = {"checkpoint": True}
+    about = {"trained_with": label("bp", options), "options": json.dumps(options)}
+
+    def checkpointed(text: str) -> str:
+        config = json.loads(text)
+        config["estimator"] = {"name": "bp"} | options
+        return json.dumps(config, sort_keys=True)
+
+    def twins(frame: pd.DataFrame, **changed) -> pd.DataFrame:
+        mine = frame[frame["run"].isin(plain["run"])]
+        changed = {name: value for name, value in changed.items() if name in mine}
+        return pd.concat([frame, mine.assign(**changed, run=mine["run"] + "-checkpointed")], ignore_index=True)
+
+    runs = twins(log.runs, **about, config=log.runs["config"].map(checkpointed))
+    return replace(log, runs=runs, metrics=twins(log.metrics, **about), timing=twins(log.timing, training_seconds=np.nan))
 
 
 def per_step(runs: pd.DataFrame) -> dict[str, int]:
     """Return the operations of one training step by run (columns `run`, `config`)."""
-    return {run: flops.per_step(text) for run, text in runs[["run", "config"]].itertuples(index=False)}
+    return {run: flops.per_step(text) for run, text in _configs(runs)}
+
+
+def _configs(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(runs[["run", "config"]].itertuples(index=False, name=None))
 
 
 def at_equal_operations(

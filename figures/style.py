@@ -163,6 +163,7 @@ def _option_text(key: str, value: Any) -> str:
         "perturbation": f"{value}",
         "tangents": f"{value} directions",
         "slope": f"slope of the {value}",
+        "checkpoint": "checkpointed",
         "feedback_rule": f"{str(value).capitalize()} rule",
         "feedback_lr": f"rate {value}",
     }

@@ -1,8 +1,9 @@
-"""Floating-point operations of one training step, counted while a step of the run's own network and estimator is taken.
+"""Operations and memory of one training step, counted while steps of the run's own network and estimator are taken.
 
 Matrix products and convolutions are counted (`torch.utils.flop_counter`; a multiply–add is two operations): forward, tangent
 and backward. Element-wise work and random numbers are not, nor is the optimiser, which is the same for all estimators: seconds,
-logged beside, show what that hides.
+logged beside, show what that hides. Memory is what the tensors of a step take at their peak, gradients among them
+(`fdfa_core.memory.peak_memory`), and the estimator's state. Parameters and the optimiser's state are the same for all.
 
 A count takes seconds, and figures need one for every method and network. It is kept on disk under the hash of its question and
 of all code that it depends on, as closed forms are, so that no process counts twice what nothing has changed.
@@ -43,6 +44,16 @@ def per_step(config: RunConfig | str) -> int:
     Raises:
         UnknownName: the run's data set is not in `IMAGES`.
     """
+    return _count(_question(config))[0]
+
+
+def memory(config: RunConfig | str) -> int:
+    """Return the bytes that one step of a run takes at its peak, and the estimator's state; see `per_step`."""
+    return _count(_question(config))[1]
+
+
+def _question(config: RunConfig | str) -> str:
+    """Return what the counts of a run depend on, as JSON."""
     table = json.loads(config if isinstance(config, str) else config.canonical())
     table["seed"] = 0  # one count serves all seeds, rates and lengths, and data sets with images of one shape
     name = table["data"]["name"]
@@ -53,18 +64,18 @@ def per_step(config: RunConfig | str) -> int:
     table["training"] = {key: table["training"][key] for key in ("batch_size", "loss")} | {"steps": 1}
     for irrelevant in ("probe", "evaluation"):
         table.pop(irrelevant, None)
-    return _count(json.dumps(table, sort_keys=True))
+    return json.dumps(table, sort_keys=True)
 
 
 @functools.cache
-def _count(text: str) -> int:
-    """Return a count, from disk if the same code and libraries made it before."""
+def _count(text: str) -> tuple[int, int]:
+    """Return the counts, from disk if the same code and libraries made them before."""
     config = RunConfig.from_json(text)
     if not _ours(config):
         return counted(config)
     key = cache.digest(text, _code_and_libraries())
-    frame = cache.kept(CACHE, key, lambda: pd.DataFrame({"operations": [counted(config)]}))
-    return int(frame["operations"].iloc[0])
+    frame = cache.kept(CACHE, key, lambda: pd.DataFrame([counted(config)], columns=["operations", "memory"]))
+    return int(frame["operations"].iloc[0]), int(frame["memory"].iloc[0])
 
 
 def _ours(config: RunConfig) -> bool:
@@ -78,13 +89,15 @@ def _code_and_libraries() -> str:
     return cache.code(__name__) + cache.versions("torch")
 
 
-def counted(config: RunConfig) -> int:
-    """Return the operations of one step, counted while it is taken."""
+def counted(config: RunConfig) -> tuple[int, int]:
+    """Return the operations of one step, and the bytes that the next one takes, counted while they are taken."""
     import torch
+    from torch.utils._pytree import tree_leaves
     from torch.utils.flop_counter import FlopCounterMode
 
     from fdfa_core import data
     from fdfa_core.estimators import make_estimator
+    from fdfa_core.memory import peak_memory
     from fdfa_core.networks.registry import build
     from fdfa_core.training.build import takes_vectors
 
@@ -102,4 +115,7 @@ def counted(config: RunConfig) -> int:
         y = torch.arange(len(x)) % classes
         with FlopCounterMode(display=False) as counter:
             estimator.backward(x, y)
-    return counter.get_total_flops()
+        net.zero_grad(set_to_none=True)
+        peak = peak_memory(lambda: estimator.backward(x, y))
+    state = sum(value.nbytes for value in tree_leaves(estimator.state_dict()) if isinstance(value, torch.Tensor))
+    return counter.get_total_flops(), peak + state

@@ -49,7 +49,7 @@ def test_another_process_reads_the_count_and_loads_no_torch(kept):
 def test_a_count_of_other_code_is_made_again(kept, monkeypatch, name, value):
     """Of this package after a change, or of an estimator from elsewhere, of whose code the hash knows nothing."""
     monkeypatch.setattr(flops, name, value)
-    monkeypatch.setattr(flops, "counted", lambda config: 7)
+    monkeypatch.setattr(flops, "counted", lambda config: (7, 8))
     assert flops.per_step(RunConfig.from_json(CONFIG)) == 7
 
 

@@ -1,6 +1,7 @@
 """The experiments at the paper's scale: all can run, all are fair, and what they cost is counted right."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -222,6 +223,20 @@ def test_effort_counts_steps_times_operations(record):
     run = next(r for r in experiments["digits_fc"].runs() if r.estimator.name == "fdfa")
     mine = curves[curves["trained_with"] == "fdfa(feedback_lr=0.1)"].set_index("epoch")
     assert mine.loc[1.0, "flops"] == 5 * flops.per_step(run) and mine.loc[1.0, "seconds"] == pytest.approx(0.5)
+
+
+def test_bp_with_checkpoints_trains_as_bp_does_for_more_operations_and_no_more_memory(record):
+    experiments, root = record
+    log = effort.with_checkpoints(logs.read(root, experiments["digits_fc"]))
+    curves = effort.curves(log, "train_loss").set_index(["trained_with", "epoch"])
+    plain, twin = curves.loc["bp"], curves.loc["bp(checkpoint=True)"]
+    assert twin["estimate"].equals(plain["estimate"]) and twin["seconds"].isna().all() and plain["seconds"].notna().all()
+    run = next(r for r in experiments["digits_fc"].runs() if r.estimator.name == "bp")
+    forward = 2 * run.training.batch_size * sum(a * b for a, b in pairwise([64, *run.network.options["hidden"]]))
+    assert twin.loc[1.0, "flops"] - plain.loc[1.0, "flops"] == 5 * forward  # the hidden blocks, once more
+    weights = 4 * sum(p.numel() for p in build("fully_connected", (1, 8, 8), 10, **run.network.options).parameters())
+    assert plain["memory"].eq(flops.memory(run)).all() and (weights < plain["memory"]).all()  # all gradients at the end
+    assert (twin["memory"] <= plain["memory"]).all()
 
 
 def test_cost_of_missing_runs_is_that_of_their_estimator(record):

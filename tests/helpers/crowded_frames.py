@@ -185,7 +185,9 @@ def frames() -> dict[str, pd.DataFrame]:
         "bias_variance": split.assign(detected=split["block"] == 0),
         "convergence": trained(epoch=[0.0, 1.0, 2.0]).assign(kind="mean", seed=-1),
         "convergence_cost": trained(epoch=[1.0, 2.0, 3.0]).assign(
-            flops=lambda f: np.geomspace(7e7, 1.2e13, len(f)), seconds=lambda f: np.geomspace(0.02, 400, len(f))
+            flops=lambda f: np.geomspace(7e7, 1.2e13, len(f)),
+            seconds=lambda f: np.geomspace(0.02, 400, len(f)),
+            memory=lambda f: np.linspace(2e5, 9e8, len(f)),
         ),
         "descent_frequency": measured(crossed(block=[0, 1, 2, -1], estimator=METHODS, window=[0, 1, 2]), 0.01, 0.9).assign(
             first=lambda f: f["window"] * 1024, last=lambda f: f["window"] * 4096, draws=16, stable=False, interval="binomial"

@@ -12,13 +12,16 @@ from torch import nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import available_estimators, estimator_class, estimator_options, make_estimator
+from fdfa_core.memory import peak_memory
 from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.convolutional import convolutional
 from fdfa_core.perturbations import Gaussian
 from places import ROOT
 from toys import COUPLED, make_batch, make_toy
 
 METHODS = [
     ("bp", {}),
+    ("bp", {"checkpoint": True}),
     ("fg-w", {}),
     ("fg-w", {"tangents": 3, "combine": "projection"}),
     ("fg-w", {"per_sample": True}),
@@ -314,6 +317,19 @@ def sweeps(monkeypatch):
 def marked():
     net = make_toy("fc")
     return BlockNetwork(*[Marked(block, i) for i, block in enumerate(net)], input_shape=(5,))
+
+
+def test_recomputed_blocks_give_the_bits_of_bp_and_move_what_they_keep_once():
+    shape = {"channels": [4, 8], "hidden": [8], "padding": 2, "dropout": 0.5}
+    plain, recomputed = (convolutional((1, 16, 16), 3, **shape, seed=0) for _ in range(2))
+    x, y = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    peaks = []
+    for net, options in ((plain, {}), (recomputed, {"checkpoint": True})):
+        estimator = make_estimator("bp", net, **options)
+        torch.manual_seed(0)
+        peaks.append([peak_memory(lambda estimator=estimator: estimator.backward(x, y)) for _ in range(2)][-1])
+    assert same_bits({n: p.grad for n, p in plain.named_parameters()}, {n: p.grad for n, p in recomputed.named_parameters()})
+    assert same_bits(dict(plain.named_buffers()), dict(recomputed.named_buffers())) and peaks[1] < 0.9 * peaks[0]
 
 
 @pytest.mark.parametrize(("method", "options"), [case for case in METHODS if case[0] != "bp"], ids=str)
