@@ -1,5 +1,6 @@
 """Laws derived from the closed forms."""
 
+import functools
 import itertools
 import math
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from analysis.theory import difference, feedback_drift, feedback_law, lag_bias, laws, predict
+from analysis.theory import difference, feedback_drift, feedback_law, lag_bias, laws, optimal, predict
 from analysis.theory.conditions import example
 from fdfa_core import fully_connected
 from fdfa_core.errors import InvalidInput
@@ -35,6 +36,46 @@ def test_average_variance_of_directions_that_the_batch_shares_by_enumeration():
     within, square = gradients.var(0, correction=0).mean(), gradients.mean(0).square().mean()
     table = laws.average_variance(float(within), float(square), units=4, fan_in=5, batch_size=2, kurtosis=1)
     assert table["fg-a shared"] == pytest.approx(float(draws.var(0, correction=0).mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.999])
+def test_a_law_that_knows_the_gradient_is_unbiased_and_as_quiet_as_one_likes(share):
+    gradient = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v, p = optimal.aligned_law(gradient, share)
+    assert torch.allclose(torch.einsum("d,di,dj->ij", p, v, v), torch.eye(6, dtype=torch.float64), atol=1e-12)
+    estimates = (v @ gradient)[:, None] * v
+    assert torch.allclose(p @ estimates, gradient, atol=1e-12) and float(p.sum()) == pytest.approx(1)
+    variance = p @ estimates.square().sum(1) - gradient.square().sum()
+    assert float(variance) == pytest.approx((1 / share - 1) * float(gradient.square().sum()), rel=1e-10)
+
+
+def test_no_whole_numbers_of_directions_beat_the_best_allocation_and_some_come_close():
+    net, x, y = example([5, 6, 4, 3])
+    x, y = x[:3], y[:3]
+    best, total = optimal.allocation(net, x, y), 30
+
+    @functools.cache
+    def noise(sample, count):
+        return predict("fg-a", net, x[sample : sample + 1], y[sample : sample + 1], 1, tangents=count).total("perturbation")
+
+    def variance(*counts):
+        """Perturbation variance of the batch with so many directions for each sample."""
+        return sum(noise(sample, count) for sample, count in enumerate(counts)) / 9
+
+    equal = variance(10, 10, 10)
+    assert equal == pytest.approx(predict("fg-a", net, x, y, 3, tangents=10, sampling="given_batch").total("perturbation"))
+    ratios = {(a, b): variance(a, b, total - a - b) / equal for a in range(1, 29) for b in range(1, 30 - a)}
+    assert best.ratio <= min(ratios.values()) < 1.02 * best.ratio
+    assert min(ratios, key=ratios.get) == tuple((best.shares[:2] * total).round().int().tolist())
+
+
+@pytest.mark.parametrize("call", [
+    lambda: optimal.aligned_law(torch.zeros(3), 0.5), lambda: optimal.aligned_law(torch.ones(1), 0.5),
+    lambda: optimal.aligned_law(torch.ones(3), 1.0),
+])  # fmt: skip
+def test_a_law_of_nothing_is_refused(call):
+    with pytest.raises(InvalidInput):
+        call()
 
 
 def smooth():
