@@ -1,11 +1,19 @@
 """Convergence curves, times to a threshold, areas and the accuracy table, on runs small enough to check by hand."""
 
+import itertools
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import accuracy, convergence, effort
+from analysis import accuracy, convergence, descent, effort
+from analysis.rebuilt import flops
 from fdfa_core.errors import InvalidInput
+from fdfa_core.experiments.tables import RunConfig
+from places import ROOT
 
 
 def metrics(**curves):
@@ -186,3 +194,128 @@ def test_runs_without_operations_in_common_are_refused(costs):
         costs(late)
     with pytest.raises(InvalidInput, match="no finished run"):
         costs(metrics(a=[[0.1, None]]))
+
+
+# --- How often an estimate points downhill, on planted cosines, and whether its interval covers
+
+
+def probes(cosines, steps=(1, 2, 4, 8, 16, 32), **more):
+    """Return probes of one estimator: one list of cosines a seed, one for each step."""
+    rows = [
+        {"seed": seed, "step": step, "cosine_reference_mean": value}
+        for seed, values in enumerate(cosines)
+        for step, value in zip(steps, values, strict=True)
+    ]
+    about = {"estimator": "dfa", "level": "block", "role": "hidden", "block": 0, "valid": True, "reference_norm": 1.0}
+    about |= {"cosine_reference_m2": 0.0, "draws": 16, "reference_stability": 0.5, "reference_batches": 16}
+    return pd.DataFrame(rows).assign(**about | more)
+
+
+UP_THEN_DOWN = [0.1, 0.2, 0.1, -0.1, -0.1, -0.1]
+DOWN = [-0.1] * 6
+
+
+def test_shares_are_those_of_the_probes_of_a_window_with_a_positive_cosine():
+    found = descent.frequency(probes([UP_THEN_DOWN, DOWN]))
+    assert found[["first", "last"]].to_numpy().tolist() == [[1, 2], [4, 8], [16, 32]]
+    assert found["estimate"].tolist() == [0.5, 0.25, 0.0]
+    assert (found["seeds"].unique().item(), found["probes"].unique().item(), found["draws"].unique().item()) == (2, 4, 1)
+
+
+def test_the_batch_says_nothing_of_the_reference():
+    """A positive cosine with the batch's own gradient does not count."""
+    assert descent.frequency(probes([DOWN], cosine_mean=1.0))["estimate"].tolist() == [0, 0, 0]
+
+
+def test_signs_of_means_over_draws_that_differ_are_told():
+    assert set(descent.frequency(probes([DOWN], cosine_reference_m2=1e-4))["draws"]) == {16}
+
+
+def test_zero_estimates_and_vanished_references_are_left_out_and_counted():
+    frame = probes([[np.nan, 0.1, 0.1, 0.1, 0.1, 0.1], UP_THEN_DOWN])
+    frame.loc[(frame["seed"] == 1) & (frame["step"] == 1), "reference_norm"] = 1e-9
+    first = descent.frequency(frame).iloc[0]
+    assert (first["estimate"], first["probes"], first["left_out"]) == (1.0, 2, 2)
+
+
+def test_one_reference_of_noise_marks_its_window_and_no_other():
+    frame = probes([UP_THEN_DOWN, DOWN])
+    frame.loc[(frame["seed"] == 1) & (frame["step"] == 16), "reference_stability"] = 0.05  # with 16 batches below 1/17
+    assert descent.frequency(frame)["stable"].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("empty", [pd.DataFrame(), probes([DOWN], valid=False)], ids=["no probe", "no reference"])
+def test_logs_that_cannot_say_are_refused(empty):
+    with pytest.raises(InvalidInput, match="no probe"):
+        descent.frequency(empty)
+
+
+def test_a_coin_per_seed_has_the_interval_of_clopper_and_pearson():
+    from statsmodels.stats.proportion import proportion_confint
+
+    found = descent.binomial_interval([1.0, 0.0, 1.0, 1.0])
+    assert found == pytest.approx((0.75, *proportion_confint(3, 4, method="beta")))
+
+
+@pytest.mark.parametrize("spread, count", list(itertools.product([0.2, 2.0, 50.0], [3, 10])))
+def test_interval_covers_the_mean_of_shares_whatever_their_spread(spread, count):
+    """Shares from nearly coins to nearly constant, with the mean 0.8."""
+    rng = np.random.default_rng(0)
+    bounds = [descent.binomial_interval(rng.beta(0.8 * spread, 0.2 * spread, count))[1:] for _ in range(400)]
+    assert np.mean([low <= 0.8 <= high for low, high in bounds]) >= 0.95
+
+
+# --- Counted operations are kept: another process reads them, and other code counts again
+
+
+CONFIG = json.dumps(
+    {
+        "data": {"name": "digits"},
+        "network": {"architecture": "fully_connected", "hidden": [8]},
+        "estimator": {"name": "frozen"},
+        "training": {"steps": 1, "batch_size": 4},
+    }
+)
+COUNT = 2 * 4 * (64 * 8 + 2 * 8 * 10)  # a forward pass, and the readout's gradient
+ELSEWHERE = """
+import pathlib, sys
+from analysis.rebuilt import flops
+from fdfa_core.experiments.tables import RunConfig
+flops.CACHE = pathlib.Path(sys.argv[1])
+print(flops.per_step(RunConfig.from_json(sys.argv[2])), "torch" in sys.modules)
+"""
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Return the folder in which one count is kept."""
+    monkeypatch.setattr(flops, "CACHE", tmp_path)
+    flops._count.cache_clear()
+    assert flops.per_step(RunConfig.from_json(CONFIG)) == COUNT
+    flops._count.cache_clear()
+    yield tmp_path
+    flops._count.cache_clear()
+
+
+def test_another_process_reads_the_count_and_loads_no_torch(kept):
+    call = [sys.executable, "-c", ELSEWHERE, str(kept), CONFIG]
+    said = subprocess.run(call, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert said.split() == [str(COUNT), "False"]
+
+
+@pytest.mark.parametrize("name, value", [("_code_and_libraries", lambda: "other code"), ("_ours", lambda config: False)])
+def test_a_count_of_other_code_is_made_again(kept, monkeypatch, name, value):
+    """Of this package after a change, or of an estimator from elsewhere, of whose code the hash knows nothing."""
+    monkeypatch.setattr(flops, name, value)
+    monkeypatch.setattr(flops, "counted", lambda config: (7, 8))
+    assert flops.per_step(RunConfig.from_json(CONFIG)) == 7
+
+
+def test_an_estimator_or_a_network_from_elsewhere_is_not_ours(monkeypatch):
+    config = RunConfig.from_json(CONFIG)
+    assert flops._ours(config)
+    monkeypatch.setitem(flops.ARCHITECTURES, "fully_connected", lambda: None)
+    assert not flops._ours(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(flops, "packaged", lambda: {})
+    assert not flops._ours(config)
