@@ -7,7 +7,8 @@ import pytest
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments import loading
 from fdfa_core.experiments.loading import load_experiment
-from tiny import TOML
+from fdfa_core.experiments.tables import RunConfig
+from tiny import TOML, tiny
 
 FILES = {
     "lists within lists": ("a = " + "[" * 5000 + "]" * 5000, "tables and lists at most 16 deep"),
@@ -43,6 +44,36 @@ def test_what_no_experiment_holds_is_refused(tmp_path, content, said):
         load_experiment(path)
     assert "experiment.toml" in str(error.value) and "Did you mean 'description'" not in str(error.value)
     assert time.monotonic() - began < 20
+
+
+NO_OPTIONS = {
+    "a date": ("1979-05-27", "a date or a time is none"),
+    "a time": ("07:32:00", "a date or a time is none"),
+    "a moment": ("1979-05-27T07:32:00Z", "a date or a time is none"),
+    "a nested date": ("[[{ a = 1979-05-27 }]]", "a date or a time is none"),
+    "no number": ("nan", "a finite number"),
+    "a nested infinity": ("[{ a = [inf] }]", "a finite number"),
+}
+
+
+@pytest.mark.parametrize("value, said", NO_OPTIONS.values(), ids=NO_OPTIONS)
+@pytest.mark.parametrize("key", ["network.hidden", "cases[0].estimator.feedback_lr", "probe.estimators[0].site", "grid.network.bias"])
+def test_an_option_that_no_json_holds_is_refused_by_file_and_key(tmp_path, key, value, said):
+    texts = {
+        "network.hidden": ("hidden = [8, 8]", f"hidden = {value}"),
+        "cases[0].estimator.feedback_lr": ('name = "bp"', f'name = "fdfa", feedback_lr = {value}'),
+        "probe.estimators[0].site": ('[{ name = "self" }', f'[{{ name = "fg-a", site = {value} }}'),
+        "grid.network.bias": ("seed = [0, 1]", f'"network.bias" = [true, {value}]'),
+    }
+    path = tmp_path / "experiment.toml"
+    path.write_text(TOML.replace(*texts[key], 1))
+    with pytest.raises(InvalidInput) as error:
+        load_experiment(path)
+    assert f"experiment.toml: {key}" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tuple_is_the_list_that_json_makes_of_it():
+    assert tiny(network={"hidden": (8, 8)}) == RunConfig.from_json(tiny(network={"hidden": (8, 8)}).canonical())
 
 
 def test_a_circle_of_links_is_no_traceback(tmp_path):
