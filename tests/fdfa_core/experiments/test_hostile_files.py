@@ -54,19 +54,20 @@ NO_OPTIONS = {
     "no number": ("nan", "a finite number"),
     "a nested infinity": ("[{ a = [inf] }]", "a finite number"),
 }
+PLACES = {  # key → what stands in the file, and what takes its place
+    "network.hidden": ("hidden = [8, 8]", "hidden = VALUE"),
+    "cases[0].estimator.feedback_lr": ('name = "bp"', 'name = "fdfa", feedback_lr = VALUE'),
+    "probe.estimators[0].site": ('name = "self"', 'name = "fg-a", site = VALUE'),
+    "grid.network.bias": ("seed = [0, 1]", '"network.bias" = [true, VALUE]'),
+}
 
 
 @pytest.mark.parametrize("value, said", NO_OPTIONS.values(), ids=NO_OPTIONS)
-@pytest.mark.parametrize("key", ["network.hidden", "cases[0].estimator.feedback_lr", "probe.estimators[0].site", "grid.network.bias"])
+@pytest.mark.parametrize("key", PLACES)
 def test_an_option_that_no_json_holds_is_refused_by_file_and_key(tmp_path, key, value, said):
-    texts = {
-        "network.hidden": ("hidden = [8, 8]", f"hidden = {value}"),
-        "cases[0].estimator.feedback_lr": ('name = "bp"', f'name = "fdfa", feedback_lr = {value}'),
-        "probe.estimators[0].site": ('[{ name = "self" }', f'[{{ name = "fg-a", site = {value} }}'),
-        "grid.network.bias": ("seed = [0, 1]", f'"network.bias" = [true, {value}]'),
-    }
+    old, new = PLACES[key]
     path = tmp_path / "experiment.toml"
-    path.write_text(TOML.replace(*texts[key], 1))
+    path.write_text(TOML.replace(old, new.replace("VALUE", value), 1))
     with pytest.raises(InvalidInput) as error:
         load_experiment(path)
     assert f"experiment.toml: {key}" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
