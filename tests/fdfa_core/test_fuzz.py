@@ -1,7 +1,6 @@
 """Whatever an experiment file or the directory of a run holds: a clear error of this project, or the right result."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -132,47 +131,50 @@ def altered_bytes(content, how, place, mask):
     return bytes(content)
 
 
-def check_store(places, alteration):
-    """Alter a file of a run or a record: it is named, or all is read as it was."""
+def unsealed(provenance):
+    """Return what a provenance says besides the seal, of which a hash that was altered speaks against sound files."""
+    return {key: value for key, value in provenance.items() if key != "seal"}
+
+
+def check_store(places, alteration, doctor):
+    """Alter a file of a run or a record: it is named, or all is read as it was. The file is put back."""
     kind, file, *how = alteration
-    place, runs, before = places[kind]
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(shutil.copytree(place, Path(folder) / kind))
-        path = root / (runs[0] if kind == "runs" else "e") / file
-        changed = altered_bytes(path.read_bytes(), *how)
-        same_bytes = changed == path.read_bytes()
-        path.write_bytes(changed)
-        if kind == "runs":
-            assert isinstance(fault := validation.damage(path.parent), str)
+    root, runs, before = places[kind]
+    path = root / (runs[0] if kind == "runs" else "e") / file
+    content = path.read_bytes()
+    changed = altered_bytes(content, *how)
+    path.write_bytes(changed)
+    try:
+        fault = validation.damage(path.parent) if kind == "runs" else "not looked for"
         try:
             after, theory = read(root, runs)
         except RunError as error:
-            assert path.parent.name in str(error) and str(error).count("\n") == 0 and not same_bytes
-            assert kind == "record" or fault
-            assert examine(root).damaged
+            assert path.parent.name in str(error) and str(error).count("\n") == 0 and changed != content
+            assert fault and (not doctor or examine(root).damaged)
             return
-    same_json = kind == "runs" and file.endswith(".json") and not fault  # other bytes of the same content
-    assert kind == "record" or same_bytes or same_json or file.endswith(".parquet") and fault
-    assert (after.configs, after.summaries, after.provenances) == (before[0].configs, before[0].summaries, before[0].provenances)
+    finally:
+        path.write_bytes(content)
+    assert (after.configs, after.summaries) == (before[0].configs, before[0].summaries)
+    assert [unsealed(after.provenances[run]) for run in runs] == [unsealed(before[0].provenances[run]) for run in runs]
     assert all(after.tables[name].equals(table) for name, table in before[0].tables.items()) and theory.equals(before[1])
 
 
-@settings(max_examples=40, **RATE)
+@settings(max_examples=25, **RATE)
 @given(alteration=ALTERATIONS["runs"])
 def test_an_altered_run_is_refused_or_reads_the_same(places, alteration):
-    check_store(places, alteration)
+    check_store(places, alteration, doctor=True)
 
 
-@settings(max_examples=40, **RATE)
+@settings(max_examples=25, **RATE)
 @given(alteration=ALTERATIONS["record"])
 def test_an_altered_record_is_refused_or_reads_the_same(places, alteration):
-    check_store(places, alteration)
+    check_store(places, alteration, doctor=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10_000, **RATE)
+@settings(max_examples=5_000, **RATE)
 @given(data=st.data())
 def test_many_altered_runs_and_records_are_refused_or_read_the_same(places, kind, data):
-    check_store(places, data.draw(ALTERATIONS[kind]))
+    check_store(places, data.draw(ALTERATIONS[kind]), doctor=False)
