@@ -1,8 +1,8 @@
 """The seal of a finished run: hashes of all that it wrote. Also a number that was altered within what is plausible is found.
 
 The seal is a part of the provenance, and goes into the record with it. `files` are hashes of the bytes in the run's directory,
-which take no reader of tables to check. `tables` are hashes of the values, which a record keeps in files of its own. Runs of
-earlier versions have no seal.
+which take no reader of tables to check. `tables` are hashes of the values, which a record keeps in files of its own. The hash
+of the provenance is of all in it but this very hash. Runs of earlier versions have no seal.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def sealed(
     """
     hashes = {name: file_sha256(path) for name, path in files.items()}
     numbers = {name: table_sha256(table) for name, table in tables.items()}
-    seal = {"summary": _json_sha256(summary), "provenance": _json_sha256(provenance), "tables": numbers, "files": hashes}
-    return {**provenance, "seal": seal}
+    seal = {"summary": _json_sha256(summary), "tables": numbers, "files": hashes}
+    return {**provenance, "seal": seal | {"provenance": _json_sha256({**provenance, "seal": seal})}}
 
 
 def file_sha256(path: Path) -> str:
@@ -83,7 +83,8 @@ def unlike(provenance: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     seal = provenance.get("seal")
     if not seal:
         return ""
-    written = {"summary": summary, "provenance": {key: value for key, value in provenance.items() if key != "seal"}}
+    hashed = {**provenance, "seal": {key: value for key, value in seal.items() if key != "provenance"}}
+    written = {"summary": summary, "provenance": hashed}
     altered = [name for name, content in written.items() if _json_sha256(content) != seal[name]]
     return f"its {altered[0]} {_ALTERED}" if altered else ""
 
