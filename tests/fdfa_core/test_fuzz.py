@@ -149,8 +149,9 @@ def check_store(places, alteration, doctor):
             return
     finally:
         path.write_bytes(content)
-    assert (after.configs, after.summaries, after.provenances) == (before[0].configs, before[0].summaries, before[0].provenances)
-    assert all(after.tables[name].equals(table) for name, table in before[0].tables.items()) and theory.equals(before[1])
+    texts = [(contents.configs, contents.summaries, contents.provenances) for contents in (after, before[0])]
+    assert texts[0] == texts[1] and theory.equals(before[1])
+    assert all(after.tables[name].equals(table) for name, table in before[0].tables.items())
 
 
 @settings(max_examples=25, **RATE)

@@ -318,7 +318,8 @@ def test_a_scheduler_that_dies_ends_the_command_with_one_line(tmp_path, monkeypa
             scheduler.kill()
 
         monkeypatch.setattr(dask, "say", kill_it_once_runs_wait)
-        result = CliRunner().invoke(fdfa_cli.main, ["sweep", str(experiment), "--runs", str(tmp_path / "runs"), "--cluster", address])
+        where = ["--runs", str(tmp_path / "runs"), "--cluster", address]
+        result = CliRunner().invoke(fdfa_cli.main, ["sweep", str(experiment), *where])
     finally:
         scheduler.kill()
         scheduler.wait()
