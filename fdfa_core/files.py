@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fdfa_core.errors import RunError
 
@@ -90,19 +91,29 @@ def sync_directory(path: Path) -> None:
 
 def read_arrow(path: Path, remedy: str) -> pa.Table:
     """Return a Parquet file's table; a `RunError` names the file, what is wrong with it, and the remedy."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with open_file(path) as content, pq.ParquetFile(content, page_checksum_verification=True) as file:
-            return file.read(use_threads=False)  # small files: starting threads costs more
+            table = file.read(use_threads=False)  # small files: starting threads costs more
+            table.validate(full=True)
+            return table
     except FileNotFoundError as error:
         raise RunError(f"{path}: is missing; {remedy}") from error
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # whatever its readers raise at bytes that no writer wrote
         if refused := getattr(error, "strerror", None):  # by the system; what pyarrow says of a file's content has none
             raise RunError(f"{path}: cannot be read ({refused}); {remedy}") from error
-        reason = str(error).splitlines()[0].removesuffix(".")
+        reason = next(iter(str(error).splitlines()), type(error).__name__).removesuffix(".")
         raise RunError(f"{path}: is truncated or not Parquet ({reason}); {remedy}") from error
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    """Return a table as a Parquet file, whose pages carry checksums that `read_arrow` verifies; `options` go to pyarrow."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
+    return buffer.getvalue()
 
 
 @contextmanager

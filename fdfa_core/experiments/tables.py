@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from datetime import date, time
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,13 +37,20 @@ class Table(BaseModel):
         return table
 
 
-def _finite(value: Any) -> Any:
-    """Refuse NaN and infinity in an option, which the JSON that identifies a run cannot hold."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    for part in parts:
-        _finite(part)
+def _plain(value: Any) -> Any:
+    """Return an option as the JSON that identifies a run holds it, a tuple as a list.
+
+    What JSON cannot hold is refused: NaN, infinity, dates and times, objects.
+    """
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("finite_number", "a finite number")
+    if not isinstance(value, str | int | float | None):
+        what = "a date or a time" if isinstance(value, date | time) else f"a value of the type {type(value).__name__}"
+        raise PydanticCustomError("plain_value", f"text, a number, true or false, or a list or table of these; {what} is none")
     return value
 
 
@@ -50,7 +58,7 @@ class OpenTable(Table):
     """A table whose further keys are the options of what it names; the registry of these names knows the options."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_finite)]]
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain)]]
 
     @property
     def options(self) -> dict[str, Any]:

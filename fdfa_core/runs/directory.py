@@ -22,7 +22,7 @@ from fdfa_core.experiments.own import configuration
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.files import read_arrow, read_file, reported, write_atomically
 from fdfa_core.locks import held
-from fdfa_core.runs import validation
+from fdfa_core.runs import seal, validation
 from fdfa_core.runs.schema import TABLES
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ class RunDirectory:
 
         path = self.root / run / "gradients" / f"step={step}.safetensors"
         try:
-            return load_file(path)
+            tensors = load_file(path)
+            seal.require_file(self.root / run, f"gradients/{path.name}", self.provenance(run))
+            return tensors
         except FileNotFoundError as error:
             raise RunError(f"{path}: is missing; raw gradients are kept with raw_gradients = true in [probe]") from error
         except (SafetensorError, OSError) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fdfa_core.errors import FdfaError, RunError
-from fdfa_core.runs import validation
+from fdfa_core.runs import seal, validation
 from fdfa_core.runs.directory import is_run_id, read_config
 from fdfa_core.runs.partial import SUFFIX
 from fdfa_core.runs.record import Record
@@ -94,8 +94,10 @@ def _fault_of_run(place: Path, store: Store) -> Finding | None:
     if fault := validation.damage(place):
         return Finding(str(place), fault, f"fdfa sweep FILE --runs {place.parent}, which sets the run aside and makes it again")
     try:
-        validation.checked(store, [store.config(place.name)])
-    except (FdfaError, ValueError) as error:  # in a table, which no sweep reads
+        contents = validation.checked(store, [store.config(place.name)])
+        for file in (contents.provenances[place.name].get("seal") or {"files": ()})["files"]:  # raw gradients among them
+            seal.require_file(place, file, contents.provenances[place.name])
+    except (FdfaError, OSError, ValueError) as error:  # in a table, which no sweep reads
         remedy = f"mv {place} {place}.damaged-0; fdfa sweep FILE --runs {place.parent}, which makes the run again"
         return Finding(str(place), str(error).removeprefix(f"{place}{os.sep}"), remedy)
     return None

@@ -1,4 +1,4 @@
-"""A run that is not finished: files that are written one by one, and a checkpoint."""
+"""A run that is not finished: tables that grow, files that are written one by one, and a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,17 +7,60 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import open_file, reported, sync_directory, write_atomically
+from fdfa_core.files import open_file, parquet, reported, sync_directory, write_atomically
+from fdfa_core.runs import seal, validation
 from fdfa_core.runs.directory import read_config
-from fdfa_core.runs.rows import Rows
 from fdfa_core.runs.schema import TABLES, TYPES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _RUN = "run"  # the key of a checkpoint that names its run
 SUFFIX = ".partial"  # of the directory of a run that is not finished
+
+
+class Rows:
+    """The rows of a table that grows, held as Arrow: a checkpoint of it copies bytes where a list would be pickled anew."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]] = ()):
+        self._parts: list[Any] = []
+        if rows:
+            self.add(rows)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows, all with the same keys and types as those before."""
+        import pyarrow as pa
+
+        self._parts.append(pa.Table.from_pylist(list(rows)))
+
+    def table(self):
+        """Return all rows as one Arrow table, or None without any."""
+        import pyarrow as pa
+
+        # one chunk, whatever the parts were: so the same rows give the same bytes of Parquet
+        return pa.concat_tables(self._parts).combine_chunks() if self._parts else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows as a tensor of bytes."""
+        import pyarrow as pa
+        import torch
+
+        if (table := self.table()) is None:
+            return {}
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return {"arrow": torch.frombuffer(bytearray(sink.getvalue()), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        import pyarrow as pa
+
+        self._parts = [pa.ipc.open_stream(state["arrow"].numpy()).read_all()] if state else []
 
 
 class PartialRun:
@@ -57,14 +100,7 @@ class PartialRun:
 
     def write_table(self, name: str, rows: Rows | Sequence[Mapping[str, Any]]) -> None:
         """Write rows as ``<name>.parquet``; a table without rows keeps its columns."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        empty = pa.schema([(column, TYPES.get(column, "float64")) for column in TABLES[name]]).empty_table()
-        table = (rows if isinstance(rows, Rows) else Rows(rows)).table() or empty
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        write_atomically(self.path / f"{name}.parquet", buffer.getvalue())
+        write_atomically(self.path / f"{name}.parquet", parquet(_arrow(name, rows)))
 
     def write_gradients(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Write raw gradients as ``gradients/step=<step>.safetensors``."""
@@ -113,10 +149,17 @@ class PartialRun:
         provenance: Mapping[str, Any],
         summary: Mapping[str, Any],
     ) -> Path:
-        """Write all that a finished run holds, the summary last, and move it to its final place, which is returned."""
+        """Write all that a finished run holds, the summary last, and move it to its final place, which is returned.
+
+        The provenance gets the seal of the run (`fdfa_core.runs.validation.sealed`).
+        """
+        written = {}
         for name, rows in tables.items():
             self.write_table(name, rows)
-        self.write_json("provenance.json", provenance)
+            written[name] = validation.conform(_arrow(name, rows), name, self.path / f"{name}.parquet")
+        files = {f"{name}.parquet": self.path / f"{name}.parquet" for name in tables}
+        files |= {f"gradients/{path.name}": path for path in sorted((self.path / "gradients").glob("*.safetensors"))}
+        self.write_json("provenance.json", seal.sealed(provenance, summary, written, files))
         self.write_json("summary.json", summary)
         return self.publish()
 
@@ -133,3 +176,11 @@ class PartialRun:
             os.rename(self.path, self.final)
             sync_directory(self.final.parent)
         return self.final
+
+
+def _arrow(name: str, rows: Rows | Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as a table, which without rows has its columns all the same."""
+    import pyarrow as pa
+
+    empty = pa.schema([(column, TYPES.get(column, "float64")) for column in TABLES[name]]).empty_table()
+    return (rows if isinstance(rows, Rows) else Rows(rows)).table() or empty

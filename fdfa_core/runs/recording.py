@@ -6,7 +6,6 @@ is written beside the old one and then takes its place as a whole: a writer that
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.files import make_directory, reported, sync_directory, write_atomically
+from fdfa_core.files import make_directory, parquet, reported, sync_directory, write_atomically
 from fdfa_core.locks import held as held_lock
 from fdfa_core.runs import validation
 from fdfa_core.runs.directory import MARKER, RunDirectory
@@ -278,8 +277,4 @@ def _as_dictionary(column: pa.ChunkedArray, runs: Sequence[str]) -> pa.Array:
 
 
 def _parquet(table: pa.Table) -> bytes:
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(table.combine_chunks(), buffer, compression="zstd", row_group_size=max(1, len(table)))
-    return buffer.getvalue()
+    return parquet(table.combine_chunks(), row_group_size=max(1, len(table)))

@@ -1,8 +1,11 @@
 """What a sound run is. Every run is checked here before it counts as finished, is read for analysis, or enters a record.
 
-A sweep looks at the start of every run directory (`damage`): links, configuration, summary, and whether each file is present
-and whole. Whoever reads the numbers checks all of them (`checked`). Each fault is an error that names the file, what it holds
-and what is accepted.
+A sweep looks at every run directory (`damage`): links, configuration, summary, and whether each file is present and the one
+that the run wrote. Whoever reads the numbers checks all of them (`checked`). Each fault is an error that names the file, what
+it holds and what is accepted.
+
+A finished run carries a seal in its provenance, hashes of all that it wrote (`fdfa_core.runs.seal`), so that also a number that
+was altered within what is plausible is found. Runs of earlier versions have no seal, and are read as before.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, mod
 from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.files import open_file, read_file
+from fdfa_core.runs import seal
 from fdfa_core.runs.schema import COLUMNS, METRICS, OWN_COLUMNS, TABLES, TYPES, expected_tables
 from fdfa_core.signatures import in_words
 
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from fdfa_core.runs.store import Store
-
 
 
 class _Shape(BaseModel):
@@ -76,8 +79,19 @@ class _Data(_Shape):
     notes: list[str]
 
 
+class _Seal(_Shape):
+    model_config = ConfigDict(extra="forbid")
+
+    summary: str
+    provenance: str
+    tables: dict[str, str]
+    files: dict[str, str]
+
+
 class Provenance(_Shape):
-    """What `provenance.json` of a run holds."""
+    """What `provenance.json` of a run holds. Other keys are refused, since a seal under another name would be none."""
+
+    model_config = ConfigDict(extra="forbid")
 
     code: _Code
     versions: dict[str, str | None]
@@ -87,6 +101,10 @@ class Provenance(_Shape):
     started: str
     finished: str
     resumed: list[_Resumed] = []
+    plugins: Any = None
+    own_code: Any = None
+    renamed: Any = None
+    seal: _Seal | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,7 @@ def checked(store: Store, configs: Sequence[RunConfig]) -> Contents:
     """Read runs and check all that they hold.
 
     Raises:
-        RunError: a file is missing, cannot be read, or holds what no such run writes.
+        RunError: a file is missing, cannot be read, or holds what no such run writes, or not what this one wrote.
     """
     configs = list(configs)
     for config in configs:
@@ -126,11 +144,15 @@ def checked(store: Store, configs: Sequence[RunConfig]) -> Contents:
             if given != wanted:
                 raise RunError(f"{store.place(config.id)}: its provenance has the {key} {given!r}; accepted: {wanted!r}, as in "
                                "its configuration")  # fmt: skip
+        if fault := seal.unlike(origin, summaries[config.id]):
+            raise RunError(f"{store.place(config.id)}: {fault}")
     tables = {}
     for name in TABLES:
         writers = [config.id for config in configs if name in tables_of(config)]
         if writers:
-            tables[name] = store.table(name, writers)
+            table = store.arrow(name, writers)
+            seal.check_rows(table, name, writers, provenances, store.place)
+            tables[name] = table.to_pandas()
     _check_rows(configs, summaries, tables, store.place)
     return Contents(configs, summaries, provenances, tables)
 
@@ -142,6 +164,8 @@ def tables_of(config: RunConfig) -> list[str]:
 
 def damage(directory: str | Path, run: str | None = None) -> str:
     """Say what is wrong with the directory of a finished run, or return an empty text; tables are not read.
+
+    Raw gradients are left to those who read them: they may be large.
 
     Args:
         directory: of the run.
@@ -156,11 +180,14 @@ def damage(directory: str | Path, run: str | None = None) -> str:
         if configuration_id(config) != run:
             return "its config.json is that of another run"
         probe = config.get("probe") or {}
-        check_summary(json.loads(read_file(directory / "summary.json")), directory / "summary.json")
-        check_provenance(json.loads(read_file(directory / "provenance.json")), directory / "provenance.json")
+        summary = check_summary(json.loads(read_file(directory / "summary.json")), directory / "summary.json")
+        origin = check_provenance(json.loads(read_file(directory / "provenance.json")), directory / "provenance.json")
+        if fault := seal.unlike(origin, summary):
+            return fault
         for name in expected_tables(bool(probe), bool(probe.get("feedback"))):
             if not _ends_as_parquet(directory / f"{name}.parquet"):
                 return f"{name}.parquet is truncated or not Parquet"
+            seal.require_file(directory, f"{name}.parquet", origin)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except OSError as error:

@@ -38,7 +38,7 @@ from fdfa_core.losses import make_loss
 from fdfa_core.measuring.scalars import scalars_of
 from fdfa_core.measuring.summary import summarise
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.runs.rows import Rows
+from fdfa_core.runs.partial import Rows
 
 PARTS = ("averaging", "lag", "start", "sampling")
 

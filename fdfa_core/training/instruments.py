@@ -22,7 +22,7 @@ from fdfa_core.measuring.probe import probe
 from fdfa_core.measuring.reference import Reference
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.random_state import preserve_random_stream
-from fdfa_core.runs.rows import Rows
+from fdfa_core.runs.partial import Rows
 from fdfa_core.seeds import derive, stream
 from fdfa_core.training.feedback_watch import FeedbackWatch
 

@@ -23,7 +23,7 @@ from fdfa_core.estimators import make_estimator
 from fdfa_core.experiments import schedules
 from fdfa_core.experiments.tables import RunConfig, located
 from fdfa_core.losses import make_loss
-from fdfa_core.runs.rows import Rows
+from fdfa_core.runs.partial import Rows
 from fdfa_core.seeds import derive, stream
 from fdfa_core.training import build
 from fdfa_core.training.instruments import Instruments

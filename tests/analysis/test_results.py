@@ -125,6 +125,7 @@ def test_raw_gradients_are_read_by_name(tmp_path):
     draws = np.arange(6.0).reshape(3, 2)
     (tmp_path / "run" / "gradients").mkdir(parents=True)
     save_file({"fg-w/0.affine.weight": draws}, tmp_path / "run" / "gradients" / "step=4.safetensors")
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(synthetic_logs.provenance()))
     np.testing.assert_array_equal(logs.gradients(tmp_path, "run", 4)["fg-w/0.affine.weight"], draws)
 
 

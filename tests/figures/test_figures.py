@@ -18,6 +18,7 @@ from analysis import benches
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from figures import _labels, render, style
 from places import ROOT
+from tiny import Child
 
 FIGURES = (
     "alignment_angles",
@@ -312,6 +313,26 @@ def test_equal_logs_give_equal_bytes_in_another_process(rendered, tmp_path):
     subprocess.run(arguments, check=True, env=environment, cwd=ROOT)
     for ending in ("png", "pdf", "csv"):
         assert (tmp_path / "out" / f"convergence.{ending}").read_bytes() == (out / f"convergence.{ending}").read_bytes()
+
+
+def test_two_that_draw_for_the_first_time_at_once_both_end_with_whole_files(place, rendered, tmp_path):
+    experiments, root, _ = place
+    out = tmp_path / "for the first time"
+    drawing = [Child(render.render, "tiny", root, out, ["convergence"], experiments=experiments) for _ in range(2)]
+    written = {f"convergence.{ending}" for ending in ("png", "pdf", "csv")}
+    assert [{path.name for path in child.result()} for child in drawing] == [written, written]
+    for path in out.glob("convergence.*"):
+        assert path.read_bytes() == (rendered[2] / path.name).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == [render.MARKER, ".stamps", *sorted(written)]
+
+
+def test_many_that_open_a_directory_for_the_first_time_at_once_all_may_write_to_it(tmp_path):
+    def open_and_write(out, name):
+        (render.open_directory(out) / name).write_text("a figure")
+
+    for attempt in range(10):
+        opening = [Child(open_and_write, tmp_path / str(attempt), f"{i}.png") for i in range(4)]
+        assert [child.result() for child in opening] == [None] * 4
 
 
 # --- how they fail ---------------------------------------------------------------------------------------------------

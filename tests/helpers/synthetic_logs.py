@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from fdfa_core.estimators.labels import label
 from fdfa_core.experiments.loading import load_profile
+from fdfa_core.runs import seal, validation
 
 STEPS = (0, 1, 4)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -204,6 +206,15 @@ def write_run(root, config, *, diverged=False):
     outcome |= {"steps": 2 if diverged else int(steps[-1]), "final": final(metrics)}
     (directory / "summary.json").write_text(json.dumps(outcome))
     (directory / "provenance.json").write_text(json.dumps(provenance(config)))
+
+
+def seal_run(run):
+    """Give the directory of a run the seal that its maker would have given it."""
+    tables = {path.stem: path for path in run.glob("*.parquet")}
+    files = {path.relative_to(run).as_posix(): path for path in (*tables.values(), *run.glob("gradients/*"))}
+    tables = {name: validation.conform(pq.read_table(path), name, path) for name, path in tables.items()}
+    origin, outcome = (json.loads((run / f"{name}.json").read_text()) for name in ("provenance", "summary"))
+    (run / "provenance.json").write_text(json.dumps(seal.sealed(origin, outcome, tables, files)))
 
 
 def final(metrics):

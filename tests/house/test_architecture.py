@@ -72,7 +72,7 @@ TORCH_FREE = (
     "fdfa_core.runs.doctor",
     "fdfa_core.runs.record",
     "fdfa_core.runs.recording",
-    "fdfa_core.runs.rows",
+    "fdfa_core.runs.seal",
     "fdfa_core.runs.store",
     "fdfa_core.runs.validation",
     "fdfa_core.sweeps.sweep",

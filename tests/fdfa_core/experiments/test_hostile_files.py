@@ -7,7 +7,8 @@ import pytest
 from fdfa_core.errors import InvalidInput
 from fdfa_core.experiments import loading
 from fdfa_core.experiments.loading import load_experiment
-from tiny import TOML
+from fdfa_core.experiments.tables import RunConfig
+from tiny import TOML, tiny
 
 FILES = {
     "lists within lists": ("a = " + "[" * 5000 + "]" * 5000, "tables and lists at most 16 deep"),
@@ -43,6 +44,37 @@ def test_what_no_experiment_holds_is_refused(tmp_path, content, said):
         load_experiment(path)
     assert "experiment.toml" in str(error.value) and "Did you mean 'description'" not in str(error.value)
     assert time.monotonic() - began < 20
+
+
+NO_OPTIONS = {
+    "a date": ("1979-05-27", "a date or a time is none"),
+    "a time": ("07:32:00", "a date or a time is none"),
+    "a moment": ("1979-05-27T07:32:00Z", "a date or a time is none"),
+    "a nested date": ("[[{ a = 1979-05-27 }]]", "a date or a time is none"),
+    "no number": ("nan", "a finite number"),
+    "a nested infinity": ("[{ a = [inf] }]", "a finite number"),
+}
+PLACES = {  # key → what stands in the file, and what takes its place
+    "network.hidden": ("hidden = [8, 8]", "hidden = VALUE"),
+    "cases[0].estimator.feedback_lr": ('name = "bp"', 'name = "fdfa", feedback_lr = VALUE'),
+    "probe.estimators[0].site": ('name = "self"', 'name = "fg-a", site = VALUE'),
+    "grid.network.bias": ("seed = [0, 1]", '"network.bias" = [true, VALUE]'),
+}
+
+
+@pytest.mark.parametrize("value, said", NO_OPTIONS.values(), ids=NO_OPTIONS)
+@pytest.mark.parametrize("key", PLACES)
+def test_an_option_that_no_json_holds_is_refused_by_file_and_key(tmp_path, key, value, said):
+    old, new = PLACES[key]
+    path = tmp_path / "experiment.toml"
+    path.write_text(TOML.replace(old, new.replace("VALUE", value), 1))
+    with pytest.raises(InvalidInput) as error:
+        load_experiment(path)
+    assert f"experiment.toml: {key}" in str(error.value) and said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tuple_is_the_list_that_json_makes_of_it():
+    assert tiny(network={"hidden": (8, 8)}) == RunConfig.from_json(tiny(network={"hidden": (8, 8)}).canonical())
 
 
 def test_a_circle_of_links_is_no_traceback(tmp_path):

@@ -10,8 +10,7 @@ import torch
 from fdfa_core.errors import RunError
 from fdfa_core.runs import schema
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_config, read_table
-from fdfa_core.runs.partial import PartialRun
-from fdfa_core.runs.rows import Rows
+from fdfa_core.runs.partial import PartialRun, Rows
 from fdfa_core.training.run import train
 from tiny import Child, tiny
 

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 import fdfa_cli
 import synthetic_logs
 from fdfa_core.errors import RunError
 from fdfa_core.experiments.loading import load_profile
-from fdfa_core.runs import schema, validation
+from fdfa_core.runs import schema, seal, validation
 from fdfa_core.runs.directory import open_root
 from fdfa_core.runs.doctor import examine
 from fdfa_core.runs.store import open_store
@@ -177,6 +180,68 @@ def test_a_run_without_rows_has_to_have_diverged(run):
         check(run)
     edit("summary", status="diverged", diverged_step=0, steps=0)(run)
     assert len(check(run).tables["metrics"]) == 0
+
+
+# --- what was altered within what is plausible, which the seal of a run shows -------------------------------------------
+
+PLAUSIBLE = {
+    "metrics": change("metrics", test_accuracy=0.7),
+    "probes": change("probes", bias2=0.25),
+    "feedback": change("feedback", error2=0.25),
+    "timing": change("timing", training_seconds=0.11),
+    "summary": edit("summary", parameters=7),
+    "provenance": edit("provenance", code={"commit": "f" * 40, "dirty": False}),
+}
+
+
+@pytest.fixture
+def sealed_run(run):
+    synthetic_logs.seal_run(run)
+    return run
+
+
+@pytest.mark.parametrize("name", PLAUSIBLE)
+def test_what_was_altered_within_what_is_plausible_is_named(sealed_run, name):
+    check(sealed_run)
+    PLAUSIBLE[name](sealed_run)
+    with pytest.raises(RunError, match=f"{name}.*was altered after the run wrote it") as error:
+        check(sealed_run)
+    assert sealed_run.name in str(error.value)
+    assert name in validation.damage(sealed_run) and "was altered" in validation.damage(sealed_run)
+    assert "was altered" in examine(sealed_run.parent).damaged[0].fault
+
+
+@pytest.mark.parametrize("name", PLAUSIBLE)
+def test_a_run_without_a_seal_is_read_as_before(run, name):
+    PLAUSIBLE[name](run)
+    assert check(run).summaries and validation.damage(run) == ""
+
+
+def test_a_seal_under_another_name_is_none(sealed_run):
+    content = (sealed_run / "provenance.json").read_text()
+    (sealed_run / "provenance.json").write_text(content.replace('"seal"', '"seam"'))
+    assert "(seam: got " in validation.damage(sealed_run) and "accepted: no such key" in validation.damage(sealed_run)
+
+
+def test_altered_raw_gradients_are_not_read(run):
+    (run / "gradients").mkdir()
+    path = run / "gradients" / "step=3.safetensors"
+    save_file({"bp/1.bias": np.arange(3.0)}, path)
+    synthetic_logs.seal_run(run)
+    assert open_store(run.parent).gradients(run.name, 3)["bp/1.bias"].tolist() == [0, 1, 2]
+    save_file({"bp/1.bias": np.arange(1.0, 4.0)}, path)
+    with pytest.raises(RunError, match="step=3.safetensors: was altered"):
+        open_store(run.parent).gradients(run.name, 3)
+    assert "step=3.safetensors: was altered" in examine(run.parent).damaged[0].fault
+
+
+def test_the_seal_is_of_values_and_not_of_how_a_table_holds_them(run):
+    table = validation.conform(pq.read_table(run / "probes.parquet"), "probes", run)
+    pieces = pa.concat_tables([table.slice(0, 5), table.slice(5)])
+    without = table.set_column(table.column_names.index("own_norm"), "own_norm", pa.nulls(len(table), "float64"))
+    hashes = {seal.table_sha256(each) for each in (table, pieces, without, without.drop_columns("own_norm"))}
+    assert len(hashes) == 1 and seal.table_sha256(table.slice(1)) not in hashes
+    assert seal.table_sha256(table.slice(3, 2)) == seal.table_sha256(pieces.slice(3, 2))
 
 
 # --- what a sweep sees without reading a table -----------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import random
 import signal
@@ -10,7 +11,9 @@ import time
 import joblib
 import pytest
 import torch
+from click.testing import CliRunner
 
+import fdfa_cli
 import synthetic_logs
 from fdfa_core.errors import InvalidInput, RunError, Unsupported
 from fdfa_core.runs.directory import claim, is_complete, open_root, read_provenance, read_summary
@@ -18,7 +21,7 @@ from fdfa_core.sweeps import sweep as sweeping
 from fdfa_core.sweeps.sweep import sweep
 from fdfa_core.training.run import train
 from places import ROOT
-from processes import workers
+from processes import until, workers
 from tiny import PROBE, Child, tables, tiny
 
 pytestmark = pytest.mark.timeout(300)  # process starts are slow on a busy machine
@@ -296,6 +299,35 @@ def test_a_dask_cluster_that_loses_a_worker_finishes_all_runs(tmp_path):
         killer.join()
     assert sorted(summary.finished) == sorted(run.id for run in runs)
     assert tables(tmp_path / runs[0].id) == tables(train(runs[0], tmp_path / "single", threads=1))
+
+
+def test_a_scheduler_that_dies_ends_the_command_with_one_line(tmp_path, monkeypatch, capfd, experiment):
+    from fdfa_core.sweeps import dask
+
+    monkeypatch.setattr(dask, "FIRST", 0.2)
+    place = tmp_path / "scheduler.json"
+    options = ["--port", "0", "--no-dashboard", "--scheduler-file", str(place)]
+    scheduler = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *options], stderr=subprocess.DEVNULL)
+    try:
+        until(place.exists)
+        address = json.loads(place.read_text())["address"]
+        said = []
+
+        def kill_it_once_runs_wait(text):
+            said.append(text)
+            scheduler.kill()
+
+        monkeypatch.setattr(dask, "say", kill_it_once_runs_wait)
+        where = ["--runs", str(tmp_path / "runs"), "--cluster", address]
+        result = CliRunner().invoke(fdfa_cli.main, ["sweep", str(experiment), *where])
+    finally:
+        scheduler.kill()
+        scheduler.wait()
+    assert len(said) == 1 and "has no worker" in said[0] and "4 runs wait" in said[0]
+    assert result.exit_code == 2
+    lost = f"Error: cluster {address}: the scheduler does not answer any more; 4 runs are unfinished. The same command resumes"
+    assert [line for line in result.stderr.splitlines() if lost in line] == [result.stderr.splitlines()[-1]]
+    assert "Traceback" not in result.output + capfd.readouterr().err
 
 
 def test_complete_runs_in_a_directory_that_cannot_be_written_to_are_skipped(tmp_path, monkeypatch):
