@@ -14,6 +14,7 @@ from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.networks.blocks import Block, require_site
+from fdfa_core.networks.served import coupled
 
 
 @register("fg-a")
@@ -63,6 +64,12 @@ class ActivityPerturbation(Estimator):
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.tangents, self.site = Tangents(perturbation, tangents, combine), site
+
+    @property
+    def expectation(self) -> str:
+        """The gradient, unless directions are projected on, or samples are coupled and each follows its own slope."""
+        unbiased = self.tangents.how == "mean" and (self.slope == "batch" or not coupled(self.net))
+        return "gradient" if unbiased else "biased"
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""
@@ -126,6 +133,11 @@ class GuessedDirections(Estimator):
         super().__init__(net, **common)
         self.tangents, self.rank = Tangents(perturbation, tangents, "mean"), rank
         self._bases: dict[int, tuple[Tensor, Tensor | None]] = {}  # weights as they were, and V_l
+
+    @property
+    def expectation(self) -> str:
+        """The gradient, where no rank cuts the space and samples are not coupled."""
+        return "gradient" if self.rank is None and not coupled(self.net) else "biased"
 
     def basis(self, block: int) -> Tensor | None:
         """Return V_l (n_l, k) at the present weights, or None where all directions are taken."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fdfa_core.estimators import consistency
-from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.base import Estimator, repeat, require_replicates
 from fdfa_core.estimators.registry import register
 from fdfa_core.gradients import gradients_of, true_gradient
 from fdfa_core.linearisation.calls import as_written
@@ -21,6 +21,7 @@ class Backpropagation(Estimator):
     """
 
     blockwise = False
+    expectation, variance = "gradient", 0.0
 
     def backward(self, x, y):
         """One plain training step: the network is called as any torch module."""
@@ -55,6 +56,7 @@ class Backpropagation(Estimator):
 
     def draws(self, x, y, replicates, *, replica=None):
         """Return the batch gradient R times, without copying."""
+        require_replicates(replicates)
         return repeat(self.estimate(x, y), (replicates,))
 
     def gradients(self, trace, error, targets, lead):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.options import Combination, Count, Perturbation
-from fdfa_core.perturbations import make_law
+from fdfa_core.perturbations import Gaussian, Rademacher, Sphere, make_law
 
 CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
 
@@ -57,6 +57,15 @@ class Tangents:
             raise InvalidInput(
                 "tangents", self.count, f'at most {dimension}, the dimension perturbed, with combine="projection"'
             )
+
+    def noise(self, dimension: int) -> float | None:
+        """Return the variance of a "mean" over ‖∇‖² in d dimensions: (d + κ − 2)/K for independent entries of kurtosis κ.
+
+        On the sphere it is (d − 1)/K. None for "projection", and for laws that are not the project's.
+        """
+        if self.how != "mean" or type(self.law) not in (Gaussian, Rademacher, Sphere):
+            return None
+        return (dimension - 1 if type(self.law) is Sphere else dimension + self.law.kurtosis - 2) / self.count
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
         """Return estimates (…, d) from slopes (…, K) along directions (…, K, d). The directions may be overwritten."""
