@@ -65,14 +65,20 @@ class Report:
         """The checks that failed or were left undecided."""
         return [name for name, finding in self.findings.items() if not finding.ok]
 
+    @property
+    def summary(self) -> str:
+        """How many checks have nothing against it."""
+        return f"  {len(self.findings) - len(self.failed)} of {len(self.findings)} checks have nothing against it"
+
     def __str__(self) -> str:
-        wide, lines = max(map(len, self.findings), default=0), [self.estimator]
-        for name, finding in self.findings.items():
-            text = textwrap.wrap(finding.detail, 88) or [""]
-            lines.append(f"  {name:{wide}}  {finding.outcome:14}  {text[0]}")
-            lines += [" " * (wide + 20) + more for more in text[1:]]
-        count = len(self.findings) - len(self.failed)
-        return "\n".join([*lines, f"  {count} of {len(self.findings)} checks have nothing against it"])
+        return "\n".join([self.estimator, *(row(*each) for each in self.findings.items()), self.summary])
+
+
+def row(name: str, finding: Finding) -> str:
+    """Return a check's row of the table."""
+    wide = max(map(len, CHECKS))
+    text = textwrap.wrap(finding.detail, 88) or [""]
+    return "\n".join([f"  {name:{wide}}  {finding.outcome:14}  {text[0]}", *(" " * (wide + 20) + more for more in text[1:])])
 
 
 def estimator_checks(
@@ -119,9 +125,13 @@ def estimator_checks(
         yield name, lambda name=name: carried_out(name)
 
 
-def report_on(subject: Subject) -> Report:
-    """Carry out every check on a subject; nothing is raised for what they find."""
-    return Report(subject.name, {name: examine(name, subject) for name in CHECKS})
+def report_on(subject: Subject, watch: Callable[[str, Finding], object] = lambda name, finding: None) -> Report:
+    """Carry out every check on a subject, and hand each finding to `watch` as it comes; no finding is raised."""
+    findings = {}
+    for name in CHECKS:
+        findings[name] = examine(name, subject)
+        watch(name, findings[name])
+    return Report(subject.name, findings)
 
 
 def check_estimator(

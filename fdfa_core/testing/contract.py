@@ -131,19 +131,17 @@ def network_untouched(subject: Subject) -> str:
     for normalised in (False, True) if subject.own_network is None else (False,):
         net, x, y = subject.problem(normalised=normalised)
         try:
-            estimator = subject.make(net)
-            estimator.estimate(x, y)
+            untouched(subject.make(net), x, y)
         except Unsupported:
             if not normalised:
                 raise
             continue
-        untouched(estimator, x, y)
         met.append("with running statistics" if normalised else "plain")
     return ", ".join(met)
 
 
 def untouched(estimator: Estimator, x: Tensor, y: Tensor) -> None:
-    """Raise `AssertionError` if `estimate`, `sample` or `advance` touches the network, its gradients or the batch."""
+    """Raise `AssertionError` if `estimate`, `sample` or `advance` touches the network, its gradients, the batch or a stream."""
     held = [(p, p.grad) for p in estimator.net.parameters()]
     stream = torch.Generator().manual_seed(0)
     for p in estimator.net.parameters():

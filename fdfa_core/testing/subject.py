@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fdfa_core.errors import InvalidInput
+from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.registry import estimator_class, make_estimator
 from fdfa_core.gradients import true_gradient
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.dense import fully_connected
+from fdfa_core.signatures import check_options
 
 ALPHA = 0.01  # chance that an estimator that is right fails any of the checks
 BUDGET = 300_000  # draws of one test
@@ -148,7 +149,7 @@ class Subject:
         **options: the estimator's own.
 
     Raises:
-        InvalidInput: no estimator, or a network that does not fit.
+        InvalidInput: no estimator, an option that it does not have or that cannot be, or a network that does not fit.
     """
 
     def __init__(
@@ -166,6 +167,10 @@ class Subject:
             raise InvalidInput("estimator", estimator, "a registered name, or a subclass of fdfa_core.Estimator")
         self.cls = estimator_class(estimator) if isinstance(estimator, str) else estimator
         self.name = estimator if isinstance(estimator, str) else getattr(estimator, "name", estimator.__name__)
+        for option in options:
+            if option not in self.cls.options():
+                raise UnknownName(f"option of {self.name}", option, self.cls.options() or ["none: it has no options"])
+        check_options(self.cls.options(), options)
         self.given, self.loss, self.seed, self.options = estimator, loss, seed, options
         self.alpha, self.budget, self.own_network = alpha, budget, network
         if len(self.problem()[1]) < 4:
@@ -290,7 +295,7 @@ def story(estimator: Estimator, x: Tensor, y: Tensor, steps: int = 3) -> list[di
 
 
 def snapshot(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, object]:
-    """Return copies of all that an estimate may not touch: parameters, buffers, gradients, flags, modes, hooks, the batch."""
+    """Return copies of what no estimate may touch: the network's tensors, flags, modes and hooks, the batch, global streams."""
     tensors = {f"parameter {n}": p.detach().clone() for n, p in net.named_parameters()}
     tensors |= {f"buffer {n}": b.clone() for n, b in net.named_buffers()}
     tensors |= {f".grad of {n}": None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
@@ -298,6 +303,8 @@ def snapshot(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, object]:
     tensors |= {f"mode of {n or 'the network'}": m.training for n, m in net.named_modules()}
     hooks = {n: len(m._forward_hooks) + len(m._forward_pre_hooks) for n, m in net.named_modules()}
     tensors |= {f"hooks of {n or 'the network'}": count for n, count in hooks.items()}
+    streams = zip(("torch", "NumPy", "Python"), host_streams(), strict=True)
+    tensors |= {f"the global random stream of {name}": state for name, state in streams}
     return {**tensors, "the inputs x": x.clone(), "the targets y": y.clone()}
 
 
