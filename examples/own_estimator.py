@@ -5,7 +5,7 @@ Run it from the root of the project: python examples/own_estimator.py
 
 import torch
 
-from fdfa_core import available_estimators, fully_connected, make_estimator, measure, register
+from fdfa_core import available_estimators, fully_connected, make_estimator, measure, register, true_gradient
 from fdfa_core.estimators import Estimator
 from fdfa_core.estimators.options import Positive
 from fdfa_core.linearisation.functional import functional_call
@@ -22,9 +22,17 @@ class SimultaneousPerturbation(Estimator):
         epsilon: ε, half the distance between the two points.
     """
 
+    expectation = "gradient"
+
     def __init__(self, net, *, epsilon: Positive = 1e-2, **common):
         super().__init__(net, **common)
         self.epsilon = epsilon
+
+    def variance(self, x, y):
+        """Return (P − 1) ‖∇ℓ‖² for the P parameters that train."""
+        truth = true_gradient(self.net, x, y, self.loss)
+        trained = [truth[name] for name, p in self.net.named_parameters() if p.requires_grad]
+        return (sum(g.numel() for g in trained) - 1) * sum(float(g.square().sum()) for g in trained)
 
     def gradients(self, trace, error, targets, lead):
         """Return one draw, or with lead = (R,) a stack of R."""
@@ -35,14 +43,14 @@ class SimultaneousPerturbation(Estimator):
 
     def draw(self, trace, targets):
         """Return slope · v for a new v."""
-        v = {name: self.random_signs(p) for name, p in self.net.named_parameters()}
+        v = {name: self.random_signs(p) for name, p in self.net.named_parameters() if p.requires_grad}
         above, below = (self.loss_at(step, v, trace.input, targets) for step in (self.epsilon, -self.epsilon))
         slope = (above - below) / (2 * self.epsilon)
         return {name: slope * direction for name, direction in v.items()}
 
     def loss_at(self, step, v, x, targets):
         """Return the mean loss at θ + step · v. Running statistics move in a copy: an estimate changes nothing."""
-        moved = {name: p.detach() + step * v[name] for name, p in self.net.named_parameters()}
+        moved = {name: p.detach() + step * v.get(name, 0) for name, p in self.net.named_parameters()}
         buffers = {name: b.clone() for name, b in self.net.named_buffers()}
         return self.loss(functional_call(self.net, {**moved, **buffers}, (x,)), targets)
 

@@ -38,6 +38,7 @@ for _command in (
     results.power,
     output.figures,
     output.report,
+    maintain.check,
     maintain.doctor,
     maintain.audit,
     maintain.verify,

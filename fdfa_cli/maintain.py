@@ -1,12 +1,100 @@
-"""Commands for those who look after code and runs: doctor, verify, reference, readme, previews."""
+"""Commands for those who look after code and runs: check, doctor, audit, verify, reference, readme, previews."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fdfa_cli.shared import RUNS, SECONDS, exit_with_failures, figures_of, load_experiments, options, record_of
+
+if TYPE_CHECKING:
+    from fdfa_core.testing import Report
+
+
+@click.command(short_help="Check the estimators that a file of yours registers.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--estimator", "chosen", multiple=True, metavar="NAME", help="Only this one of the file's (repeatable).")
+@click.option("--option", "settings", multiple=True, metavar="NAME=VALUE", help="An option of its own (repeatable).")
+@click.option("--network", metavar="MODULE:FUNCTION", help="Returns (network, x, y) to check on.  [default: a small one]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of all random numbers.")
+@click.option("--budget", type=click.IntRange(min=1000), metavar="DRAWS", help="Most draws of one test.  [default: 300000]")
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit's XML there.")
+def check(
+    file: Path,
+    chosen: tuple[str, ...],
+    settings: tuple[str, ...],
+    network: str | None,
+    seed: int,
+    budget: int | None,
+    junit: Path | None,
+) -> None:
+    """Check every estimator that a Python FILE registers against the contract of an estimator; docs/checking.md has its checks.
+
+    Exit with code 1 if a check fails or cannot decide, and with code 2 if there is nothing to check.
+    """
+    from fdfa_core import testing
+    from fdfa_core.estimators.registry import registered_in
+    from fdfa_core.experiments.tables import require_known
+    from fdfa_core.files import make_directory, write_atomically
+    from fdfa_core.references import resolve
+    from fdfa_core.testing.subject import BUDGET, Subject
+
+    given = dict(map(_setting, settings)) | {"network": resolve("--network", network) if network else None}
+    if junit:
+        make_directory(junit.absolute().parent)  # before seconds of work whose result would have nowhere to go
+    names = registered_in(file)
+    for name in chosen:
+        require_known("--estimator", name, names)
+    subjects = [Subject(name, seed=seed, budget=budget or BUDGET, **given) for name in chosen or names]
+    reports = []
+    for subject in subjects:
+        click.echo(subject.name)
+        reports.append(testing.report_on(subject, lambda check, finding: click.echo(testing.row(check, finding))))
+        click.echo(f"{reports[-1].summary}\n")
+    if junit:
+        write_atomically(junit, _junit(reports))
+    if not all(report.ok for report in reports):
+        click.get_current_context().exit(1)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """Return the name and the value of NAME=VALUE; a value that is no Python literal is a word."""
+    import ast
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.UsageError(f"--option: got {text!r}; accepted: NAME=VALUE, e.g. tangents=4")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _junit(reports: list[Report]) -> bytes:
+    """Return reports as JUnit's XML; what does not apply or is not declared counts as skipped."""
+    from xml.etree import ElementTree
+
+    def printable(text: str) -> str:  # XML knows no control characters
+        return "".join(letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+    suites = ElementTree.Element("testsuites")
+    for report in reports:
+        skipped = {name for name, f in report.findings.items() if f.outcome in ("not declared", "does not apply")}
+        counts = {"tests": len(report.findings), "failures": len(report.failed), "skipped": len(skipped), "errors": 0}
+        suite = ElementTree.SubElement(suites, "testsuite", name=report.estimator, **{k: str(v) for k, v in counts.items()})
+        for name, finding in report.findings.items():
+            case = ElementTree.SubElement(suite, "testcase", classname=f"fdfa.{report.estimator}", name=name)
+            said = printable(f"{finding.outcome}: {finding.detail}")
+            if not finding.ok:
+                ElementTree.SubElement(case, "failure", type=finding.outcome, message=said)
+            elif name in skipped:
+                ElementTree.SubElement(case, "skipped", message=said)
+            else:
+                ElementTree.SubElement(case, "system-out").text = said
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
 @click.command(short_help="Check runs or a record, and say what mends them.")

@@ -25,12 +25,13 @@ REFERENCE = {
     "estimators": ("Estimators", ["fdfa_core/estimators/*.py"]),
     "networks": ("Networks", ["fdfa_core/networks/*.py"]),
     "parts": (
-        "Laws, losses, measuring, data",
+        "Laws, losses, measuring, testing, data",
         [
             "fdfa_core/perturbations.py",
             "fdfa_core/losses.py",
             "fdfa_core/gradients.py",
             "fdfa_core/measuring/*.py",
+            "fdfa_core/testing/*.py",
             "fdfa_core/data/*.py",
             "fdfa_core/errors.py",
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,12 @@ from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.options import Combination, Count, Mask, Perturbation, Readout, Site, Slope
 from fdfa_core.estimators.registry import register
-from fdfa_core.estimators.tangents import Tangents
+from fdfa_core.estimators.tangents import PerturbedUnits, Tangents
+from fdfa_core.linearisation.factored import norm2
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.networks.blocks import Block, require_site
+from fdfa_core.networks.served import coupled
+from fdfa_core.random_state import preserve_random_stream
 
 
 @register("fg-a")
@@ -63,6 +67,33 @@ class ActivityPerturbation(Estimator):
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.tangents, self.site = Tangents(perturbation, tangents, combine), site
+
+    @property
+    def expectation(self) -> str:
+        """The gradient, unless directions are projected on, or samples are coupled and each follows its own slope."""
+        unbiased = self.tangents.how == "mean" and (self.slope == "batch" or not coupled(self.net))
+        return "gradient" if unbiased else "biased"
+
+    def variance(self, x: Tensor, y: Tensor) -> float | None:
+        """Return the closed form (docs/theory.md, section 4), in time and memory for small networks: a pull for every unit.
+
+        None where samples are coupled, directions projected on, or the law is not one of the project's; and on the sphere with
+        the batch's slope.
+        """
+        if self.expectation == "biased" or coupled(self.net):
+            return None
+        x, y, _ = self.admit(x, y)
+        with torch.no_grad(), preserve_random_stream(self.device, self.net):
+            trace = self.trace(x, shortcuts=True)
+            units = perturbed_units(trace, self.loss.error(trace.output, y)[1], self.site)
+            if self.readout == "exact":
+                units.pop()
+            if self.mask == "active":
+                for each, block in zip(units, [block for block in trace.hidden if not block.frozen], strict=False):
+                    each.rows = each.rows * block.active().flatten(1)
+            groups = [units] if self.joint else [[each] for each in units]
+            parts = [self.tangents.activity_noise(group, self.slope == "batch") for group in groups if group]
+        return None if None in parts else float(sum(parts))
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""
@@ -127,6 +158,11 @@ class GuessedDirections(Estimator):
         self.tangents, self.rank = Tangents(perturbation, tangents, "mean"), rank
         self._bases: dict[int, tuple[Tensor, Tensor | None]] = {}  # weights as they were, and V_l
 
+    @property
+    def expectation(self) -> str:
+        """The gradient, where no rank cuts the space and samples are not coupled."""
+        return "gradient" if self.rank is None and not coupled(self.net) else "biased"
+
     def basis(self, block: int) -> Tensor | None:
         """Return V_l (n_l, k) at the present weights, or None where all directions are taken."""
         layer = first_linear(self.net[block + 1])
@@ -136,6 +172,23 @@ class GuessedDirections(Estimator):
         if block not in self._bases or not torch.equal(self._bases[block][0], weight):
             self._bases[block] = weight.clone(), row_space(weight, self.rank)
         return self._bases[block][1]
+
+    def variance(self, x: Tensor, y: Tensor) -> float | None:
+        """Return the closed form (docs/theory.md, section 4): that of FG-A in the coordinates of the directions' spaces.
+
+        None where samples are coupled, an output holds several vectors, or the law is not one of the project's.
+        """
+        if coupled(self.net):
+            return None
+        x, y, _ = self.admit(x, y)
+        with torch.no_grad(), preserve_random_stream(self.device, self.net):
+            trace = self.trace(x, shortcuts=True)
+            live = [i for i, block in enumerate(trace.hidden) if not block.frozen]
+            bases = [self.basis(i) for i in live]
+            if any(v is not None and trace.blocks[i].output.dim() > 2 for i, v in zip(live, bases, strict=True)):
+                return None
+            units = perturbed_units(trace, self.loss.error(trace.output, y)[1], "post", bases)[:-1]
+            return self.tangents.activity_noise(units, False) if units else 0.0
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""
@@ -162,6 +215,36 @@ class GuessedDirections(Estimator):
         for i, signal in lifted(self.tangents.combine(slopes.mT, xi.transpose(-3, -2)), lead).items():
             merge(gradients, trace.blocks[i].pull(signal, "post"))
         return gradients
+
+
+def perturbed_units(
+    trace: Trace, error: Tensor, site: Site, bases: Sequence[Tensor | None] | None = None
+) -> list[PerturbedUnits]:
+    """Return what a perturbation of each hidden block that trains, and of the outputs, meets and moves.
+
+    Args:
+        trace: a pass with shortcuts.
+        error: e, (N, O).
+        site: where the hidden blocks are perturbed.
+        bases: orthonormal columns (n, k) in which a block's directions lie; None for all directions.
+    """
+    met = [signal[0].flatten(1) for signal in trace.back(error.unsqueeze(0), site)]
+    live = [i for i, block in enumerate(trace.hidden) if not block.frozen]
+    places = [(trace.blocks[i], met[i], site) for i in live] + [(trace.readout, error, "post")]
+    found = []
+    for (block, z, at), basis in zip(places, [*(bases or [None] * len(live)), None], strict=True):
+        axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if basis is None else basis.T  # (k, n)
+        shape = block.site(at).shape
+        along, z = z @ axes.T, z @ axes.T @ axes
+        rows, own = [], []
+        for p in range(len(z)):  # one sample after another: k signals each
+            signals = z.new_zeros(len(axes) + 1, *z.shape)
+            signals[:-1, p], signals[-1, p] = axes, z[p]
+            moved = sum(norm2(g) for g in block.pull(signals.reshape(-1, *shape), at).values())
+            rows.append(moved[:-1]), own.append(moved[-1])
+        whole = sum(norm2(g) for g in block.pull(z.reshape(1, *shape), at).values())
+        found.append(PerturbedUnits(along, torch.stack(rows), torch.stack(own), float(whole)))
+    return found
 
 
 def first_linear(block: nn.Module) -> nn.Linear | None:

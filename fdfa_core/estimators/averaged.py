@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.forward_feedback import ForwardDirectFeedbackAlignment
 from fdfa_core.estimators.options import Weight
 from fdfa_core.estimators.registry import register
+from fdfa_core.gradients import true_gradient
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.linearisation.trace import Gradients, Trace
 
@@ -53,6 +55,27 @@ class GradientAverage(Estimator):
         """Keep the average that the step wrote as its gradient, and then move what the method itself learns."""
         self.average, self.averaged = {name: dense(g).clone() for name, g in gradients.items()}, self.averaged + 1
         super().update(trace, error, targets, gradients)
+
+    @property
+    def expectation(self):
+        """What the method itself declares; with an average in hand, that average with the declared gradient in it."""
+        declared = super().expectation
+        if not self.averaged or declared in (None, "biased"):
+            return declared
+
+        def blended(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            new = true_gradient(self.net, x, y, self.loss) if declared == "gradient" else declared(x, y)
+            return {name: torch.lerp(self.average[name], g, self.rate) for name, g in new.items()}
+
+        return blended
+
+    def variance(self, x: Tensor, y: Tensor) -> float | Mapping[str, float] | None:
+        """Return that of the method itself, with an average in hand times the squared weight of the newest gradient."""
+        declared, factor = super().variance, self.rate**2 if self.averaged else 1.0
+        own = declared(x, y) if callable(declared) else declared
+        if isinstance(own, Mapping):
+            return {name: factor * part for name, part in own.items()}
+        return None if own is None else factor * own
 
     def jacobian_average(self) -> None:
         """Return None: the gradient is an average of products with feedback of many steps, whatever the feedback is."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fdfa_core.estimators import consistency
-from fdfa_core.estimators.base import Estimator, repeat
+from fdfa_core.estimators.base import Estimator, repeat, require_replicates
 from fdfa_core.estimators.registry import register
 from fdfa_core.gradients import gradients_of, true_gradient
 from fdfa_core.linearisation.calls import as_written
@@ -35,6 +35,7 @@ class Backpropagation(Estimator):
     """
 
     blockwise = False
+    expectation, variance = "gradient", 0.0
 
     def __init__(self, net, *, checkpoint: bool = False, **common):
         super().__init__(net, **common)
@@ -81,6 +82,7 @@ class Backpropagation(Estimator):
 
     def draws(self, x, y, replicates, *, replica=None):
         """Return the batch gradient R times, without copying."""
+        require_replicates(replicates)
         return repeat(self.estimate(x, y), (replicates,))
 
     def gradients(self, trace, error, targets, lead):

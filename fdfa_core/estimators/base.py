@@ -48,6 +48,10 @@ class Estimator(ABC):
         site: where the method perturbs or injects, "pre" or "post".
         check: compare the tangents and local gradients of the network with reverse mode when the estimator first meets it
             (`fdfa_core.estimators.consistency`).
+        expectation: what the mean of the draws is said to be, given the batch and the state: "gradient", "biased", or a method
+            (x, y) → gradients; None where nothing is said. `fdfa check` and `fdfa_core.testing` test it, and `variance` too.
+        variance: the trace of the draws' covariance, given the same: 0.0, or a method (x, y) → that number, or one for each
+            parameter by name; None where no closed form is said.
         shortcuts: let draws (and replicas that advance) share backward passes through the blocks where that gives the same
             numbers for less. One draw, and training, never do.
     """
@@ -59,6 +63,8 @@ class Estimator(ABC):
     need_push: ClassVar[bool] = True
     blockwise: ClassVar[bool] = True
     site: str = "post"
+    expectation: str | Callable[[Tensor, Tensor], Mapping[str, Tensor]] | None = None
+    variance: float | Callable[[Tensor, Tensor], float | Mapping[str, float] | None] | None = None
     shortcuts: bool = True
     check: bool = True
 
@@ -197,8 +203,7 @@ class Estimator(ABC):
         Raises:
             InvalidInput: R below one, or not the number of replicas.
         """
-        if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 1:
-            raise InvalidInput("replicates", replicates, "a positive integer")
+        require_replicates(replicates)
         if self.replicas is not None and replica is None and replicates != self.replicas:
             raise InvalidInput("replicates", replicates, f"{self.replicas}, the number of replicas of the state")
         x, y, _ = self.admit(x, y)
@@ -333,6 +338,12 @@ class Estimator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
+
+
+def require_replicates(replicates: int) -> None:
+    """Raise `InvalidInput` unless a number of draws is a positive integer."""
+    if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 1:
+        raise InvalidInput("replicates", replicates, "a positive integer")
 
 
 def write_gradient(parameter: Tensor, gradient: Tensor) -> None:

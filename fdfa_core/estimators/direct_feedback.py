@@ -47,6 +47,8 @@ class DirectFeedback(Estimator):
             arXiv 2502.20580, which learns two factors). What is held, and what learns, is B_l itself. None for B_l.
     """
 
+    expectation, variance = "biased", 0.0  # given the feedback
+
     def __init__(self, net, *, site: Site = "post", rank: Count | None = None, **common):
         super().__init__(net, **common)
         self.rank = rank

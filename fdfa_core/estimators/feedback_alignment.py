@@ -65,6 +65,7 @@ class FeedbackAlignment(Estimator):
 
     need_push = False
     need_pull = False  # in the sense of `Trace`: it has passes of its own
+    expectation, variance = "biased", 0.0
 
     def __init__(self, net, **common):
         super().__init__(net, **common)

@@ -19,6 +19,7 @@ class Frozen(Estimator):
     """
 
     need_push = False
+    expectation, variance = "biased", 0.0
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return zeros, and the readout's gradient."""

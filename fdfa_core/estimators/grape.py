@@ -112,6 +112,11 @@ class GradientAlignedProjectedError(DirectFeedback):
         return unit(drawn, (len(lead),)) if self.normalise else drawn
 
     @property
+    def variance(self) -> float | None:
+        """No closed form, unless the feedback is refined after its use or the coming step is one of backpropagation."""
+        return 0.0 if self.order == "after" or self.calibrates else None
+
+    @property
     def calibrates(self) -> bool:
         """Whether the coming step is one of backpropagation."""
         return self.calibrate_every is not None and (self.steps + 1) % self.calibrate_every == 0

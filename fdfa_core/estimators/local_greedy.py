@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
 from fdfa_core.linearisation.trace import BlockMap, Gradients, Trace, merge
 from fdfa_core.networks.blocks import require_site
+from fdfa_core.networks.served import coupled
 from fdfa_core.random_state import preserve_random_stream
 
 
@@ -151,6 +152,11 @@ class LocalGreedy(Estimator):
                 merge(gradients, block.pull(signal.reshape(block.output.shape), "post"))
             return self._ordered(gradients)
 
+    @property
+    def expectation(self) -> str | Callable[[Tensor, Tensor], dict[str, Tensor]]:
+        """The gradient of the local losses, where directions are not projected on."""
+        return self.own_gradients if self.tangents.how == "mean" else "biased"
+
     def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Let every local readout take a step down its own loss."""
         if not self.readouts:
@@ -207,6 +213,11 @@ class LocalGreedyActivityPerturbation(LocalGreedy):
             require_site(net, block, site)
         self.site = site
 
+    @property
+    def expectation(self):
+        """The gradient of the local losses, where samples are not coupled."""
+        return "biased" if self.site == "pre" and coupled(self.net) else super().expectation
+
     def block_gradients(self, trace, i, block, error, targets, lead):
         """Return local gradients of the estimated error at the site."""
         value = block.site(self.site)
@@ -243,6 +254,16 @@ class LocalGreedyWeightPerturbation(LocalGreedy):
         self._blocks = [{names[p]: p for p in block.parameters()} for block in net.hidden]
         for parameters in filter(None, self.blocks):
             self.tangents.check(sum(p.numel() for p in parameters.values()))
+
+    def variance(self, x: Tensor, y: Tensor) -> float | None:
+        """Return the sum over hidden blocks of (P_l + κ − 2)‖∇L_l‖²/K, of (P_l − 1)‖∇L_l‖²/K on the sphere."""
+        own, total = self.own_gradients(x, y), 0.0
+        for block in filter(None, self.blocks):
+            noise = self.tangents.noise(sum(p.numel() for p in block.values()))
+            if noise is None:
+                return None
+            total += noise * sum(float(own[name].square().sum()) for name in block)
+        return total
 
     @property
     def blocks(self) -> list[dict[str, Tensor]]:

@@ -35,6 +35,7 @@ class Pepita(Estimator):
     """
 
     need_push = False
+    expectation, variance = "biased", 0.0
 
     def __init__(self, net, *, scale: NonNegative = 0.05, **common):
         super().__init__(net, **common)

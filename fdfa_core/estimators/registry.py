@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.errors import FdfaError, InvalidInput, UnknownName
 from fdfa_core.estimators.index import packaged
 from fdfa_core.estimators.labels import label as label
 
@@ -96,6 +99,38 @@ def estimator_class(name: str) -> type[Estimator]:
     if name not in _CLASSES:
         raise UnknownName("estimator", name, available_estimators())
     return _CLASSES[name]
+
+
+def registered_in(file: str | Path) -> list[str]:
+    """Import a file, and return the names of the estimators that it registers, in order.
+
+    Modules beside the file are found while it is imported.
+
+    Raises:
+        InvalidInput: there is no such file, it cannot be imported, or it registers nothing.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise InvalidInput("FILE", str(file), "a file of Python code that registers an estimator", "There is no such file.")
+    known = set(available_estimators())
+    specification = importlib.util.spec_from_file_location(f"fdfa_checked_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise InvalidInput("FILE", str(file), "a file of Python code, whose name ends in .py")
+    module = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(path.parent))
+    sys.modules[specification.name] = module
+    try:
+        specification.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever foreign code raises
+        reason = str(error) if isinstance(error, FdfaError) else f"{type(error).__name__}: {error}"
+        raise InvalidInput("FILE", str(file), "a file that can be imported", f"It raises {reason}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    found = [name for name in available_estimators() if name not in known]
+    if not found:
+        hint = 'Write @register("name") above the class.'
+        raise InvalidInput("FILE", str(file), "a file that registers an estimator under a new name", hint)
+    return found
 
 
 def estimator_options(name: str) -> dict[str, object]:

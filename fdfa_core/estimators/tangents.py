@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.options import Combination, Count, Perturbation
-from fdfa_core.perturbations import make_law
+from fdfa_core.perturbations import Gaussian, Rademacher, Sphere, make_law
 
 CHUNK_NUMBERS = 2**26  # random numbers held at a time where many draws take several directions each
+
+
+@dataclass
+class PerturbedUnits:
+    """What the directions of one block meet and move, in k orthonormal coordinates of them.
+
+    Attributes:
+        met: slopes of the mean loss along each coordinate, (N, k).
+        rows: squared length of the parameters' gradient that a signal of one in a coordinate gives, (N, k).
+        own: the same for each sample's own slopes as the signal, (N,).
+        whole: the same for those of all samples together.
+    """
+
+    met: Tensor
+    rows: Tensor
+    own: Tensor
+    whole: float
 
 
 class Tangents:
@@ -57,6 +75,41 @@ class Tangents:
             raise InvalidInput(
                 "tangents", self.count, f'at most {dimension}, the dimension perturbed, with combine="projection"'
             )
+
+    def noise(self, dimension: int) -> float | None:
+        """Return the variance of a "mean" over ‖∇‖² in d dimensions: (d + κ − 2)/K for independent entries of kurtosis κ.
+
+        On the sphere it is (d − 1)/K. None for "projection", and for laws that are not the project's.
+        """
+        if self.how != "mean" or type(self.law) not in (Gaussian, Rademacher, Sphere):
+            return None
+        return (dimension - 1 if type(self.law) is Sphere else dimension + self.law.kurtosis - 2) / self.count
+
+    def activity_noise(self, units: Sequence[PerturbedUnits], stacked: bool) -> float | None:
+        """Return the total variance, given the batch, of a "mean" over directions for units that are perturbed together.
+
+        By E (z·u)²(a·u)² = c (‖z‖²‖a‖² + 2 (z·a)²) + k Σ z²a², summed over the parameters (docs/theory.md, sections 1 and 4).
+
+        Args:
+            units: per block.
+            stacked: the slope is that of the batch, along the directions of all samples together.
+
+        Returns:
+            None for laws that are not the project's, and on the sphere if stacked.
+        """
+        sphere = type(self.law) is Sphere
+        if type(self.law) not in (Gaussian, Rademacher, Sphere) or (sphere and stacked):
+            return None
+        dimension = sum(each.met.shape[1] for each in units)
+        c, k = (dimension / (dimension + 2), 0.0) if sphere else (1.0, self.law.kurtosis - 3)
+        met2 = sum(each.met.square().sum(1) for each in units).double()  # of each sample
+        total = 0.0
+        for each in units:
+            reach = each.rows.sum(1)
+            first = met2.sum() * reach.sum() if stacked else (met2 * reach).sum()
+            own = each.whole if stacked else float(each.own.sum())
+            total += c * float(first) + (2 * c - 1) * own + k * float((each.met.square() * each.rows).sum())
+        return total / self.count
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
         """Return estimates (…, d) from slopes (…, K) along directions (…, K, d). The directions may be overwritten."""

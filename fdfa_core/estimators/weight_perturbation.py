@@ -15,6 +15,7 @@ from fdfa_core.estimators.base import Estimator, repeat
 from fdfa_core.estimators.options import Combination, Count, Perturbation, Positive
 from fdfa_core.estimators.registry import register
 from fdfa_core.estimators.tangents import Tangents
+from fdfa_core.gradients import true_gradient
 from fdfa_core.linearisation.calls import as_written
 from fdfa_core.linearisation.factored import inner
 from fdfa_core.linearisation.functional import functional_call
@@ -35,6 +36,16 @@ class WeightDirections(Estimator):
     def __init__(self, net, *, perturbation: Perturbation = "gaussian", tangents: Count = 1, **common):
         super().__init__(net, **common)
         self.tangents = Tangents(perturbation, tangents, "mean")
+
+    @property
+    def expectation(self) -> str:
+        """The gradient, unless directions are projected on."""
+        return "gradient" if self.tangents.how == "mean" else "biased"
+
+    def variance(self, x: Tensor, y: Tensor) -> float | None:
+        """Return (d + κ − 2)‖∇ℓ‖²/K with independent entries, (d − 1)‖∇ℓ‖²/K on the sphere, d the parameters that train."""
+        noise, truth = self.tangents.noise(self.size), true_gradient(self.net, x, y, self.loss)
+        return None if noise is None else noise * sum(float(truth[name].square().sum()) for name in self.trained)
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -110,6 +121,13 @@ class WeightPerturbation(WeightDirections):
         self.tangents = Tangents(perturbation, tangents, combine)
         self.per_sample = per_sample
         self.tangents.check(self.size)
+
+    def variance(self, x: Tensor, y: Tensor) -> float | None:
+        """Return the closed form; with a direction for each sample it is the mean of the samples' own, divided by N."""
+        if not self.per_sample:
+            return super().variance(x, y)
+        each = [super(WeightPerturbation, self).variance(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+        return None if None in each else sum(each) / len(x) ** 2
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]):
         """Return the combination of slopes (e · J_θ v) and directions v."""
@@ -204,6 +222,15 @@ class ZerothOrder(WeightDirections):
     def __init__(self, net, *, epsilon: Positive = 1e-3, clip: Positive | None = None, **common):
         super().__init__(net, **common)
         self.epsilon, self.clip = float(epsilon), clip
+
+    @property
+    def expectation(self) -> str:
+        """The gradient as far as ε² is nothing: up to ε = 0.01, and with slopes that are not cut."""
+        return "gradient" if self.clip is None and self.epsilon <= 1e-2 else "biased"
+
+    def variance(self, x: Tensor, y: Tensor) -> float | None:
+        """Return that of FG-W, to order ε²."""
+        return super().variance(x, y) if self.expectation == "gradient" else None
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return the mean over directions v of difference quotient times v."""

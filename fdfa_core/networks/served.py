@@ -74,3 +74,9 @@ def require_plain_types(device: torch.device) -> None:
             "on",
             "a call outside it: estimators keep to the type of the parameters, e.g. net.bfloat16(); bp may stay inside",
         )
+
+
+def coupled(net: nn.Module) -> bool:
+    """Return whether a sample's loss depends on the others through batch normalisation that uses the batch's statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(m, kind) and (m.training or m.running_mean is None) for m in net.modules())

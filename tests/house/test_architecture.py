@@ -30,7 +30,7 @@ FLOORS = (
     ("fdfa_core.gradients",),
     ("fdfa_core.estimators",),
     ("fdfa_core.measuring",),
-    ("fdfa_core.training",),
+    ("fdfa_core.training", "fdfa_core.testing"),
     ("fdfa_core.sweeps", "fdfa_core.functional", "fdfa_core.memory"),
     ("analysis",),
     ("verification", "figures"),

@@ -16,6 +16,7 @@ from scipy import stats
 
 import twins
 from analysis.statistics import holm
+from analysis.theory import predict
 from fdfa_core.estimators import make_estimator
 from fdfa_core.gradients import true_gradient
 from fdfa_core.networks.dense import fully_connected
@@ -227,3 +228,80 @@ def test_squared_cosine_of_a_projection_is_its_share_of_the_dimensions(method, o
     target = torch.cat([truth[name].flatten() for name in names]).numpy()
     cos2 = (draws @ target) ** 2 / ((draws**2).sum(1) * (target @ target))
     assert abs(cos2.mean() - 3 / dimension) < 4 * cos2.std() / math.sqrt(len(cos2))
+
+
+# What the classes declare ---------------------------------------------------------------------------------------------
+
+DECLARED = [
+    ("fg-w", {}),
+    ("fg-w", {"perturbation": "sphere", "tangents": 3}),
+    ("fg-w", {"per_sample": True, "perturbation": "rademacher"}),
+    ("zo", {"perturbation": "rademacher"}),
+    ("fg-a", {}),
+    ("fg-a", {"site": "post", "perturbation": "rademacher"}),
+    ("fg-a", {"joint": False, "perturbation": "sphere", "tangents": 2}),
+    ("fg-a", {"readout": "perturbed"}),
+    ("fg-a", {"slope": "batch", "perturbation": "rademacher", "readout": "perturbed"}),
+    ("fg-a", {"mask": "active"}),
+    ("guess", {}),
+    ("guess", {"rank": 2, "tangents": 2}),
+    ("frozen", {}),
+]
+
+
+@pytest.mark.parametrize("toy", ["fc", "fc_bn_eval"])
+@pytest.mark.parametrize(("method", "options"), DECLARED, ids=str)
+def test_the_declared_variance_is_the_closed_form_of_the_theory(method, options, toy):
+    net = make_toy(toy)
+    x, y = make_batch(net)
+    estimator = make_estimator(method, net, **options)
+    declared = estimator.variance(x, y) if callable(estimator.variance) else estimator.variance
+    settings = {"site": "pre", **options} if method == "fg-a" else options
+    theory = predict(method, net, x, y, len(x), sampling="given_batch", **settings)
+    assert declared == pytest.approx(theory.total("variance"), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fg-w", {"tangents": 2, "combine": "projection"}),
+        ("fg-w", {"perturbation": "low-rank-2"}),
+        ("zo", {"epsilon": 0.5}),
+        ("fg-a", {"slope": "batch", "perturbation": "sphere"}),
+        ("fg-a", {"tangents": 2, "combine": "projection"}),
+        ("grape", {}),
+    ],
+    ids=str,
+)
+def test_no_variance_is_declared_where_no_closed_form_is_known(method, options):
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    estimator = make_estimator(method, net, **options)
+    assert (estimator.variance(x, y) if callable(estimator.variance) else estimator.variance) is None
+
+
+@pytest.mark.parametrize("method", ["fg-a", "guess", "lg-fg-a"])
+def test_bias_is_declared_where_samples_are_coupled(method):
+    assert make_estimator(method, make_toy("fc_bn")).expectation == "biased"
+    assert make_estimator(method, make_toy("fc_bn_eval")).expectation != "biased"
+
+
+def test_the_average_declares_what_it_holds_with_the_declared_gradient_in_it():
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    averaged, plain = make_estimator("fg-a-averaged", net, gradient_lr=0.25), make_estimator("fg-a", net)
+    assert averaged.expectation == "gradient" and averaged.variance(x, y) == pytest.approx(plain.variance(x, y))
+    for _ in range(5):
+        averaged.advance(x, y)
+    truth = true_gradient(net, x, y)
+    for name, g in averaged.expectation(x, y).items():
+        torch.testing.assert_close(g, 0.75 * averaged.average[name] + 0.25 * truth[name])
+    assert averaged.variance(x, y) == pytest.approx(plain.variance(x, y) / 16)
+    assert make_estimator("fdfa-averaged", net).expectation == "biased"
+
+
+def test_a_given_state_without_noise_is_declared_as_such():
+    net = make_toy("fc")
+    x, y = make_batch(net)
+    assert make_estimator("fdfa-averaged", net).variance(x, y) == 0.0
+    assert make_estimator("grape", net, order="after").variance == 0.0 == make_estimator("dkp", net).variance
