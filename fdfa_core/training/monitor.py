@@ -20,9 +20,10 @@ from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.tables import require_known
 from fdfa_core.measuring.measure import Request
-from fdfa_core.networks.batch import check_batch, require_tensor
+from fdfa_core.networks.batch import check_batch, packed
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.cutting import cut
+from fdfa_core.networks.inputs import require_tensor
 from fdfa_core.random_state import preserve_random_stream
 from fdfa_core.runs.directory import claim, is_complete, open_root
 from fdfa_core.runs.partial import PartialRun
@@ -115,7 +116,7 @@ class Monitor:
         if not (isinstance(reference, tuple | list) and len(reference) == 2):
             raise InvalidInput("reference", type(reference).__name__, "a pair (x, y) of tensors: samples of the training set")
         for part, value in zip("xy", reference, strict=True):
-            require_tensor(f"reference {part}", value)
+            require_tensor(f"reference {part}", packed(net, value) if isinstance(net, BlockNetwork) and part == "x" else value)
         if steps_per_epoch is not None and (type(steps_per_epoch) is not int or steps_per_epoch < 1):
             raise InvalidInput("steps_per_epoch", steps_per_epoch, "a positive integer, or None where epochs are not counted")
         self._trained = net
@@ -178,7 +179,7 @@ class Monitor:
             start = time.perf_counter()
             with preserve_random_stream(self._device, self.net, host=True):
                 self._take_mode()
-                self._look(x, y)
+                self._look(packed(self.net, x), y)
             self._seconds += time.perf_counter() - start
         self.step += 1
 
