@@ -29,7 +29,7 @@ class Inputs:
 
         Examples:
             >>> import torch
-            >>> from fdfa_core.networks.batch import Inputs
+            >>> from fdfa_core.networks.inputs import Inputs
             >>> x = {"input_ids": torch.tensor([[5, 2, 0]]), "attention_mask": torch.tensor([[True, True, False]])}
             >>> inputs = Inputs.of(x)
             >>> inputs.pack(x)
