@@ -53,7 +53,8 @@ class Monitor:
         estimators: names or (name, options) pairs.
         reference: samples (x, y) that stand for the training set, at least two batches of them.
         directory: directory of runs: a new one, or one made for runs.
-        every: measure at the steps 0, k, 2k, …; or a schedule as in an experiment file, ``{"kind": "geometric"}``.
+        every: measure at the steps 0, k, 2k, …; or a schedule as in an experiment file, ``{"kind": "geometric"}``. Measuring a
+            few estimators takes as long as some dozens of steps, about half of it for the gradient on the reference.
         loss: as in `make_estimator`; it has to be the loss that the loop minimises.
         replicates: R ≥ 2 draws of each estimator, and replicas of each state.
         sampling: "given_batch" or "fresh_batches", as in `fdfa_core.measure`.
@@ -100,7 +101,7 @@ class Monitor:
         *,
         reference: tuple[Tensor, Tensor],
         directory: str | Path,
-        every: int | Mapping[str, Any] = 100,
+        every: int | Mapping[str, Any] = 1000,
         loss="cross_entropy",
         replicates: int = 32,
         sampling: str = "given_batch",
@@ -175,7 +176,7 @@ class Monitor:
                 f"{self._partial.path}: holds an unfinished run that had come to step {self._interrupted}; load what its "
                 "state_dict() returned into this monitor to go on, or remove the directory to begin anew"
             )
-        if self._diverged is None:
+        if self._diverged is None and self.instruments.due(self.step):
             start = time.perf_counter()
             with preserve_random_stream(self._device, self.net, host=True):
                 self._take_mode()

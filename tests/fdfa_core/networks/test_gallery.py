@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gallery import made, missing, networks
+from benchmarks.gallery import called, made, missing, networks
 from fdfa_core import diagnose, make_estimator
 from fdfa_core.estimators import consistency
 from fdfa_core.linearisation.trace import Trace
@@ -49,11 +49,6 @@ def example(request):
     if example.y.is_floating_point():
         example.y = example.y.double()
     return example
-
-
-def called(example):
-    outputs = example.model(**example.x) if isinstance(example.x, dict) else example.model(example.x)
-    return getattr(outputs, "logits", outputs)
 
 
 def distance(found, expected):
