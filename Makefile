@@ -13,7 +13,8 @@ STAMP     := $(VENV)/.installed
 VENV_PY   := "$(VENV)/bin/python"
 OLDEST    := $(VENV)-oldest
 DOCS      := $(VENV)/.installed-docs
-TEST      := -m pytest -n 2 --dist worksteal -m "not slow"
+GALLERY   := $(VENV)/.installed-gallery
+TEST      := -m pytest -n 2 --dist worksteal -m "not slow and not gallery"
 FDFA      := "$(VENV)/bin/fdfa"
 JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
 # In order of worth, so that what an interrupted `make reproduce` leaves is what matters most.
@@ -23,12 +24,12 @@ PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_f
 .DEFAULT_GOAL := help
 # Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.
 .NOTPARALLEL:
-.PHONY: help setup figures test test-oldest test-wheel bench paper reproduce docs readme report verify audit matrix previews lint clean distclean
+.PHONY: help setup figures test test-oldest test-wheel test-gallery bench paper reproduce docs readme report verify audit matrix previews lint clean distclean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [PIP_ARGS=...] [PROFILE=smoke|quick|paper] [JOBS=processes]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## create the virtual environment with the pinned versions
 
@@ -58,6 +59,14 @@ $(OLDEST)/.installed: pyproject.toml requirements-oldest.txt
 
 test-wheel: $(STAMP) ## build the wheel, install it without its source, and draw the smoke figures with it
 	$(VENV_PY) -m pytest -m slow tests/house/test_wheel.py
+
+test-gallery: $(GALLERY) ## install torchvision, timm and transformers, and test with their networks
+	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest tests/fdfa_core/networks/test_gallery.py
+
+# The pins hold torch where it is: without them pip would take the newest torchvision, and the torch that it asks for.
+$(GALLERY): $(STAMP)
+	$(VENV_PY) -m pip install $(PIP_ARGS) --constraint requirements.txt --editable ".[gallery]"
+	@touch "$@"
 
 bench: $(STAMP) ## measure speed and memory: table and CSV
 	$(VENV_PY) -m benchmarks

@@ -65,7 +65,7 @@ def _in_child(only: list[str] | None, threads: int, first: bool):
 def _measure(benches: list[str], threads: int) -> None:
     """Run benches, each in forks of this process; they print every row as JSON."""
     from benchmarks.cost import TABLES
-    from benchmarks.rows import BENCHES, PROCESSES
+    from benchmarks.gallery import BENCHES, PROCESSES
     from fdfa_core.training.process import keep_freed_memory
 
     keep_freed_memory()  # as in a sweep

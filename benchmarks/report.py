@@ -36,7 +36,7 @@ BEGIN, END = "<!-- table: written by `make bench` -->", "<!-- end of table -->"
 def benches(tables: bool) -> list[str]:
     """Names of all benches; the figures' tables are measured once."""
     from benchmarks.cost import TABLES
-    from benchmarks.rows import BENCHES
+    from benchmarks.gallery import BENCHES
 
     return [*BENCHES, *(TABLES if tables else [])]
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from fdfa_core.errors import InvalidInput, UnknownName
 
 aten = torch.ops.aten
+# what torch says where a loss asks for the gradient of the outputs for something that is not there
+_NO_GRAPH = ("appears to not have been used in the graph", "One of the differentiated Tensors does not require grad")
 
 
 class Loss:
@@ -41,7 +43,19 @@ class Loss:
         Raises:
             InvalidInput: the callable did not return one loss per sample.
         """
-        losses = self.per_sample(outputs, self.prepare(outputs, targets))
+        targets = self.prepare(outputs, targets)
+        try:
+            losses = self.per_sample(outputs, targets)
+        except RuntimeError as error:
+            if not any(text in str(error) for text in _NO_GRAPH):
+                raise
+            raise InvalidInput(
+                f"loss {self.name}",
+                "a function that differentiates the outputs with respect to something below them",
+                "a function of outputs and targets only",
+                "A loss sees the outputs without the graph that made them. For the derivatives of a network, as in an equation "
+                "that it is to solve, let its blocks carry them along: docs/own-network.md has an example (Jet).",
+            ) from error
         if not isinstance(losses, Tensor):
             given = f"a {type(losses).__name__}"
             raise InvalidInput(f"loss {self.name}: its result", given, f"a tensor with one loss per sample: {(len(outputs),)}")

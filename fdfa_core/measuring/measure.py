@@ -18,9 +18,10 @@ from fdfa_core.measuring.plan import CHOICES, TRIAL, WORTH_SAYING, Work, announc
 from fdfa_core.measuring.probe import SAMPLINGS, probe
 from fdfa_core.measuring.reference import Reference
 from fdfa_core.measuring.table import Measurements
-from fdfa_core.networks.batch import require_tensor
+from fdfa_core.networks.batch import packed
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.cutting import cut
+from fdfa_core.networks.inputs import require_tensor
 from fdfa_core.seeds import derive
 
 Request = str | tuple[str, Mapping[str, object]]
@@ -87,9 +88,12 @@ def measure(
         >>> whole["relative_variance"].round(1).to_dict()
         {'bp': 0.0, 'fg-a': 13.0}
     """
-    require_tensor("x", x)
+    if not isinstance(x, Mapping):
+        require_tensor("x", x)
     if not isinstance(net, BlockNetwork):
         net = cut(net, example=x)
+    x = packed(net, x)
+    require_tensor("x", x)
     _check(replicates, sampling, batch_size, burn_in, len(x))
     requests = available_estimators() if estimators is None else list(estimators)
     if not requests:

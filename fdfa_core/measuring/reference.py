@@ -53,7 +53,8 @@ class Reference:
             gradient[name] = mean.view_as(each[0][name])
             # differences to the mean first: E[g²] − E[g]² would cancel where the mean dominates
             variance[name] = float((stacked - mean).double().square().sum() / (batches - 1))
-            gram[name] = (stacked.double() @ stacked.double().T).cpu()
+            wide = stacked.double()
+            gram[name] = (wide @ wide.T).cpu()
         return cls(x, y, gradient, variance, gram, batches)
 
     @classmethod

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fdfa_core.errors import FdfaError, InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.inputs import require_tensor
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 
 
+def packed(net: BlockNetwork, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Return a network's inputs as one tensor, where they are given by name and the network was cut with such an example."""
+    return net.inputs.pack(x) if isinstance(x, Mapping) and net.inputs is not None else x
+
+
 def check_batch(net: BlockNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the batch on the network's device, or raise `InvalidInput` that names what does not fit."""
+    x = packed(net, x)
     for name, value in (("x", x), ("y", y)):
         require_tensor(name, value)
     if len(x) != len(y):
@@ -35,25 +42,6 @@ def check_batch(net: BlockNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
     if net.input_shape is not None and tuple(x.shape[1:]) != net.input_shape:
         raise InvalidInput("x: shape of a sample", tuple(x.shape[1:]), f"{net.input_shape}, the network's input_shape")
     return x, y
-
-
-def require_tensor(name: str, value: object) -> None:
-    """Raise `InvalidInput` unless a part of a batch is a dense tensor of samples whose values can be read here."""
-    accepted = "a tensor whose first dimension counts samples"
-    if not isinstance(value, Tensor):
-        shown = f"a {type(value).__name__}" if isinstance(value, dict | tuple | list) else value
-        hint = "A network that takes several tensors: hold the others in a module, or pack them into one tensor."
-        raise InvalidInput(name, shown, accepted, hint if isinstance(value, dict | tuple | list) else "")
-    if value.dim() == 0:
-        raise InvalidInput(name, value, accepted)
-    if value.layout is not torch.strided:
-        raise InvalidInput(f"{name}: layout", value.layout, f"a dense tensor, e.g. {name}.to_dense()")
-    if value.is_complex():
-        raise InvalidInput(f"{name}: dtype", value.dtype, "real numbers, e.g. torch.view_as_real(…)")
-    if value.is_meta:
-        raise InvalidInput(f"{name}: device", "meta", "a tensor that holds values")
-    if torch.is_inference_mode_enabled():
-        raise InvalidInput("torch.inference_mode()", "on", "a call outside it, e.g. under torch.no_grad()")
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.networks.inputs import Inputs
 
 SITES = ("pre", "post")
 ACTIVATION_TYPES = tuple(  # torch's own nonlinearities
@@ -64,6 +65,9 @@ class BlockNetwork(nn.Sequential):
         input_shape: shape of one sample, e.g. ``(784,)``. If it is not given and all layers act on vectors, it is that of the
             first layer. Otherwise it is unknown until the first batch.
 
+    Attributes:
+        inputs: how inputs that are given by name are packed, if `fdfa_core.cut` was given such an example.
+
     Raises:
         InvalidInput: fewer than two blocks, something that is not a module, or a lazy layer that has not seen its input.
 
@@ -74,6 +78,8 @@ class BlockNetwork(nn.Sequential):
         >>> net.site_shapes("pre"), net.output_shape()
         ([(6,)], (3,))
     """
+
+    inputs: Inputs | None = None
 
     def __init__(self, *blocks: nn.Module, input_shape: Sequence[int] | None = None):
         if len(blocks) < 2:
@@ -98,6 +104,7 @@ class BlockNetwork(nn.Sequential):
         Raises:
             Unsupported: a block does not map N samples to N samples.
         """
+        x = x if self.inputs is None or isinstance(x, Tensor) else self.inputs.pack(x)
         for i, block in enumerate(self):
             x = require_samples(block(x), len(x), i, block)
         return x
@@ -136,7 +143,8 @@ class BlockNetwork(nn.Sequential):
         if self.input_shape is None:
             raise InvalidInput("input_shape", None, "the shape of one sample, e.g. BlockNetwork(..., input_shape=(3, 32, 32))")
         parameter = next(self.parameters(), torch.empty(0))
-        dtype = torch.long if isinstance(next(_leaves(self)), nn.Embedding) else parameter.dtype
+        looked_up = isinstance(next(_leaves(self)), nn.Embedding) if self.inputs is None else not self.inputs.real
+        dtype = torch.long if looked_up else parameter.dtype
         x = torch.zeros(2, *self.input_shape, dtype=dtype, device=parameter.device)
         shapes = []
         with looking(self):

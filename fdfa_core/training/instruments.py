@@ -87,6 +87,10 @@ class Instruments:
             with located(locate, "probe.feedback"):
                 self.feedback = FeedbackWatch(net, self.shadows, self.options, reference, self.loss, frozen)
 
+    def due(self, step: int) -> bool:
+        """Return whether there is anything to do before a step: a probe, or a state that follows every batch."""
+        return bool(self.feedback) or self.schedule(step) or any(shadow.stateful for shadow in self.shadows.values())
+
     def observe(self, step: int, epoch: float, x: Tensor, y: Tensor) -> dict[str, Tensor] | None:
         """Probe if this step is due: the network as it is, before the step's update, on the step's batch.
 

@@ -20,9 +20,10 @@ from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.tables import require_known
 from fdfa_core.measuring.measure import Request
-from fdfa_core.networks.batch import check_batch, require_tensor
+from fdfa_core.networks.batch import check_batch, packed
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.cutting import cut
+from fdfa_core.networks.inputs import require_tensor
 from fdfa_core.random_state import preserve_random_stream
 from fdfa_core.runs.directory import claim, is_complete, open_root
 from fdfa_core.runs.partial import PartialRun
@@ -52,7 +53,8 @@ class Monitor:
         estimators: names or (name, options) pairs.
         reference: samples (x, y) that stand for the training set, at least two batches of them.
         directory: directory of runs: a new one, or one made for runs.
-        every: measure at the steps 0, k, 2k, …; or a schedule as in an experiment file, ``{"kind": "geometric"}``.
+        every: measure at the steps 0, k, 2k, …; or a schedule as in an experiment file, ``{"kind": "geometric"}``. Measuring a
+            few estimators takes as long as some dozens of steps, about half of it for the gradient on the reference.
         loss: as in `make_estimator`; it has to be the loss that the loop minimises.
         replicates: R ≥ 2 draws of each estimator, and replicas of each state.
         sampling: "given_batch" or "fresh_batches", as in `fdfa_core.measure`.
@@ -99,7 +101,7 @@ class Monitor:
         *,
         reference: tuple[Tensor, Tensor],
         directory: str | Path,
-        every: int | Mapping[str, Any] = 100,
+        every: int | Mapping[str, Any] = 1000,
         loss="cross_entropy",
         replicates: int = 32,
         sampling: str = "given_batch",
@@ -115,7 +117,7 @@ class Monitor:
         if not (isinstance(reference, tuple | list) and len(reference) == 2):
             raise InvalidInput("reference", type(reference).__name__, "a pair (x, y) of tensors: samples of the training set")
         for part, value in zip("xy", reference, strict=True):
-            require_tensor(f"reference {part}", value)
+            require_tensor(f"reference {part}", packed(net, value) if isinstance(net, BlockNetwork) and part == "x" else value)
         if steps_per_epoch is not None and (type(steps_per_epoch) is not int or steps_per_epoch < 1):
             raise InvalidInput("steps_per_epoch", steps_per_epoch, "a positive integer, or None where epochs are not counted")
         self._trained = net
@@ -174,11 +176,11 @@ class Monitor:
                 f"{self._partial.path}: holds an unfinished run that had come to step {self._interrupted}; load what its "
                 "state_dict() returned into this monitor to go on, or remove the directory to begin anew"
             )
-        if self._diverged is None:
+        if self._diverged is None and self.instruments.due(self.step):
             start = time.perf_counter()
             with preserve_random_stream(self._device, self.net, host=True):
                 self._take_mode()
-                self._look(x, y)
+                self._look(packed(self.net, x), y)
             self._seconds += time.perf_counter() - start
         self.step += 1
 

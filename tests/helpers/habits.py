@@ -2,12 +2,14 @@
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fdfa_core import BlockNetwork
 from verification.support.networks import HABITS as BLOCKS
 from verification.support.networks import Own, backbone, linear, restarted
 
-__all__ = ["BLOCKS", "F64", "Own", "backbone", "batch", "flat", "linear", "network", "restarted"]
+__all__ = ["BLOCKS", "F64", "Operations", "Own", "backbone", "batch", "flat", "linear", "network", "restarted"]
 
 F64 = torch.float64
 
@@ -24,3 +26,17 @@ def batch(dtype=F64):
 
 def flat(gradients):
     return torch.cat([g.flatten() for g in gradients.values()])
+
+
+class Operations(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products and convolutions inside a `with`, tangents' included."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        value = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        self.total += formula(*args, **(kwargs or {}), out_val=value) if formula else 0
+        return value

@@ -66,7 +66,7 @@ def test_the_oldest_pins_are_the_lower_bounds():
     assert pins_in("requirements-oldest.txt") == [each.replace(">=", "==") for each in RANGES]
 
 
-@pytest.mark.parametrize("each", sorted({*RANGES, *EXTRAS["cluster"], *EXTRAS["docs"]}))
+@pytest.mark.parametrize("each", sorted({*RANGES, *EXTRAS["cluster"], *EXTRAS["docs"], *EXTRAS["gallery"]}))
 def test_a_range_has_a_lower_bound_and_no_upper_one(each):
     """An upper bound needs a version that is known to break: write the reason beside it, and its name here."""
     assert [specifier.operator for specifier in Requirement(each).specifier] == [">="]

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdfa_core import BlockNetwork, diagnose, make_estimator, unchecked
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import consistency
-from habits import BLOCKS, Own, batch, flat, linear, network
+from fdfa_core.losses import make_loss
+from habits import BLOCKS, Operations, Own, batch, flat, linear, network
 
 
 class Exponential(torch.autograd.Function):
@@ -214,3 +216,39 @@ def test_estimates_do_not_depend_on_the_check():
     x, y = batch()
     a, b = (make_estimator("fg-w", network(BLOCKS["lstm"]), check=check, seed=4).estimate(x, y) for check in (True, False))
     assert torch.equal(flat(a), flat(b))
+
+
+class _Large(TorchDispatchMode):
+    """Notes operations whose result has as many numbers as a parameter: normal numbers, and tensors in float64."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.noted = size, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        value = function(*args, **(kwargs or {}))
+        if isinstance(value, torch.Tensor) and value.numel() >= self.size:
+            if value.dtype is torch.float64 or "randn" in str(function) or "normal_" in str(function):
+                self.noted.add(str(function))
+        return value
+
+
+def test_the_check_is_cheap_where_parameters_are_many():
+    """Normal numbers, or copies in float64, of millions of parameters would take longer than a step on a small batch."""
+    net = BlockNetwork(nn.Linear(6, 300), Own(lambda self, x: torch.tanh(self.a(x)), a=nn.Linear(300, 300)), nn.Linear(300, 3))
+    with _Large(300 * 300) as large:
+        consistency.check(net, torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), make_loss("cross_entropy"))
+    assert large.noted == set()
+
+
+def test_the_check_computes_at_most_what_three_steps_do():
+    def own():
+        return Own(lambda self, x: x + torch.tanh(self.a(x) * self.b(x)), a=nn.Linear(30, 30), b=nn.Linear(30, 30))
+
+    net, x, y = BlockNetwork(nn.Linear(6, 30), own(), own(), own(), nn.Linear(30, 3)), torch.randn(8, 6), torch.arange(8) % 3
+    estimator = make_estimator("fdfa", net, check=False)
+    with Operations() as step:
+        estimator.backward(x, y)
+    with Operations() as check:
+        consistency.check(net, x, y, estimator.loss)
+    assert 0 < check.total <= 3 * step.total

@@ -244,3 +244,18 @@ def test_a_projection_of_infinite_slopes_is_no_number_and_no_crash():
     slopes, directions = torch.tensor([[1.0, 2.0], [torch.inf, 1.0]]), torch.eye(3)[:2].expand(2, 2, 3).clone()
     found = Tangents("gaussian", 2, "projection").combine(slopes, directions)
     assert torch.allclose(found[0], torch.tensor([1.0, 2.0, 0.0])) and found[1].isnan().all()
+
+
+@pytest.mark.parametrize("method", ["bp", "fdfa"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_loss_that_differentiates_the_outputs_is_refused_by_name(method, requires_grad):
+    """As the loss of a network that is to solve a differential equation does."""
+    net = BlockNetwork(nn.Linear(1, 5), nn.Linear(5, 1))
+    times = torch.linspace(0, 1, 4).view(-1, 1).requires_grad_(requires_grad)
+
+    def decay(outputs, targets):
+        (slope,) = torch.autograd.grad(outputs.sum(), times, create_graph=True)
+        return (slope + outputs).square().squeeze(1)
+
+    with pytest.raises(InvalidInput, match="loss decay: got 'a function that differentiates the outputs.*let its blocks"):
+        make_estimator(method, net, loss=decay).backward(times, torch.zeros(4))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fdfa_core import measure
+from fdfa_core import cut, measure
 from fdfa_core.measuring import measure as module
 from fdfa_core.measuring.plan import CHOICES, Work, announce, choose, notes
 
@@ -81,8 +81,10 @@ def test_an_estimator_that_refuses_its_targets_does_not_end_the_measurement():
 
 
 def test_inputs_in_a_dict_are_named():
-    with pytest.raises(ValueError, match="x: got 'a dict'; accepted: a tensor"):
+    with pytest.raises(ValueError, match="inputs: got 'a dict'; accepted: a tensor"):
         measure(net(), {"x": X}, Y)
+    with pytest.raises(ValueError, match="x: got 'a dict'; accepted: a tensor"):
+        measure(cut(net()), {"x": X}, Y)
 
 
 def test_sparse_buffers_and_scalar_parameters_are_measured():

@@ -1,12 +1,13 @@
 """Blocks, networks of them, and cutting existing modules into them."""
 
 import copy
+import types
 
 import pytest
 import torch
 from torch import nn
 
-from fdfa_core import Block, BlockNetwork, cut, fully_connected, make_estimator, true_gradient
+from fdfa_core import Block, BlockNetwork, Monitor, cut, diagnose, fully_connected, make_estimator, measure, true_gradient
 from fdfa_core.errors import InvalidInput, Unsupported
 
 
@@ -426,3 +427,205 @@ def test_network_on_a_gpu_is_estimated_there(name):
     estimator = make_estimator(name, net, replicas=3)
     estimator.advance(*batch(4))
     assert {g.device for g in estimator.sample(*batch(4), 3).values()} == {next(net.parameters()).device}
+
+
+# Networks of known classes, of inputs by name, and of parts that return several tensors -------------------------------------
+
+
+class ResNet(nn.Module):
+    """A small one, with the names of torchvision's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.relu = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.maxpool, self.avgpool, self.fc = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
+        for i in range(1, 5):
+            setattr(self, f"layer{i}", nn.Sequential(*(Residual(4) for _ in range(i % 2 + 1))))
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x.transpose(1, -1))))).transpose(1, -1)
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+class VisionTransformer(nn.Module):
+    """A small one, with the names of torchvision's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_proj, self.class_token = nn.Conv2d(1, 4, 2, 2), nn.Parameter(torch.randn(1, 1, 4))
+        self.encoder = nn.Module()
+        self.encoder.pos_embedding, self.encoder.dropout = nn.Parameter(torch.randn(1, 10, 4)), nn.Dropout(0.2)
+        self.encoder.layers, self.encoder.ln = nn.Sequential(Residual(4), Residual(4)), nn.LayerNorm(4)
+        self.heads = nn.Sequential(nn.Linear(4, 3))
+
+    def forward(self, x):
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1) + self.encoder.pos_embedding
+        return self.heads(self.encoder.ln(self.encoder.layers(self.encoder.dropout(x)))[:, 0])
+
+
+class Attention(nn.Module):
+    """A layer of a transformer that is called as those of transformers are."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.project, self.attention = nn.Linear(4, 12), attention
+
+    def forward(self, values, attention_mask=None):
+        q, k, v = self.project(values).unsqueeze(1).chunk(3, -1)
+        if self.attention == "sdpa":
+            assert attention_mask.dtype is torch.bool
+            return values + nn.functional.scaled_dot_product_attention(q, k, v, attention_mask).squeeze(1)
+        return (values + ((q @ k.transpose(-1, -2) / 2 + attention_mask).softmax(-1) @ v).squeeze(1), "weights")
+
+
+class GPT2LMHeadModel(nn.Module):
+    """A small one, with the names of transformers'; with `ends` it scores the last token that is no padding."""
+
+    head = "lm_head"
+
+    def __init__(self, attention):
+        super().__init__()
+        self.config = types.SimpleNamespace(hidden_size=4, pad_token_id=0, _attn_implementation=attention)
+        self.transformer = base = nn.Module()
+        base.wte, base.wpe, base.drop = nn.Embedding(9, 4), nn.Embedding(6, 4), nn.Dropout(0.1)
+        base.h, base.ln_f = nn.ModuleList(Attention(attention) for _ in range(2)), nn.LayerNorm(4)
+        setattr(self, self.head, nn.Linear(4, 9, bias=False))
+        if self.head == "lm_head":
+            self.lm_head.weight = base.wte.weight
+
+    def forward(self, input_ids, attention_mask=None):
+        base, (samples, length) = self.transformer, input_ids.shape
+        seen = torch.ones(length, length, dtype=torch.bool).tril().expand(samples, 1, length, length)
+        seen = seen if attention_mask is None else seen & attention_mask.bool()[:, None, None, :]
+        added = torch.zeros(seen.shape, dtype=base.wte.weight.dtype).masked_fill(~seen, -1e30)
+        x = base.drop(base.wte(input_ids) + base.wpe(torch.arange(length)))
+        for layer in base.h:
+            x = layer(x, seen) if layer.attention == "sdpa" else layer(x, added)[0]
+        scores = getattr(self, self.head)(base.ln_f(x))
+        if self.head != "lm_head":
+            scores = scores[torch.arange(samples), ((input_ids != 0) * torch.arange(length)).argmax(1)]
+        return types.SimpleNamespace(logits=scores)
+
+
+class GPT2ForSequenceClassification(GPT2LMHeadModel):
+    head = "score"
+
+
+def text():
+    ids = torch.tensor([[3, 1, 4, 1, 5], [2, 6, 5, 0, 0], [8, 7, 0, 0, 0], [1, 2, 3, 4, 0]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def per_token(outputs, targets):
+    return nn.functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+
+
+def test_a_known_class_is_cut_without_parts():
+    model = VisionTransformer().double()
+    x = torch.randn(4, 1, 6, 6, dtype=torch.float64)
+    net = cut(model, example=x)
+    assert [type(block).__name__ for block in net] == ["ClassToken", "Residual", "Residual", "Sequential"]
+    assert net.site_shapes() == [(10, 4)] * 3
+    assert torch.equal(cut(model.eval(), example=x)(x), model(x))
+    assert [p for p in net.parameters() if not any(p is q for q in model.parameters())] == []
+
+
+def test_a_known_class_of_another_kind_is_refused_with_the_remedy():
+    with pytest.raises(InvalidInput, match=r"module: got 'a ResNet of another kind'.*parts=\[…\].*children of ResNet: conv1"):
+        cut(ResNet(), example=torch.randn(2, 1, 8, 8))
+    with pytest.raises(InvalidInput, match="example: got None; accepted: a batch of inputs: the cut of a ResNet"):
+        cut(ResNet())
+
+
+def test_a_class_that_only_shares_a_name_is_not_taken_for_the_known_one():
+    other = type("VisionTransformer", (Model,), {})()
+    with pytest.raises(InvalidInput, match="got 'VisionTransformer'; accepted: an nn.Sequential, or any module with parts"):
+        cut(other, example=torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_text_model_is_cut_with_its_mask(kind, attention):
+    """Its gradient is that of the whole model, and a direction's slope that of reverse mode."""
+    torch.manual_seed(0)
+    model, x = kind(attention).double().eval(), text()
+    net = cut(model, example=x)
+    y = torch.randint(9, (4, 5) if kind is GPT2LMHeadModel else (4,))
+    loss = per_token if kind is GPT2LMHeadModel else "cross_entropy"
+    value = per_token(model(**x).logits, y) if loss is per_token else nn.functional.cross_entropy(model(**x).logits, y)
+    expected = dict(zip(model.parameters(), torch.autograd.grad(value.mean(), list(model.parameters())), strict=True))
+    found = true_gradient(net, x, y, loss)
+    assert {p for _, p in net.named_parameters()} == set(expected)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(found[name], expected[p])
+    estimator = make_estimator("fg-w", net, loss=loss, perturbation="rademacher", seed=0)
+    estimate = torch.cat([g.flatten() for g in estimator.estimate(x, y).values()])
+    slope = estimate.abs().max()
+    assert float((estimate / slope) @ torch.cat([g.flatten() for g in found.values()])) == pytest.approx(float(slope), rel=1e-8)
+    changed = text() | {"attention_mask": torch.tensor([1, 0, 1, 1, 1]).expand(4, 5)}
+    assert not torch.allclose(net(changed), net(x)) and torch.allclose(net(changed), model(**changed).logits)
+
+
+def test_inputs_by_name_are_taken_wherever_a_batch_is(tmp_path):
+    model, x, y = GPT2ForSequenceClassification("sdpa"), text(), torch.tensor([0, 1, 2, 1])
+    net = cut(model, example=x)
+    assert measure(net, x, y, ["bp", "fdfa"], 2, burn_in=1)["variance"].notna().all()
+    assert diagnose(net, x, y).ok
+    with Monitor(net, ["bp", "fdfa"], reference=(x, y), directory=tmp_path, every=1, replicates=2) as monitor:
+        monitor.observe({name: value[:2] for name, value in x.items()}, y[:2])
+    assert monitor.path.exists()
+    assert copy.deepcopy(net)(x).shape == (4, 9)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({"input_ids": torch.ones(4, 5).long()}, r"x: keys: got \['input_ids'\]; accepted: those of the example: input_ids"),
+        (text() | {"attention_mask": torch.ones(4)}, r"attention_mask'\]: shape: got \(4,\); accepted: \(4, 5\), the shape"),
+        (text() | {"attention_mask": torch.ones(4, 5)}, r"x\['attention_mask'\]: dtype: got torch.float32; accepted: integers"),
+        (text() | {"attention_mask": [1]}, r"x\['attention_mask'\]: got 'a list'"),
+    ],
+)
+def test_other_inputs_by_name_are_refused(x, message):
+    net = cut(GPT2ForSequenceClassification("sdpa"), example=text())
+    with pytest.raises(InvalidInput, match=message):
+        make_estimator("bp", net).backward(x, torch.tensor([0, 1, 2, 1]))
+
+
+def test_real_inputs_in_a_dict_are_taken():
+    class Sum(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs["left"] + 2 * inputs["right"])
+
+    model, x = nn.Sequential(Sum(4, 5), nn.Tanh(), nn.Linear(5, 3)), {"left": torch.randn(3, 4), "right": torch.randn(3, 4)}
+    net = cut(model, example=x)
+    assert torch.equal(net(x), model(x)) and net.site_shapes() == [(5,)]
+    make_estimator("fdfa", net).backward(x, torch.tensor([0, 1, 2]))
+
+
+class Last(nn.Module):
+    def forward(self, pair):
+        return pair[0][:, -1]
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_makes_one_block_with_what_takes_its_output(layer):
+    model = nn.Sequential(nn.Embedding(9, 4), layer(4, 6, batch_first=True), Last(), nn.Linear(6, 3))
+    x = torch.randint(9, (5, 7))
+    for net in (cut(model), cut(model, example=x), cut(model, at=[1, 3])):
+        assert torch.equal(net(x), model(x)) and len(net) == 3
+        make_estimator("fdfa", net).backward(x, torch.zeros(5).long())
+    with pytest.raises(InvalidInput, match="at: .*accepted: a cut elsewhere: .* returns several tensors"):
+        cut(model, at=[1, 2])
+
+
+def test_the_layers_of_an_encoder_are_blocks():
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(4), enable_nested_tensor=False)
+    x = torch.randn(3, 5, 4)
+    assert len(cut(encoder, example=x)) == 3
+    model = nn.Sequential(nn.Linear(4, 4), encoder, nn.Flatten(), nn.Linear(20, 3))
+    net = cut(model.eval(), example=x)
+    assert len(net) == 4 and torch.allclose(net(x), model(x))

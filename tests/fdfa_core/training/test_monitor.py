@@ -331,3 +331,14 @@ def test_results_of_the_project_are_no_place_for_own_runs():
 
     with pytest.raises(InvalidInput, match="outside the recorded results"):
         monitor(model(), paths.RESULTS / "mine")
+
+
+def test_steps_without_anything_to_do_are_passed_over(tmp_path, monkeypatch):
+    """Between two probes, estimators without a state cost nothing: no stream is saved, and no clock is read."""
+    looked = []
+    monkeypatch.setattr(Monitor, "_look", lambda self, x, y: looked.append(self.step))
+    for name, estimators in {"without": ["bp", "fg-a"], "with": ESTIMATORS}.items():
+        with monitor(model(), tmp_path, estimators=estimators, name=name) as instrument:
+            for _ in range(5):
+                instrument.observe(X[:8], Y[:8])
+    assert looked == [0, 3, 0, 1, 2, 3, 4]
