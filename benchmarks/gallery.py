@@ -26,7 +26,7 @@ from fdfa_core.estimators import consistency
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch
 
-__all__ = ["BENCHES", "PROCESSES", "Example", "called", "made", "missing", "networks"]
+__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "made", "missing", "networks"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-network.md"
 _FENCE = re.compile(r"^```(python|py)\n(.*?)^```", re.S | re.M)

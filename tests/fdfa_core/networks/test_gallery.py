@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gallery import called, made, missing, networks
+from benchmarks.gallery import PAGE, called, made, missing, networks
 from fdfa_core import cut, diagnose, make_estimator
 from fdfa_core.estimators import consistency
 from fdfa_core.linearisation.trace import Trace
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch
+from fdfa_core.networks.families import FAMILIES
 from habits import Operations
 
 PACKAGES = networks()
@@ -27,6 +28,7 @@ TOLERANCE = 1e-9  # of float64, over the size of what is compared
 
 def test_the_page_has_every_network():
     assert [name for name in EXPECTED if not any(title.startswith(name) for title in PACKAGES)] == []
+    assert [name for name in FAMILIES if f"`{name}`" not in PAGE.read_text(encoding="utf-8")] == []
     assert set(PACKAGES.values()) == {"", "torchvision", "timm", "transformers"}
 
 
