@@ -26,7 +26,7 @@ from fdfa_core.estimators import consistency
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch
 
-__all__ = ["BENCHES", "PROCESSES", "Example", "called", "made", "missing", "networks"]
+__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "made", "missing", "networks"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-network.md"
 _FENCE = re.compile(r"^```(python|py)\n(.*?)^```", re.S | re.M)
@@ -157,7 +157,7 @@ def _() -> Iterator[Row]:
         x, y = check_batch(example.net, example.x, example.y)
         functions = {method: _step(made(title), method) for method in ("plain", "bp", "fdfa")}
         functions["check"] = partial(consistency.check, example.net, x, y, make_loss(example.loss))
-        seconds = take_turns(functions, 20)
+        seconds = take_turns(functions, 8)
         plain = 1e3 * float(np.median(seconds["plain"]))
         yield Row(f"FDFA step / BP step, {title}", ratio(seconds["fdfa"], seconds["plain"]), None, plain)
         yield Row(f"The estimator bp's step / BP step, {title}", ratio(seconds["bp"], seconds["plain"]), None, plain)

@@ -61,6 +61,9 @@ def cut(
     """
     if module._forward_hooks or module._forward_pre_hooks:
         raise Unsupported(f"{type(module).__name__} has forward hooks, which its cut into blocks would not call: remove them")
+    packing = module.inputs if isinstance(module, BlockNetwork) else None
+    if packing is not None and isinstance(example, Mapping):
+        example = packing.pack(example, "example")
     inputs = Inputs.of(example) if isinstance(example, Mapping) else None
     if parts is None and not _is_sequence(module):
         return _known(module, at, example)
@@ -86,7 +89,7 @@ def cut(
     net = BlockNetwork(
         *(_block(group, activations) for group in groups), input_shape=None if example is None else example.shape[1:]
     )
-    net.inputs = inputs
+    net.inputs = packing if inputs is None else inputs
     held = set(net.parameters())
     missing = [name for name, parameter in module.named_parameters() if parameter not in held]
     if missing:
@@ -124,7 +127,6 @@ class Named(nn.Module):
     def __init__(self, part: nn.Module, inputs: Inputs):
         super().__init__()
         self.part, self.inputs = part, inputs
-        self.train(part.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Call the part on inputs (N, …, number of inputs)."""
@@ -213,9 +215,9 @@ def _compare(
     there does a forgotten dropout show.
     """
     own = set(module.modules())
-    for layer in layers:
-        if layer not in own:
-            layer.train(module.training)  # a new module is in training mode, whatever the one that it takes part in
+    for part in (part for layer in layers for part in layer.modules()):
+        if part not in own:
+            part.training = module.training  # a new module is in training mode, whatever the one that it takes part in
     with looking(nn.ModuleList([module, *layers])):
         expected, found, reshaping, several = _outputs(module, layers, example, inputs)
     _require_equal(expected, found, "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from fdfa_core import Block, BlockNetwork
+from fdfa_core import Block, BlockNetwork, cut
 
 
 class Own(nn.Module):
@@ -174,7 +174,12 @@ class Row:
         torch.manual_seed(0)
         net = self.network().to(self.dtype)
         x, y = self.batch()
-        return net, x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, y
+        if isinstance(x, dict):
+            return net, {name: self._typed(value) for name, value in x.items()}, y
+        return net, self._typed(x), y
+
+    def _typed(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype) if value.is_floating_point() else value
 
 
 def vectors(samples: int = 5) -> tuple[Tensor, Tensor]:
@@ -304,6 +309,34 @@ def token_batch() -> tuple[Tensor, Tensor]:
     return torch.randn(5, 4, 6, generator=stream), torch.randint(3, (5, 4), generator=stream)
 
 
+def two_inputs() -> tuple[dict[str, Tensor], Tensor]:
+    """Return samples of two times six numbers, by name."""
+    left, y = vectors()
+    return {"left": left, "right": left.flip(1)}, y
+
+
+def product(self, x: dict[str, Tensor]) -> Tensor:
+    """Multiply two inputs by name."""
+    return self.a(x["left"]) * self.b(x["right"])
+
+
+def text() -> tuple[dict[str, Tensor], Tensor]:
+    """Return samples of four indices and a mask, by name."""
+    ids, y = indices()
+    return {"ids": ids, "mask": torch.arange(4) <= torch.arange(5).view(-1, 1)}, y
+
+
+def masked_mean(self, x: dict[str, Tensor]) -> Tensor:
+    """Average over the tokens that the mask shows."""
+    mask = x["mask"].unsqueeze(-1)
+    return (self.a(x["ids"]) * mask).sum(1) / mask.sum(1)
+
+
+def by_name(function, batch: Callable[[], tuple[dict[str, Tensor], Tensor]], **parts: nn.Module) -> BlockNetwork:
+    """Cut a network whose first layer takes inputs by name."""
+    return cut(nn.Sequential(Own(function, **parts), nn.Tanh(), linear(), nn.Tanh(), nn.Linear(8, 3)), example=batch()[0])
+
+
 def _convolution() -> nn.Module:
     return nn.Conv2d(2, 3, 2, padding=1)
 
@@ -352,7 +385,9 @@ CODE: dict[str, Row] = {
     "autocast inside a block": Row(lambda: around(Own(cast_inside, a=linear())), dtype=torch.float32, tolerance=0.05),
     "bfloat16": Row(plain, dtype=torch.bfloat16),
     "float16": Row(plain, dtype=torch.float16),
-    "inputs in a dict": Row(plain, lambda: ({"input": vectors()[0]}, vectors()[1])),
+    "inputs in a dict": Row(lambda: by_name(product, two_inputs, a=nn.Linear(6, 8), b=nn.Linear(6, 8)), two_inputs),
+    "indices and a mask in a dict": Row(lambda: by_name(masked_mean, text, a=nn.Embedding(9, 8)), text),
+    "inputs in a dict, not cut with one": Row(plain, two_inputs),
     "a loss per token": Row(for_tokens, token_batch, token_loss),
 } | {name: Row(lambda make=make: around(make())) for name, make in HABITS.items()}
 ROWS = LAYERS | CODE

@@ -11,6 +11,7 @@ COLUMNS: dict[str, tuple[str, dict[str, object]]] = {
     name: (name, {"site": "post"} if "fg-a" in name else {})
     for name in sorted(packaged(), key=lambda name: (name != "bp", name))
 } | {"fg-a, slope of the batch": ("fg-a", {"site": "post", "slope": "batch"})}
+COLUMNS |= {f"{name}, rank 2": (name, {"rank": 2}) for name in ("dfa", "dkp", "fdfa")}
 
 VERDICTS = {
     "exact": "the estimate is the gradient of reverse mode",
@@ -45,7 +46,7 @@ def _all_but(*columns: str) -> tuple[str, ...]:
 
 
 _WITH_TANGENTS = ("cosine-dfa", "fdfa", "fdfa-averaged", "fg-a", "fg-a-averaged", "fg-w", "grape", "guess", "lg-fg-w",
-                  "fg-a, slope of the batch")  # fmt: skip
+                  "fg-a, slope of the batch", "fdfa, rank 2")  # fmt: skip
 _INDICES = Cell(
     ("pepita",), "refused", "pepita adds an error to the input, which indices cannot take", "must hold floating-point numbers"
 )
@@ -87,12 +88,14 @@ EXCEPTIONS: dict[str, tuple[Cell, ...]] = {
     ),
     "float16": (
         Cell(
-            ("dkp", "lg-fg-a", "lg-fg-w"), "refused", "the state learns by Adam, too fine for float16", "learns by Adam"
+            ("dkp", "dkp, rank 2", "lg-fg-a", "lg-fg-w"), "refused", "the state learns by Adam, too fine for float16",
+            "learns by Adam",
         ),
     ),
-    "inputs in a dict": (
-        Cell(tuple(COLUMNS), "refused", "hold the other inputs in a module, or pack them", "x: got 'a dict'"),
+    "inputs in a dict, not cut with one": (
+        Cell(tuple(COLUMNS), "refused", "give `cut` a dict as its example, or pack the inputs", "x: got 'a dict'"),
     ),
+    "indices and a mask in a dict": (_INDICES,),
     "a loss per token": (
         Cell(("drtp",), "refused", "drtp needs one class per sample", "y: shape: got (5, 4)"),
     ),

@@ -1,5 +1,6 @@
 """Networks that nobody here wrote are cut, differentiated exactly and trained, by the lines of docs/own-network.md."""
 
+import importlib
 import math
 import random
 
@@ -8,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gallery import called, made, missing, networks
-from fdfa_core import diagnose, make_estimator
+from benchmarks.gallery import PAGE, called, made, missing, networks
+from fdfa_core import cut, diagnose, make_estimator
 from fdfa_core.estimators import consistency
 from fdfa_core.linearisation.trace import Trace
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch
+from fdfa_core.networks.families import FAMILIES
 from habits import Operations
 
 PACKAGES = networks()
@@ -26,6 +28,7 @@ TOLERANCE = 1e-9  # of float64, over the size of what is compared
 
 def test_the_page_has_every_network():
     assert [name for name in EXPECTED if not any(title.startswith(name) for title in PACKAGES)] == []
+    assert [name for name in FAMILIES if f"`{name}`" not in PAGE.read_text(encoding="utf-8")] == []
     assert set(PACKAGES.values()) == {"", "torchvision", "timm", "transformers"}
 
 
@@ -132,6 +135,51 @@ def test_network_is_exact_and_trains(example):
     assert 0 < steps.total and 5 * check.total <= 3 * steps.total
     after_fdfa = _stream_after(example, estimator)
     assert torch.equal(after_fdfa, _stream_after(example, make_estimator("bp", net, loss=example.loss)))
+
+
+OTHERS = {  # of the table of families, beside what the page shows
+    "alexnet": ("torchvision", "models.alexnet(num_classes=3)", 64),
+    "densenet": ("torchvision", "models.densenet121(num_classes=3)", 32),
+    "efficientnet": ("torchvision", "models.efficientnet_b0(num_classes=3)", 32),
+    "mnasnet": ("torchvision", "models.mnasnet0_5(num_classes=3)", 32),
+    "mobilenet_v2": ("torchvision", "models.mobilenet_v2(num_classes=3)", 32),
+    "regnet": ("torchvision", "models.regnet_y_400mf(num_classes=3)", 32),
+    "shufflenet": ("torchvision", "models.shufflenet_v2_x0_5(num_classes=3)", 32),
+    "squeezenet": ("torchvision", "models.squeezenet1_1(num_classes=3)", 64),
+    "timm convnext": ("timm", "models.ConvNeXt(num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))", 32),
+    "timm efficientnet": ("timm", "create_model('efficientnet_b0', num_classes=3)", 32),
+    "timm resnet": ("timm", "create_model('resnet18', num_classes=3)", 32),
+    "timm vit": ("timm", "models.VisionTransformer(32, 8, num_classes=3, embed_dim=16, depth=2, num_heads=2)", 32),
+}
+
+
+@pytest.mark.gallery
+@pytest.mark.parametrize("title", OTHERS)
+def test_other_families_are_cut_too(title):
+    """`cut` compares the blocks with the model, in training mode and in evaluation mode."""
+    package, maker, size = OTHERS[title]
+    if reason := missing(package):
+        pytest.skip(reason)
+    model = eval(f"package.{maker}", {"package": importlib.import_module(package)})
+    net = cut(model, example=torch.randn(4, 3, size, size))
+    assert len(net) >= 4 and net.output_shape() == (3,)
+
+
+@pytest.mark.gallery
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["BertForTokenClassification", "BertForSequenceClassification"])
+def test_both_attentions_of_a_text_model_take_the_mask(kind, attention):
+    if reason := missing("transformers"):
+        pytest.skip(reason)
+    import transformers
+
+    small = dict(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = transformers.BertConfig(**small, num_labels=3, attn_implementation=attention)
+    model = getattr(transformers, kind)(config).eval()
+    x = {"input_ids": torch.randint(20, (4, 6)), "attention_mask": (torch.arange(6) < torch.arange(3, 7).view(-1, 1)).long()}
+    net = cut(model, example=x)
+    x["attention_mask"] = x["attention_mask"].flip(1)
+    torch.testing.assert_close(net(x), model(**x).logits)
 
 
 def _stream_after(example, estimator):

@@ -532,6 +532,22 @@ def test_a_known_class_is_cut_without_parts():
     assert [p for p in net.parameters() if not any(p is q for q in model.parameters())] == []
 
 
+def test_cutting_a_known_class_keeps_every_layers_mode():
+    model = VisionTransformer()
+    model.encoder.dropout.eval(), model.encoder.layers[0].eval()
+    modes = [part.training for part in model.modules()]
+    net = cut(model, example=torch.randn(4, 1, 6, 6))
+    assert [part.training for part in model.modules()] == modes and net[0].training
+    assert not cut(model.eval(), example=torch.randn(4, 1, 6, 6))[0].training
+
+
+def test_a_cut_network_may_be_cut_again_and_takes_the_same_inputs():
+    model, x = GPT2ForSequenceClassification("sdpa").eval(), text()
+    net = cut(model, example=x)
+    for again in (cut(net, at=[2]), cut(net, at=[2], example=x)):
+        assert len(again) == 2 and torch.equal(again(x), net(x))
+
+
 def test_a_known_class_of_another_kind_is_refused_with_the_remedy():
     with pytest.raises(InvalidInput, match=r"module: got 'a ResNet of another kind'.*parts=\[…\].*children of ResNet: conv1"):
         cut(ResNet(), example=torch.randn(2, 1, 8, 8))
