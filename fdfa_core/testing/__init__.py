@@ -20,17 +20,18 @@ from fdfa_core.testing import contract as contract  # its checks register themse
 from fdfa_core.testing.statistics import (
     MISTAKE,
     PILOT,
-    Projections,
+    call_size,
     differing,
     draw,
     mean_finding,
+    mean_of,
     noisy,
     p_values,
     planned,
     rejected,
     variance_finding,
 )
-from fdfa_core.testing.subject import ALPHA, BUDGET, CHECKS, Finding, Problem, Subject, constant, examine, flat
+from fdfa_core.testing.subject import ALPHA, BUDGET, CHECKS, Finding, Problem, Projections, Subject, constant, examine, flat
 
 __all__ = [
     "Report",
@@ -105,6 +106,10 @@ def estimator_checks(
         >>> checks = dict(estimator_checks("dfa", seed=0))
         >>> checks["state-round-trip"]()
         Finding(outcome='holds', detail='three steps to the same bits')
+        >>> dict(estimator_checks("fg-w", tangents=2, budget=1000))["expectation"]()
+        Traceback (most recent call last):
+            ...
+        AssertionError: fg-w: expectation: undecided: too noisy to decide: ...
 
         In a test suite:
 
@@ -170,13 +175,9 @@ def check_estimator(
 
     Examples:
         >>> from fdfa_core.testing import check_estimator
-        >>> report = check_estimator("dfa", seed=0)
+        >>> report = check_estimator("frozen", seed=0)
         >>> report.findings["variance"]
         Finding(outcome='holds', detail='no noise, as declared')
-        >>> check_estimator("fg-w", tangents=2, budget=1000)
-        Traceback (most recent call last):
-            ...
-        AssertionError: fg-w: expectation: undecided: too noisy to decide: ...
     """
     subject = Subject(estimator, network=network, loss=loss, seed=seed, alpha=alpha, budget=budget, **options)
     report = report_on(subject)
@@ -207,11 +208,10 @@ def match_finding(
         wrong = differing(first[0][0], b.estimate(x, y))
         return Finding("fails", f"without noise, and they differ in {wrong}") if wrong else Finding("holds", "exactly")
     many = min(PILOT, budget)
-    middles = [flat(e.sample(x, y, many), draws=True).mean(0) for e in (a, b)]
-    shapes = {name: g.shape for name, g in b.estimate(x, y).items()}
-    parts = ((middles[0] + middles[1]) / 2).split([shape.numel() for shape in shapes.values()])
-    to = Projections(dict(zip(shapes, parts, strict=True)))
-    spread = float((flat(b.sample(x, y, many), draws=True) - middles[1]).square().sum(1).mean())
+    means = [mean_of(e, x, y, many) for e in (a, b)]
+    middles = [flat(mean) for mean in means]
+    to = Projections({name: (means[0][name] + g) / 2 for name, g in means[1].items()})
+    spread = float((flat(b.sample(x, y, call_size(b)), draws=True) - middles[1]).square().sum(1).mean())
 
     def look(draws: Tensor, middle: Tensor) -> np.ndarray:
         return np.column_stack([(draws - middle).square().sum(1).numpy() / spread, to.of(draws)])
@@ -350,7 +350,7 @@ def assert_matches(
         >>> from fdfa_core.testing import assert_matches
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0).double()
         >>> x, y = torch.linspace(-1, 1, 32).view(8, 4).double(), torch.arange(8) % 3
-        >>> assert_matches(make_estimator("zo", net, seed=0), make_estimator("fg-w", net, seed=1), x, y)
+        >>> assert_matches(make_estimator("zo", net, seed=0), make_estimator("fg-w", net, seed=1), x, y, mistake=0.1)
     """
     found = match_finding(a, b, x, y, alpha=alpha, mistake=mistake, budget=budget)
     require(found, f"{_named(a)} against {_named(b)}")

@@ -26,6 +26,7 @@ from fdfa_core.testing import (
     estimator_checks,
     report_on,
 )
+from fdfa_core.testing.statistics import call_size
 from fdfa_core.testing.subject import CHECKS, SHARES, Subject, examine, problem
 
 
@@ -600,6 +601,23 @@ def test_two_estimators_match_or_do_not():
         assert_matches(make_estimator("bp", net), make_estimator("fg-w", net), x, y)
     with pytest.raises(AssertionError, match="without noise, and they differ in 0.affine.weight"):
         assert_matches(make_estimator("dfa", net, seed=1), make_estimator("dfa", net, seed=2), x, y)
+
+
+def test_rounding_in_float32_is_no_mistake_and_a_thousandth_is():
+    net, x, y = problem()
+    net, x = net.float(), x.float()
+    exact = {name: g.double() for name, g in true_gradient(net.double(), x.double(), y).items()}
+    single = {name: g.float() for name, g in exact.items()}
+    net.float()
+    assert_unbiased(make_estimator("bp", net), x, y, single)
+    with pytest.raises(AssertionError, match="without noise, and another gradient in 0.affine.weight"):
+        assert_unbiased(make_estimator("bp", net), x, y, {name: 1.001 * g for name, g in single.items()})
+    assert_unbiased(make_estimator("fg-a", net), x, y, single, mistake=0.1)
+
+
+def test_few_draws_are_held_at_a_time_where_the_network_is_large():
+    small, large = problem()[0], fully_connected([1000, 1000, 10], seed=0)
+    assert call_size(Right(small)) == 1000 and call_size(Right(large)) == 33
 
 
 def test_side_effects_are_named_and_gradients_put_back():
