@@ -88,17 +88,17 @@ def estimator_checks(
     network: Callable[[], Problem] | None = None,
     loss="cross_entropy",
     seed: int = 0,
-    alpha: float = ALPHA,
+    false_alarms: float = ALPHA,
     budget: int = BUDGET,
     **options,
 ) -> Iterator[tuple[str, Callable[[], Finding]]]:
     """Yield the name of every check and a function that carries it out, so that pytest can tell them apart.
 
     The function returns its finding, and raises `AssertionError` where the check fails or is left undecided. The shares of
-    `alpha` are fixed beforehand, so that it holds for all checks together however they are run.
+    `false_alarms` are fixed beforehand, so that it holds for all checks together however they are run.
 
     Args:
-        estimator, network, loss, seed, alpha, budget: as for `check_estimator`.
+        estimator, network, loss, seed, false_alarms, budget: as for `check_estimator`.
         **options: the estimator's own.
 
     Examples:
@@ -119,7 +119,8 @@ def estimator_checks(
         ... def test_contract(name):
         ...     CHECKS[name]()
     """
-    subject = Subject(estimator, network=network, loss=loss, seed=seed, alpha=alpha, budget=budget, **options)
+    settings = {"network": network, "loss": loss, "seed": seed, "false_alarms": false_alarms, "budget": budget}
+    subject = Subject(estimator, **settings, **options)
 
     def carried_out(name: str) -> Finding:
         found = examine(name, subject)
@@ -145,16 +146,16 @@ def check_estimator(
     network: Callable[[], Problem] | None = None,
     loss="cross_entropy",
     seed: int = 0,
-    alpha: float = ALPHA,
+    false_alarms: float = ALPHA,
     budget: int = BUDGET,
     **options,
 ) -> Report:
     """Carry out every check of the contract of an estimator.
 
-    False alarms: an estimator that is right fails any of the statistical checks with a chance of at most `alpha`, for all of
-    them together; the other checks are no matter of chance. Power: a mistake of 5 % in the scale of the mean, of the whole or
-    of a block, and one of 5 % in the total variance, is found with a chance of at least 90 %, if expectation and variance are
-    declared.
+    False alarms: an estimator that is right fails any of the statistical checks with a chance of at most `false_alarms`, for
+    all of them together; the other checks are no matter of chance. Power: a mistake of 5 % in the scale of the mean, of the
+    whole or of a block, and one of 5 % in the total variance, is found with a chance of at least 90 %, if expectation and
+    variance are declared.
 
     Args:
         estimator: a registered name, or a subclass of `fdfa_core.Estimator`.
@@ -162,7 +163,7 @@ def check_estimator(
             call; None for a small one of three blocks.
         loss: as for `make_estimator`.
         seed: of all random numbers; the same seed gives the same report, but for the time.
-        alpha: chance of a false alarm.
+        false_alarms: chance that an estimator that is right fails.
         budget: most draws of one test; where they do not suffice, the check is undecided.
         **options: the estimator's own.
 
@@ -179,7 +180,8 @@ def check_estimator(
         >>> report.findings["variance"]
         Finding(outcome='holds', detail='no noise, as declared')
     """
-    subject = Subject(estimator, network=network, loss=loss, seed=seed, alpha=alpha, budget=budget, **options)
+    settings = {"network": network, "loss": loss, "seed": seed, "false_alarms": false_alarms, "budget": budget}
+    subject = Subject(estimator, **settings, **options)
     report = report_on(subject)
     if not report.ok:
         said = [f"{name}: {report.findings[name].outcome}: {report.findings[name].detail}" for name in report.failed]

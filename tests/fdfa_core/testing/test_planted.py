@@ -28,6 +28,7 @@ from fdfa_core.testing import (
 )
 from fdfa_core.testing.statistics import call_size
 from fdfa_core.testing.subject import CHECKS, SHARES, Subject, examine, problem
+from places import ROOT
 
 
 class Right(Estimator):
@@ -558,6 +559,29 @@ def test_what_cannot_be_checked_is_refused_by_name():
 
 def test_the_shares_of_the_false_alarms_add_up_to_all_of_them():
     assert sum(SHARES.values()) == pytest.approx(1) and SHARES.keys() <= CHECKS.keys()
+
+
+def test_the_page_names_every_check_and_its_share():
+    page = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
+    for name, function in CHECKS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")][-1:]
+        assert name not in SHARES or row.endswith(f"| {SHARES[name]:.1f} % |"), row
+        assert function.__doc__
+    assert f"with {len(CHECKS)} checks" in page and f"also plants {len(PLANTED)} mistakes" in page
+
+
+def test_an_option_called_alpha_reaches_the_estimator():
+    class Scaled(Right):
+        def __init__(self, net, *, alpha=1.0, **common):
+            super().__init__(net, **common)
+            self.alpha = alpha
+
+        def finish(self, name, g, trace):
+            return self.alpha * g
+
+    assert dict(estimator_checks(Scaled, budget=10_000, alpha=2.0))["names-and-shapes"]().ok
+    with pytest.raises(AssertionError, match=r"the whole: (1\.9|2\.0)"):
+        dict(estimator_checks(Scaled, budget=10_000, alpha=2.0))["expectation"]()
 
 
 # The single claims ----------------------------------------------------------------------------------------------------
