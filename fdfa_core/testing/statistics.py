@@ -177,6 +177,9 @@ def variance_finding(
         return Finding("fails", f"the draws do not vary, and a variance of {parts['the whole']:.4g} is declared")
     if parts["the whole"] == 0:
         return Finding("fails", "the draws vary, and no variance is declared")
+    for name in first:
+        if parts.get(name) == 0 and not constant(first[name].detach().flatten(1).double().cpu()):
+            return Finding("fails", f"the draws of {name} vary, and no variance is declared for it")
     sizes = [g[0].numel() for g in first.values()]
     # The mean of n draws has noise of its own, which adds a share 1/n of the variance.
     middle = flat(mean_of(estimator, x, y, min(budget, 20_000)) if centre is None else centre)

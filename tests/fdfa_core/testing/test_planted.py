@@ -613,6 +613,9 @@ def test_a_law_for_every_parameter_tells_which_is_wrong():
     law["0.affine.bias"], law["1.affine.bias"] = 0.5 * law["0.affine.bias"], law["1.affine.bias"] + 0.5 * law["0.affine.bias"]
     with pytest.raises(AssertionError, match="affine.bias: .* times the declared variance"):
         assert_variance(Right(net), x, y, law)
+    law["2.bias"] = 0.0
+    with pytest.raises(AssertionError, match="the draws of 2.bias vary, and no variance is declared for it"):
+        assert_variance(Right(net), x, y, law)
 
 
 def test_two_estimators_match_or_do_not():
