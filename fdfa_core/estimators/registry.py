@@ -112,7 +112,8 @@ def registered_in(file: str | Path) -> list[str]:
     path = Path(file).resolve()
     if not path.is_file():
         raise InvalidInput("FILE", str(file), "a file of Python code that registers an estimator", "There is no such file.")
-    known = set(available_estimators())
+    available_estimators()  # those of other distributions, too
+    known = dict(_CLASSES)
     specification = importlib.util.spec_from_file_location(f"fdfa_checked_{path.stem}", path)
     if specification is None or specification.loader is None:
         raise InvalidInput("FILE", str(file), "a file of Python code, whose name ends in .py")
@@ -126,10 +127,10 @@ def registered_in(file: str | Path) -> list[str]:
         raise InvalidInput("FILE", str(file), "a file that can be imported", f"It raises {reason}") from error
     finally:
         sys.path.remove(str(path.parent))
-    found = [name for name in available_estimators() if name not in known]
+    found = [name for name, cls in _CLASSES.items() if cls is not known.get(name) and name not in packaged()]
     if not found:
         hint = 'Write @register("name") above the class.'
-        raise InvalidInput("FILE", str(file), "a file that registers an estimator under a new name", hint)
+        raise InvalidInput("FILE", str(file), "a file that registers an estimator", hint)
     return found
 
 

@@ -20,17 +20,18 @@ from fdfa_core.testing import contract as contract  # its checks register themse
 from fdfa_core.testing.statistics import (
     MISTAKE,
     PILOT,
-    Projections,
+    call_size,
     differing,
     draw,
     mean_finding,
+    mean_of,
     noisy,
     p_values,
     planned,
     rejected,
     variance_finding,
 )
-from fdfa_core.testing.subject import ALPHA, BUDGET, CHECKS, Finding, Problem, Subject, constant, examine, flat
+from fdfa_core.testing.subject import ALPHA, BUDGET, CHECKS, Finding, Problem, Projections, Subject, constant, examine, flat
 
 __all__ = [
     "Report",
@@ -87,17 +88,17 @@ def estimator_checks(
     network: Callable[[], Problem] | None = None,
     loss="cross_entropy",
     seed: int = 0,
-    alpha: float = ALPHA,
+    false_alarms: float = ALPHA,
     budget: int = BUDGET,
     **options,
 ) -> Iterator[tuple[str, Callable[[], Finding]]]:
     """Yield the name of every check and a function that carries it out, so that pytest can tell them apart.
 
     The function returns its finding, and raises `AssertionError` where the check fails or is left undecided. The shares of
-    `alpha` are fixed beforehand, so that it holds for all checks together however they are run.
+    `false_alarms` are fixed beforehand, so that it holds for all checks together however they are run.
 
     Args:
-        estimator, network, loss, seed, alpha, budget: as for `check_estimator`.
+        estimator, network, loss, seed, false_alarms, budget: as for `check_estimator`.
         **options: the estimator's own.
 
     Examples:
@@ -105,6 +106,10 @@ def estimator_checks(
         >>> checks = dict(estimator_checks("dfa", seed=0))
         >>> checks["state-round-trip"]()
         Finding(outcome='holds', detail='three steps to the same bits')
+        >>> dict(estimator_checks("fg-w", tangents=2, budget=1000))["expectation"]()
+        Traceback (most recent call last):
+            ...
+        AssertionError: fg-w: expectation: undecided: too noisy to decide: ...
 
         In a test suite:
 
@@ -114,7 +119,8 @@ def estimator_checks(
         ... def test_contract(name):
         ...     CHECKS[name]()
     """
-    subject = Subject(estimator, network=network, loss=loss, seed=seed, alpha=alpha, budget=budget, **options)
+    settings = {"network": network, "loss": loss, "seed": seed, "false_alarms": false_alarms, "budget": budget}
+    subject = Subject(estimator, **settings, **options)
 
     def carried_out(name: str) -> Finding:
         found = examine(name, subject)
@@ -140,16 +146,16 @@ def check_estimator(
     network: Callable[[], Problem] | None = None,
     loss="cross_entropy",
     seed: int = 0,
-    alpha: float = ALPHA,
+    false_alarms: float = ALPHA,
     budget: int = BUDGET,
     **options,
 ) -> Report:
     """Carry out every check of the contract of an estimator.
 
-    False alarms: an estimator that is right fails any of the statistical checks with a chance of at most `alpha`, for all of
-    them together; the other checks are no matter of chance. Power: a mistake of 5 % in the scale of the mean, of the whole or
-    of a block, and one of 5 % in the total variance, is found with a chance of at least 90 %, if expectation and variance are
-    declared.
+    False alarms: an estimator that is right fails any of the statistical checks with a chance of at most `false_alarms`, for
+    all of them together; the other checks are no matter of chance. Power: a mistake of 5 % in the scale of the mean, of the
+    whole or of a block, and one of 5 % in the total variance, is found with a chance of at least 90 %, if expectation and
+    variance are declared.
 
     Args:
         estimator: a registered name, or a subclass of `fdfa_core.Estimator`.
@@ -157,7 +163,7 @@ def check_estimator(
             call; None for a small one of three blocks.
         loss: as for `make_estimator`.
         seed: of all random numbers; the same seed gives the same report, but for the time.
-        alpha: chance of a false alarm.
+        false_alarms: chance that an estimator that is right fails.
         budget: most draws of one test; where they do not suffice, the check is undecided.
         **options: the estimator's own.
 
@@ -170,15 +176,12 @@ def check_estimator(
 
     Examples:
         >>> from fdfa_core.testing import check_estimator
-        >>> report = check_estimator("dfa", seed=0)
+        >>> report = check_estimator("frozen", seed=0)
         >>> report.findings["variance"]
         Finding(outcome='holds', detail='no noise, as declared')
-        >>> check_estimator("fg-w", tangents=2, budget=1000)
-        Traceback (most recent call last):
-            ...
-        AssertionError: fg-w: expectation: undecided: too noisy to decide: ...
     """
-    subject = Subject(estimator, network=network, loss=loss, seed=seed, alpha=alpha, budget=budget, **options)
+    settings = {"network": network, "loss": loss, "seed": seed, "false_alarms": false_alarms, "budget": budget}
+    subject = Subject(estimator, **settings, **options)
     report = report_on(subject)
     if not report.ok:
         said = [f"{name}: {report.findings[name].outcome}: {report.findings[name].detail}" for name in report.failed]
@@ -207,11 +210,10 @@ def match_finding(
         wrong = differing(first[0][0], b.estimate(x, y))
         return Finding("fails", f"without noise, and they differ in {wrong}") if wrong else Finding("holds", "exactly")
     many = min(PILOT, budget)
-    middles = [flat(e.sample(x, y, many), draws=True).mean(0) for e in (a, b)]
-    shapes = {name: g.shape for name, g in b.estimate(x, y).items()}
-    parts = ((middles[0] + middles[1]) / 2).split([shape.numel() for shape in shapes.values()])
-    to = Projections(dict(zip(shapes, parts, strict=True)))
-    spread = float((flat(b.sample(x, y, many), draws=True) - middles[1]).square().sum(1).mean())
+    means = [mean_of(e, x, y, many) for e in (a, b)]
+    middles = [flat(mean) for mean in means]
+    to = Projections({name: (means[0][name] + g) / 2 for name, g in means[1].items()})
+    spread = float((flat(b.sample(x, y, call_size(b)), draws=True) - middles[1]).square().sum(1).mean())
 
     def look(draws: Tensor, middle: Tensor) -> np.ndarray:
         return np.column_stack([(draws - middle).square().sum(1).numpy() / spread, to.of(draws)])
@@ -350,7 +352,7 @@ def assert_matches(
         >>> from fdfa_core.testing import assert_matches
         >>> net = fully_connected([4, 6, 3], activation="tanh", seed=0).double()
         >>> x, y = torch.linspace(-1, 1, 32).view(8, 4).double(), torch.arange(8) % 3
-        >>> assert_matches(make_estimator("zo", net, seed=0), make_estimator("fg-w", net, seed=1), x, y)
+        >>> assert_matches(make_estimator("zo", net, seed=0), make_estimator("fg-w", net, seed=1), x, y, mistake=0.1)
     """
     found = match_finding(a, b, x, y, alpha=alpha, mistake=mistake, budget=budget)
     require(found, f"{_named(a)} against {_named(b)}")

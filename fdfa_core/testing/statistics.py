@@ -35,14 +35,31 @@ MISTAKE = 0.05  # relative mistake of a scale that is found …
 POWER = 0.95  # … with this chance by the plan, so that 0.9 is left where the pilot errs
 PILOT, CALL = 1_500, 1_000  # draws of the pilot; draws of one call of `sample`
 SAFETY = 1.25  # a pilot is likely to miss the largest draws, and so to see too little spread
-EXACT = 1e-6  # relative difference that rounding may leave between draws without noise
+EXACT = {torch.float64: 1e-6}  # relative difference that rounding may leave between draws without noise
+ROUNDING = 1e-4  # the same in any other type, float32 among them
+NUMBERS = 2**25  # numbers of draws held at a time
+
+
+def call_size(estimator: Estimator, most: int = CALL) -> int:
+    """Return how many draws to ask for in one call: as many as fit into a quarter of a gigabyte, and at least 20."""
+    return max(20, min(most, NUMBERS // sum(p.numel() for p in estimator.net.parameters())))
+
+
+def mean_of(estimator: Estimator, x: Tensor, y: Tensor, n: int = CALL) -> dict[str, Tensor]:
+    """Return the mean of at least n draws as a gradient per parameter, in float64."""
+    size = call_size(estimator, n)
+    calls = math.ceil(n / size)
+    total = sum(flat(estimator.sample(x, y, size), draws=True).mean(0) for _ in range(calls)) / calls
+    shapes = {name: p.shape for name, p in estimator.net.named_parameters()}
+    parts = total.split([shape.numel() for shape in shapes.values()])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def draw(estimator: Estimator, x: Tensor, y: Tensor, n: int, look: Callable[[Tensor], np.ndarray]) -> np.ndarray:
     """Return what `look` sees of n draws, (n, k), a call of `sample` after another."""
-    parts = []
-    for first in range(0, n, CALL):
-        parts.append(look(flat(estimator.sample(x, y, min(CALL, n - first)), draws=True)))
+    parts, size = [], call_size(estimator)
+    for first in range(0, n, size):
+        parts.append(look(flat(estimator.sample(x, y, min(size, n - first)), draws=True)))
     return np.concatenate(parts)
 
 
@@ -62,10 +79,10 @@ def p_values(values: np.ndarray, expected: np.ndarray, other: np.ndarray | None 
         degrees = min(len(values), len(other)) - 1.0
         error2 = error2 + second
     error = np.sqrt(error2)
-    floor = EXACT * (1 + np.abs(values.mean(0)))
-    still = error < EXACT * floor  # no noise at all: the difference itself decides
-    p = 2 * stats.t.sf(np.abs(difference) / np.where(still, 1.0, error), degrees)
-    return np.where(still, np.where(np.abs(difference) <= floor, 1.0, 0.0), p)
+    size = 1 + np.abs(values.mean(0))
+    still = error < 1e-12 * size  # no noise at all: the difference itself decides
+    p = np.where(still, 0.0, 2 * stats.t.sf(np.abs(difference) / np.where(still, 1.0, error), degrees))
+    return np.where(np.abs(difference) <= 1e-5 * size, 1.0, p)  # rounding, whatever its standard error
 
 
 def rejected(p: np.ndarray, primary: int, alpha: float) -> np.ndarray:
@@ -87,7 +104,7 @@ def differing(found: Tensor, expected: Mapping[str, Tensor]) -> str:
     for name, g in expected.items():
         part, wanted = found[start : start + g.numel()], g.detach().flatten().double().cpu()
         start += g.numel()
-        if float((part - wanted).norm()) > EXACT * max(float(wanted.norm()), 1e-3 * size):
+        if float((part - wanted).norm()) > EXACT.get(g.dtype, ROUNDING) * max(float(wanted.norm()), 1e-3 * size):
             scale = float(part @ wanted) / max(float(wanted @ wanted), 1e-300)
             return f"{name} (there it is {scale:.4g} times the expected one along it)"
     return ""
@@ -160,12 +177,12 @@ def variance_finding(
         return Finding("fails", f"the draws do not vary, and a variance of {parts['the whole']:.4g} is declared")
     if parts["the whole"] == 0:
         return Finding("fails", "the draws vary, and no variance is declared")
+    for name in first:
+        if parts.get(name) == 0 and not constant(first[name].detach().flatten(1).double().cpu()):
+            return Finding("fails", f"the draws of {name} vary, and no variance is declared for it")
     sizes = [g[0].numel() for g in first.values()]
-    if centre is None:  # the mean of many draws: its own noise adds a share 1/budget of the variance
-        calls = max(1, min(budget, 20_000) // CALL)
-        middle = sum(flat(estimator.sample(x, y, CALL), draws=True).mean(0) for _ in range(calls)) / calls
-    else:
-        middle = flat(centre)
+    # The mean of n draws has noise of its own, which adds a share 1/n of the variance.
+    middle = flat(mean_of(estimator, x, y, min(budget, 20_000)) if centre is None else centre)
     judged = [name for name, v in parts.items() if v > 0]
 
     def distances(draws: Tensor) -> np.ndarray:
@@ -205,7 +222,7 @@ def expectation(subject: Subject) -> Finding:
     target = subject.target(estimator, x, y)
     if target is not None:
         return mean_finding(estimator, x, y, target, alpha=subject.share("expectation"), budget=subject.budget)
-    g, truth = flat(estimator.sample(x, y, CALL), draws=True).mean(0), subject.gradient(estimator, x, y)
+    g, truth = flat(mean_of(estimator, x, y)), subject.gradient(estimator, x, y)
     cosine = float(g @ truth / (g.norm() * truth.norm() + 1e-300))
     said = f"on the network of the check, {float(g @ truth / truth.square().sum()):.2g} times the gradient's length along it"
     said += f", at a cosine of {cosine:.2g}"
@@ -220,7 +237,7 @@ def variance(subject: Subject) -> Finding:
     estimator, x, y = subject.ready()
     law = estimator.variance(x, y) if callable(estimator.variance) else estimator.variance
     if law is None:
-        g = flat(estimator.sample(x, y, CALL), draws=True)
+        g = flat(estimator.sample(x, y, call_size(estimator)), draws=True)
         relative = float(g.var(0).sum() / subject.gradient(estimator, x, y).square().sum())
         said = f"on the network of the check it is {relative:.3g} ‖∇ℓ‖²"
         return Finding("not declared", f"set variance = 0.0, or a method (x, y) → the trace of the covariance; {said}")
@@ -232,11 +249,11 @@ def variance(subject: Subject) -> Finding:
 def looked_at(subject: Subject) -> tuple[Projections, np.ndarray, np.ndarray]:
     """Return projections on the draws' own mean, single estimates (m, k), and draws of several calls (calls, R, k) on them."""
     estimator, x, y = subject.ready()
-    sizes = {name: g.shape for name, g in estimator.estimate(x, y).items()}
-    mean = flat(estimator.sample(x, y, CALL), draws=True).mean(0)
-    to = Projections(dict(zip(sizes, mean.split([size.numel() for size in sizes.values()]), strict=True)), subject.seed)
+    estimator.estimate(x, y)
+    to = Projections(mean_of(estimator, x, y), subject.seed)
     single = np.concatenate([to.of(flat(estimator.estimate(x, y))[None]) for _ in range(SEQUENCE)])
-    several = np.stack([to.of(flat(estimator.sample(x, y, EACH), draws=True)) for _ in range(CALLS)])
+    each = call_size(estimator, EACH)
+    several = np.stack([to.of(flat(estimator.sample(x, y, each), draws=True)) for _ in range(CALLS)])
     columns = [0, *range(len(to.groups), single.shape[1])] if to.groups else list(range(single.shape[1]))
     return to, single[:, columns], several[:, :, columns]
 
@@ -270,7 +287,8 @@ def independent_draws(subject: Subject) -> Finding:
     worst = min(least, key=least.get)
     if least[worst] < subject.share("independent-draws"):
         return Finding("fails", f"{worst} (p = {least[worst]:.1g} after {len(whole)} comparisons)")
-    return Finding("holds", f"{SEQUENCE} estimates, {CALLS} samples of {EACH} (least p = {min(1.0, least[worst]):.2g})")
+    said = f"{SEQUENCE} estimates, {CALLS} samples of {several.shape[1]}"
+    return Finding("holds", f"{said} (least p = {min(1.0, least[worst]):.2g})")
 
 
 def _replicated(subject: Subject, to: Projections, seed: int) -> np.ndarray:
@@ -304,7 +322,7 @@ def sample_as_estimate(subject: Subject) -> Finding:
     estimator, x, y = subject.ready()
     one, many = flat(estimator.estimate(x, y)), flat(estimator.sample(x, y, 4), draws=True)
     if not is_random(subject):
-        wrong = float((many - one).norm(dim=1).max()) > EXACT * float(one.norm())
+        wrong = float((many - one).norm(dim=1).max()) > EXACT[torch.float64] * float(one.norm())
         return Finding("fails", "without noise, and they differ") if wrong else Finding("holds", "exactly")
     _, single, several = looked_at(subject)
     several = several.reshape(-1, single.shape[1])
@@ -340,9 +358,8 @@ def _compared(subject: Subject, name: str, change: Callable[[Tensor], Tensor], s
         wrong = differing(other[0], wanted)
         return Finding("fails", f"{said} has another gradient in {wrong}") if wrong else Finding("holds", "exactly")
     if reference is None:
-        shapes = {n: g.shape for n, g in estimator.estimate(x, y).items()}
-        mean = flat(estimator.sample(x, y, CALL), draws=True).mean(0)
-        reference = dict(zip(shapes, mean.split([shape.numel() for shape in shapes.values()]), strict=True))
+        estimator.estimate(x, y)
+        reference = mean_of(estimator, x, y)
     to = Projections(reference)
     both = [draw(estimator, *batch, COMPARED, to.of) for batch in ((x, y), (change(x), change(y)))]
     shift = both[1].mean(0) - both[0].mean(0)

@@ -145,7 +145,7 @@ class Subject:
         network: a function without arguments that returns a float64 network and a batch of at least four samples (x, y), always
             the same; None for small ones of this project.
         loss, seed: as for `make_estimator`; all random numbers of the checks follow from the seed.
-        alpha, budget: chance that a run of all checks fails an estimator that is right; most draws of one test.
+        false_alarms, budget: chance that a run of all checks fails an estimator that is right; most draws of one test.
         **options: the estimator's own.
 
     Raises:
@@ -159,7 +159,7 @@ class Subject:
         network: Callable[[], Problem] | None = None,
         loss="cross_entropy",
         seed: int = 0,
-        alpha: float = ALPHA,
+        false_alarms: float = ALPHA,
         budget: int = BUDGET,
         **options,
     ):
@@ -172,7 +172,7 @@ class Subject:
                 raise UnknownName(f"option of {self.name}", option, self.cls.options() or ["none: it has no options"])
         check_options(self.cls.options(), options)
         self.given, self.loss, self.seed, self.options = estimator, loss, seed, options
-        self.alpha, self.budget, self.own_network = alpha, budget, network
+        self.false_alarms, self.budget, self.own_network = false_alarms, budget, network
         if len(self.problem()[1]) < 4:
             raise InvalidInput("network: samples", len(self.problem()[1]), "at least four")
 
@@ -193,7 +193,7 @@ class Subject:
 
     def share(self, check: str) -> float:
         """Return the chance of a false alarm that a check may have."""
-        return self.alpha * SHARES[check]
+        return self.false_alarms * SHARES[check]
 
     def gradient(self, estimator: Estimator, x: Tensor, y: Tensor) -> Tensor:
         """Return the true gradient as one vector."""

@@ -60,11 +60,17 @@ def problem():
     assert result.exit_code == 0 and "still-first" not in result.output and "4 parameters" in result.output
 
 
+def test_check_takes_a_file_whose_estimators_are_known_already(fdfa, mine):
+    """Say, since a distribution that is installed offers them: the file defines them again."""
+    names = registry.registered_in(mine)
+    assert names == ["still", "still-first"] == registry.registered_in(mine)
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "said"),
     [
         (None, [], "There is no such file"),
-        ("x = 1", [], "accepted: a file that registers an estimator under a new name"),
+        ("x = 1", [], "accepted: a file that registers an estimator. Write"),
         ("import nonesuch", [], "It raises ModuleNotFoundError: No module named 'nonesuch'"),
         ("def", [], "It raises SyntaxError"),
         ("raise SystemExit(3)", [], "It raises SystemExit: 3"),

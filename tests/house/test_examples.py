@@ -10,7 +10,7 @@ from fdfa_core.estimators import registry
 from places import ROOT
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-DOCUMENTS = ["README.md", "docs/index.md", "docs/adding-an-estimator.md", "docs/own-network.md"]
+DOCUMENTS = ["README.md", "docs/index.md", "docs/adding-an-estimator.md", "docs/own-network.md", "docs/checking.md"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,13 @@ def test_code_of_the_documentation_runs(document, monkeypatch, tmp_path):
     names = {"__name__": "documentation"}
     for code in blocks(document):
         exec(compile(code, document, "exec"), names)
+
+
+def test_the_page_on_choosing_shows_what_its_code_prints(capsys):
+    (code,) = blocks("docs/choosing.md")
+    exec(compile(code, "docs/choosing.md", "exec"), {"__name__": "documentation"})
+    page = (ROOT / "docs/choosing.md").read_text(encoding="utf-8")
+    assert [line for line in capsys.readouterr().out.splitlines() if line not in page] == []
 
 
 def test_readme_example_trains_its_network():

@@ -26,7 +26,9 @@ from fdfa_core.testing import (
     estimator_checks,
     report_on,
 )
+from fdfa_core.testing.statistics import call_size
 from fdfa_core.testing.subject import CHECKS, SHARES, Subject, examine, problem
+from places import ROOT
 
 
 class Right(Estimator):
@@ -559,6 +561,29 @@ def test_the_shares_of_the_false_alarms_add_up_to_all_of_them():
     assert sum(SHARES.values()) == pytest.approx(1) and SHARES.keys() <= CHECKS.keys()
 
 
+def test_the_page_names_every_check_and_its_share():
+    page = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
+    for name, function in CHECKS.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")][-1:]
+        assert name not in SHARES or row.endswith(f"| {SHARES[name]:.1f} % |"), row
+        assert function.__doc__
+    assert f"with {len(CHECKS)} checks" in page and f"also plants {len(PLANTED)} mistakes" in page
+
+
+def test_an_option_called_alpha_reaches_the_estimator():
+    class Scaled(Right):
+        def __init__(self, net, *, alpha=1.0, **common):
+            super().__init__(net, **common)
+            self.alpha = alpha
+
+        def finish(self, name, g, trace):
+            return self.alpha * g
+
+    assert dict(estimator_checks(Scaled, budget=10_000, alpha=2.0))["names-and-shapes"]().ok
+    with pytest.raises(AssertionError, match=r"the whole: (1\.9|2\.0)"):
+        dict(estimator_checks(Scaled, budget=10_000, alpha=2.0))["expectation"]()
+
+
 # The single claims ----------------------------------------------------------------------------------------------------
 
 
@@ -588,6 +613,9 @@ def test_a_law_for_every_parameter_tells_which_is_wrong():
     law["0.affine.bias"], law["1.affine.bias"] = 0.5 * law["0.affine.bias"], law["1.affine.bias"] + 0.5 * law["0.affine.bias"]
     with pytest.raises(AssertionError, match="affine.bias: .* times the declared variance"):
         assert_variance(Right(net), x, y, law)
+    law["2.bias"] = 0.0
+    with pytest.raises(AssertionError, match="the draws of 2.bias vary, and no variance is declared for it"):
+        assert_variance(Right(net), x, y, law)
 
 
 def test_two_estimators_match_or_do_not():
@@ -600,6 +628,23 @@ def test_two_estimators_match_or_do_not():
         assert_matches(make_estimator("bp", net), make_estimator("fg-w", net), x, y)
     with pytest.raises(AssertionError, match="without noise, and they differ in 0.affine.weight"):
         assert_matches(make_estimator("dfa", net, seed=1), make_estimator("dfa", net, seed=2), x, y)
+
+
+def test_rounding_in_float32_is_no_mistake_and_a_thousandth_is():
+    net, x, y = problem()
+    net, x = net.float(), x.float()
+    exact = {name: g.double() for name, g in true_gradient(net.double(), x.double(), y).items()}
+    single = {name: g.float() for name, g in exact.items()}
+    net.float()
+    assert_unbiased(make_estimator("bp", net), x, y, single)
+    with pytest.raises(AssertionError, match="without noise, and another gradient in 0.affine.weight"):
+        assert_unbiased(make_estimator("bp", net), x, y, {name: 1.001 * g for name, g in single.items()})
+    assert_unbiased(make_estimator("fg-a", net), x, y, single, mistake=0.1)
+
+
+def test_few_draws_are_held_at_a_time_where_the_network_is_large():
+    small, large = problem()[0], fully_connected([1000, 1000, 10], seed=0)
+    assert call_size(Right(small)) == 1000 and call_size(Right(large)) == 33
 
 
 def test_side_effects_are_named_and_gradients_put_back():
