@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import joblib
 import psutil
 import pytest
 import torch
@@ -164,11 +165,13 @@ def bits(place):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KILLS)
-def test_a_command_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(kind, tmp_path):
+def test_a_command_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(kind, tmp_path, monkeypatch):
     import analysis.rebuilt.closed_forms  # noqa: F401  what a forked command would otherwise import for itself
     import figures.render  # noqa: F401
 
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads, and would wait for them for ever
+    # one thread each: a forked process has none of its parent's threads, and would wait for them for ever
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    torch.set_num_threads(1)
     moments, made, codes = random.Random(kind), tmp_path / "made", collections.Counter()
     made.mkdir()
     (made / "short.toml").write_text(SHORT)
