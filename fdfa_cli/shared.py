@@ -1,7 +1,7 @@
 """What the commands share: options, the loading of experiments, where runs and records are, errors, interruptions, exit codes.
 
-Exit codes: 0, done; 1, a run or a check failed, or a run was not recorded; 2, the input was refused; 130 and 143, Ctrl-C and
-SIGTERM interrupted the command.
+Exit codes: 0, done; 1, a run or a check failed, or a run was not recorded; 2, the input was refused, or something that the
+command needs (a file, a disk, a cluster) failed it; 130 and 143, Ctrl-C and SIGTERM interrupted the command.
 
 Modules of the project are imported inside the functions that need them: torch takes seconds, help should not.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,16 +95,13 @@ def measure(
     x = packed(net, x)
     require_tensor("x", x)
     _check(replicates, sampling, batch_size, burn_in, len(x))
-    requests = available_estimators() if estimators is None else list(estimators)
-    if not requests:
-        raise InvalidInput("estimators", [], "at least one name, or None for all")
+    requests = requested(available_estimators() if estimators is None else estimators)
     _require_finite(net, x)
     reference = Reference.on_batch(net, x, y, loss)
     jobs: list[_Job] = []
     unsupported: dict[str, str] = {}
     refusals: list[FdfaError] = []
-    for request in requests:
-        name, options = (request, {}) if isinstance(request, str) else request
+    for name, options in requests:
         choices = [options]
         if estimators is None and estimator_options(name).get("site") == "pre":
             choices.append({"site": "post"})
@@ -147,6 +144,20 @@ def measure(
     frame.attrs["unsupported"] = unsupported
     frame.attrs["notes"] = notes(works)
     return frame
+
+
+def requested(estimators: Sequence[Request]) -> list[tuple[str, Mapping[str, object]]]:
+    """Return the name and the options of each estimator that is asked for; raises `InvalidInput` for what asks for none."""
+    if isinstance(estimators, str) or not isinstance(estimators, Iterable):
+        raise InvalidInput("estimators", estimators, 'a list of names or (name, options) pairs, e.g. ["bp", "fdfa"]')
+    pairs = [(request, {}) if isinstance(request, str) else request for request in estimators]
+    for pair in pairs:
+        pairlike = isinstance(pair, tuple | list) and len(pair) == 2
+        if not (pairlike and isinstance(pair[0], str) and isinstance(pair[1], Mapping)):
+            raise InvalidInput("estimators", pair, 'names or (name, options) pairs, e.g. ("fdfa", {"feedback_lr": 0.1})')
+    if not pairs:
+        raise InvalidInput("estimators", [], "at least one name, or None for all")
+    return [(name, options) for name, options in pairs]
 
 
 class _Batches:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MARKER = ".fdfa-runs"
 _LOCKS = ".locks"
 _ID = re.compile(r"[0-9a-f]{16}")
+_RUN = re.compile(r"[0-9a-f]{16}(\.partial|\.damaged-\d+)?")
 
 
 class RunDirectory:
@@ -138,7 +139,8 @@ def open_root(root: str | Path) -> Path:
     with reported(root):
         root.mkdir(parents=True, exist_ok=True)
         if not (root / MARKER).exists():
-            others = sorted(e.name for e in root.iterdir() if MARKER not in e.name and e.name != _LOCKS)
+            known = (entry.name for entry in root.iterdir() if entry.name != _LOCKS and not _RUN.fullmatch(entry.name))
+            others = sorted(name for name in known if MARKER not in name)  # where only the marker was lost, it is written anew
             if others and not (root / MARKER).exists():  # by now another process may have made it one
                 raise RunError(
                     f"{root}: holds files that no run wrote (such as {others[0]!r}); accepted: a new or an empty directory, "

@@ -89,6 +89,8 @@ def merge(
     Raises:
         RunError: `source` or `destination` cannot be used.
     """
+    if isinstance(source, str | Path) and not Path(source).is_dir():
+        raise RunError(f"{source}: is no directory; accepted: a directory of runs, or a record, to be merged")
     return _add(experiment, source, destination, allow_dirty, merging=True)
 
 

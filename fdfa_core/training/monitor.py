@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fdfa_core import paths
 from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.tables import require_known
-from fdfa_core.measuring.measure import Request
+from fdfa_core.measuring.measure import Request, requested
 from fdfa_core.networks.batch import check_batch, packed
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.cutting import cut
@@ -30,7 +30,7 @@ from fdfa_core.runs.partial import PartialRun
 from fdfa_core.runs.schema import METRICS
 from fdfa_core.training import provenance
 from fdfa_core.training.instruments import Instruments
-from fdfa_core.training.own_run import Call, asked, describe_data, own_run, schedule_of
+from fdfa_core.training.own_run import Call, describe_data, own_run, schedule_of
 
 LOGGED = tuple(name for name in METRICS if name not in ("step", "epoch"))  # what a loop may log
 _APART = "give another name or seed to a run that differs"
@@ -127,7 +127,7 @@ class Monitor:
             reference = check_batch(self.net, *reference)
             probe = {
                 "schedule": dict(every) if isinstance(every, Mapping) else {"kind": "every", "k": every},
-                "estimators": [asked(request) for request in estimators],
+                "estimators": [{"name": wanted, **options} for wanted, options in requested(estimators)],
                 "sampling": sampling,
                 "replicates": replicates,
                 "reference_size": len(reference[0]),

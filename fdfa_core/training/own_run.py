@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,6 @@ from fdfa_core.experiments.loading import validated
 from fdfa_core.experiments.own import OwnRun
 from fdfa_core.experiments.tables import require_known
 from fdfa_core.losses import LOSSES
-from fdfa_core.measuring.measure import Request
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.training.instruments import SELF
 
@@ -35,15 +34,6 @@ class Call:
             if key == known or key.startswith(f"{known}."):
                 return f"Monitor: {argument}{key.removeprefix(known)}"
         return f"Monitor: {key.removeprefix('probe.')}"
-
-
-def asked(request: Request) -> dict[str, Any]:
-    """Return an estimator's table of a request, a name or a (name, options) pair."""
-    if isinstance(request, str):
-        return {"name": request}
-    if not (isinstance(request, tuple | list) and len(request) == 2 and isinstance(request[1], Mapping)):
-        raise InvalidInput("estimators", request, 'names or (name, options) pairs, e.g. ("fdfa", {"feedback_lr": 0.1})')
-    return {"name": request[0], **request[1]}
 
 
 def own_run(net: BlockNetwork, probe: dict[str, Any], loss, name: str, seed: int, data: str) -> OwnRun:

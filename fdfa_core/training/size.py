@@ -25,6 +25,8 @@ from fdfa_core.training import build
 
 NUMBER = 4  # bytes of a float32
 _ALONG_WEIGHTS = ("fg-w", "lg-fg-w")  # estimators whose directions are as long as the weights, not as the activities
+# what torch says where memory is lacking, or where no integer of 64 bits holds a size
+_LACKS = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow when unpacking long")
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
 
@@ -73,7 +75,7 @@ def memory_reported(what: str) -> Iterator[None]:
         yield
     except FdfaError:
         raise
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OverflowError, TypeError) as error:
         if not is_lack_of_memory(error):
             raise
         raise OutOfMemory(
@@ -87,7 +89,7 @@ def is_lack_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
-    return any(part in text for part in ("can't allocate memory", "not enough memory", "Storage size calculation overflowed"))
+    return any(part in text for part in _LACKS)
 
 
 def _parts(config: RunConfig, dataset: Dataset, splits: tuple[Split, Split]) -> Iterator[tuple[str, Any, str, int]]:
@@ -112,7 +114,7 @@ def _parts(config: RunConfig, dataset: Dataset, splits: tuple[Split, Split]) -> 
             units = [math.prod(shape) for shape in net.site_shapes()]
     except FdfaError:  # building it says what is wrong
         return
-    except (MemoryError, RuntimeError, OverflowError) as error:
+    except (MemoryError, RuntimeError, OverflowError, TypeError) as error:
         if isinstance(error, OverflowError) or is_lack_of_memory(error):
             yield key, value, "the weights", 2**80
         return  # shapes alone do not build every architecture

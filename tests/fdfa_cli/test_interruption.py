@@ -1,13 +1,21 @@
 """Commands that are interrupted: exit codes, what they say, and that no process is left."""
 
+import collections
 import functools
+import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import joblib
+import psutil
 import pytest
+import torch
 
+import fdfa_cli
 from fdfa_core.runs.directory import is_complete
 from places import ROOT
 from processes import left, until, workers
@@ -100,3 +108,102 @@ def test_interrupted_verification_says_that_it_starts_anew_and_leaves_no_process
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and said.splitlines()[-1] == "Interrupted. The same command starts anew."
     assert left(working) == []
+
+
+# --- killed at any moment ----------------------------------------------------------------------------------------------
+
+SHORT = LONG.replace("100_000", "5").replace("train_size = 128", "train_size = 256")
+# moments of each command, 100 in all; those of "figures" draw runs that are there, or train them first
+KILLS = {"sweep": 35, "sweep in two processes": 5, "figures": 20, "figures and runs": 5, "record": 35}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def forked(arguments, said):
+    """Start a command in a forked process, which spares it the seconds that imports take; it writes into the file `said`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1), os.dup2(output, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    code = 1
+    try:
+        fdfa_cli.main([str(argument) for argument in arguments], prog_name="fdfa")
+    except SystemExit as end:
+        code = end.code or 0
+    except KeyboardInterrupt:  # before the command or after it
+        code = 130
+    finally:
+        os._exit(code)
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def commands(place, made):
+    """Return each command: its arguments, to work in a place, with the runs that are made for it where it takes runs."""
+    sweep = ["sweep", made / "short.toml", "--runs", place / "runs", "--checkpoint-seconds", 0.02]
+    drawn = ["--profile", "smoke", "--only", "momentum_tradeoff", "--jobs", 1, "--runs", place / "runs", "--out", place / "out"]
+    return {
+        "sweep": [*sweep, "--jobs", 1],
+        "sweep in two processes": [*sweep, "--jobs", 2],
+        "figures": ["figures", *drawn],
+        "figures and runs": ["figures", *drawn],
+        "record": ["record", made / "short.toml", "--runs", made / "runs", "--out", place / "record", "--allow-dirty"],
+    }
+
+
+def bits(place):
+    """All files that the commands leave but those that hold times or say who wrote them."""
+    times = {"timing.parquet", "provenance.json", "said", ".lock", ".locks"}
+    files = {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if not times & {*name.parts}}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KILLS)
+def test_a_command_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(kind, tmp_path, monkeypatch):
+    import analysis.rebuilt.closed_forms  # noqa: F401  what a forked command would otherwise import for itself
+    import figures.render  # noqa: F401
+
+    # one thread each: a forked process has none of its parent's threads, and would wait for them for ever
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    torch.set_num_threads(1)
+    moments, made, codes = random.Random(kind), tmp_path / "made", collections.Counter()
+    made.mkdir()
+    (made / "short.toml").write_text(SHORT)
+    with pytest.raises(SystemExit, match="0"):  # in this process, which then has imported the rest
+        fdfa_cli.main([str(argument) for argument in commands(made, made)["sweep"]])
+    if kind == "figures":
+        assert ended(forked(commands(made / "drawn", made)[kind], made / "said")) == 0
+
+    def new(name):
+        place = tmp_path / name
+        place.mkdir()
+        if kind == "figures":
+            shutil.copytree(made / "drawn" / "runs", place / "runs")
+        return place
+
+    unbroken = new("unbroken")
+    began = time.monotonic()
+    assert ended(forked(commands(unbroken, made)[kind], unbroken / "said")) == 0, (unbroken / "said").read_text()
+    seconds, expected = time.monotonic() - began, bits(unbroken)
+    assert len(expected) >= 2
+    for kill in range(KILLS[kind]):
+        place, number = new(f"broken-{kill}"), SIGNALS[kill % len(SIGNALS)]
+        command = commands(place, made)[kind]
+        pid = forked(command, place / "said")
+        time.sleep(moments.uniform(0, seconds))
+        working = psutil.Process(pid).children(recursive=True)
+        os.kill(pid, number)
+        code = ended(pid)
+        assert code in (0, -number, 128 + number), (place / "said").read_text()
+        codes[f"{number.name} {code}"] += 1
+        assert left(working) == []
+        assert ended(forked(command, place / "said")) == 0, (place / "said").read_text()
+        assert bits(place) == expected and "Traceback" not in (place / "said").read_text()
+        shutil.rmtree(place)
+    print(f"\n{kind}: {KILLS[kind]} kills within {seconds:.1f} s, exit codes {dict(codes)}")

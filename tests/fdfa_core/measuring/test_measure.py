@@ -333,3 +333,12 @@ def test_a_network_that_holds_no_numbers_is_refused_by_the_name_of_its_parameter
     x[0, 0] = value
     with pytest.raises(InvalidInput, match="x: got '1 of 32 values NaN or infinite'"):
         measure(fully_connected([4, 6, 3], seed=0), x, y, ["bp"], replicates=8)
+
+
+NO_REQUESTS = [3, "bp", [3], [None], [("bp",)], [("bp", {}, 1)], [("bp", [])], [(3, {})], []]
+
+
+@pytest.mark.parametrize("estimators", NO_REQUESTS, ids=repr)
+def test_what_asks_for_no_estimator_is_refused_by_name(estimators):
+    with pytest.raises(InvalidInput, match="^estimators: got .*; accepted: "):
+        measure(net(), X, Y, estimators, replicates=4)

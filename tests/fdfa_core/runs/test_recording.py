@@ -276,6 +276,12 @@ def test_damaged_runs_made_elsewhere_are_named_and_the_others_added(made, tmp_pa
     assert outcome.copied == ids(experiment)[1:] and f"{first}/probes.parquet" in outcome.damaged[first]
 
 
+def test_a_directory_to_merge_that_is_not_there_is_refused(made, tmp_path):
+    with pytest.raises(RunError, match="nowhere: is no directory; accepted: a directory of runs, or a record, to be merged"):
+        recording.merge(made[0], tmp_path / "nowhere", tmp_path / "record")
+    assert not (tmp_path / "record").exists()
+
+
 def test_runs_of_no_experiment_are_foreign(made):
     experiment, root = made
     assert set(recording.foreign(root, [experiment])) == set(open_store(root).ids()) - set(ids(experiment)) != set()

@@ -9,7 +9,7 @@ import torch
 
 from fdfa_core.errors import RunError
 from fdfa_core.runs import schema
-from fdfa_core.runs.directory import claim, is_complete, open_root, read_config, read_table
+from fdfa_core.runs.directory import MARKER, claim, is_complete, open_root, read_config, read_table
 from fdfa_core.runs.partial import PartialRun, Rows
 from fdfa_core.training.run import train
 from tiny import Child, tiny
@@ -55,6 +55,16 @@ def test_a_directory_that_holds_something_else_is_refused_and_left_alone(tmp_pat
     with pytest.raises(RunError, match=r"holds files that no run wrote \(such as 'thesis.tex'\); accepted: a new or an empty"):
         open_root(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_lost_marker_is_written_anew_beside_runs_alone(directory, root):
+    (root / MARKER).unlink()
+    (root / f"{tiny(seed=1).id}.partial").mkdir()
+    assert open_root(root) == root and (root / MARKER).exists()
+    (root / MARKER).unlink()
+    (root / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="such as 'thesis.tex'"):
+        open_root(root)
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path):

@@ -19,6 +19,10 @@ from tiny import PROBE, tiny
 TOO_LARGE = {
     "hidden": ({"network": {"hidden": [10**6, 10**6]}}, r"network.hidden: got \[1000000, 1000000\]; accepted: what fits into"),
     "hidden beyond any address": ({"network": {"hidden": [2**62, 8]}}, "network.hidden: got .*the weights"),
+    "width beyond any address": (
+        {"network": {"architecture": "alexnet", "width": 2.0**62}, "data": {"image_size": 32}},
+        "network: got .*the weights take",
+    ),
     "image_size": ({"data": {"image_size": 10**6}}, "data.image_size: got 1000000; .* images take"),
     "tangents": ({"estimator": {"name": "fg-w", "tangents": 10**9}}, "estimator.tangents: got 1000000000; .*directions take"),
     "tangents of activities": ({"estimator": {"name": "fdfa", "tangents": 10**10}}, "estimator.tangents: got 10000000000"),
@@ -43,7 +47,11 @@ def test_the_limit_is_the_sum_of_what_is_held(monkeypatch):
         check(config)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")])
+LACKS = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")]
+LACKS += [TypeError("empty(): Overflow when unpacking long long")]
+
+
+@pytest.mark.parametrize("error", LACKS)
 def test_a_lack_of_memory_is_named_whatever_torch_calls_it(error):
     with pytest.raises(OutOfMemory, match="run 7: needs more memory than there is; make batch_size"), memory_reported("run 7"):
         raise error
