@@ -3,7 +3,10 @@
 A broken distribution of estimators is named and left out; what was loaded is part of a run's provenance.
 """
 
+import ast
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 
@@ -11,11 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from fdfa_core import available_estimators, fully_connected, make_estimator, measure, register
+from fdfa_core import available_estimators, estimators, fully_connected, make_estimator, measure, register
 from fdfa_core.data import load
 from fdfa_core.errors import InvalidInput, UnknownName
-from fdfa_core.estimators import registry
+from fdfa_core.estimators import index, registry
+from fdfa_core.estimators.base import Estimator
 from fdfa_core.estimators.direct_feedback import DirectFeedbackAlignment
+from fdfa_core.estimators.index import packaged
 from fdfa_core.training import provenance
 from fdfa_core.training.run import train
 from places import ROOT
@@ -227,3 +232,83 @@ def test_provenance_names_the_plugins_that_were_loaded(plugins):
     registry.available_estimators()
     about = provenance.describe(torch.device("cpu"), 0, load("digits"))
     assert about["plugins"] == {"sound_plugin = sound_plugin": "sound_plugin 1.5"}
+
+
+# --- The index that is read from the source says what the imported classes say
+
+
+def live_options(name):
+    """Options as the imported class has them, in order, with types: 1 and True are equal, and differ."""
+    registry.estimator_class(name)
+    assert name in registry._CLASSES  # so that what follows comes from the class and not from the index
+    return [(option, default, type(default)) for option, default in registry.estimator_options(name).items()]
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_options_and_defaults_are_those_of_the_class(name):
+    indexed = [(option, default, type(default)) for option, default in packaged()[name].options.items()]
+    assert indexed == live_options(name)
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_module_and_class_are_those_registered(name):
+    cls = registry.estimator_class(name)
+    assert (cls.name, cls.__module__, cls.__qualname__) == (name, packaged()[name].module, packaged()[name].class_name)
+
+
+def test_no_estimator_of_the_package_is_missing():
+    modules = [f"fdfa_core.estimators.{module.name}" for module in pkgutil.iter_modules(estimators.__path__)]
+    classes = [each for m in modules for each in vars(importlib.import_module(m)).values() if isinstance(each, type)]
+    live = {cls.name for cls in classes if issubclass(cls, Estimator) and "name" in vars(cls)}
+    assert live == set(packaged())
+
+
+def test_names_come_in_the_order_of_the_registry_bp_first():
+    names = registry.available_estimators()
+    assert names[0] == "bp" and names[1:] == sorted(names[1:]) and set(packaged()) <= set(names)
+
+
+def test_name_of_the_package_cannot_be_taken_before_its_module_is_imported(monkeypatch):
+    monkeypatch.setattr(registry, "_CLASSES", {})
+    with pytest.raises(InvalidInput, match=r"estimator name: got 'fg-w'; .*\(it is WeightPerturbation\)"):
+        register("fg-w")(type("Impostor", (Estimator,), {}))
+
+
+def test_unknown_estimator_has_no_options():
+    with pytest.raises(UnknownName, match="estimator: got 'pb'; accepted: one of bp, "):
+        registry.estimator_options("pb")
+
+
+@pytest.fixture
+def source(monkeypatch):
+    """Let the index read a source in place of a module of the package."""
+    index._skeleton.cache_clear()
+    yield lambda text: monkeypatch.setattr(index, "_tree", lambda _: ast.parse(text))
+    index._skeleton.cache_clear()
+
+
+def test_options_are_collected_along_the_base_classes_as_python_orders_them(source):
+    source("""
+class A:
+    def __init__(self, net, *, a=1, shared="a", seed=0): ...
+class B(A):
+    def __init__(self, net, *, b, **common): ...
+class C(A):
+    def __init__(self, net, *, c=-1.5, shared="c", **common): ...
+class D(B, C): ...
+""")
+    options = index._options("fdfa_core.estimators.x", "D")
+    assert list(options.items()) == [("a", 1), ("shared", "c"), ("c", -1.5), ("b", index.Parameter.empty)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class D(base.Estimator): ...", "cannot tell where the base class base.Estimator comes from"),
+        ("class D:\n    def __init__(self, net, *, lr=RATE): ...", "malformed node"),
+    ],
+)
+def test_source_that_cannot_be_read_is_an_error_and_no_guess(source, text, said):
+    source(text)
+    with pytest.raises(ValueError, match=said):
+        index._options("fdfa_core.estimators.x", "D")

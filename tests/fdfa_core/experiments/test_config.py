@@ -1,12 +1,14 @@
 import hashlib
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from fdfa_core.errors import InvalidInput, UnknownName
+from fdfa_core.experiments import schedules, writing
 from fdfa_core.experiments.loading import load_experiment, load_profile, merge, profiles
-from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.experiments.tables import At, Epochs, Every, FirstAndLast, Geometric, RunConfig
 from fdfa_core.training.check import check_experiment
 
 TOML = """
@@ -374,3 +376,104 @@ def test_errors_name_a_file_below_the_working_directory_by_its_relative_path(wri
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match="^experiment.toml: training.epochs"):
         load_experiment(path)
+
+
+# --- Schedules
+
+
+def steps(due, below=40):
+    return [step for step in range(below) if due(step)]
+
+
+def test_every():
+    assert steps(schedules.every(10)) == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("first, ratio, expected", [(1, 2, [1, 2, 4, 8, 16, 32]), (3, 1.5, [3, 4, 7, 10, 15, 23, 34])])
+def test_geometric(first, ratio, expected):
+    assert steps(schedules.geometric(first, ratio)) == expected
+
+
+def test_geometric_steps_that_round_to_the_same_number_are_one_step():
+    assert steps(schedules.geometric(1, 1.2), 8) == [1, 2, 3, 4, 5, 6, 7]
+
+
+CONFIGURED = {
+    "every": (Every(kind="every", k=7), [0, 7, 14]),
+    "geometric": (Geometric(kind="geometric"), [1, 2, 4, 8, 16]),
+    "at": (At(kind="at", steps=[3, 5]), [3, 5]),
+    "epochs": (Epochs(kind="epochs", every=2), [0, 10]),
+    "first and last": (FirstAndLast(kind="first_and_last"), [0, 19]),
+    "last besides": (At(kind="at", steps=[3], last=True), [3, 19]),
+}
+
+
+@pytest.mark.parametrize("config, expected", CONFIGURED.values(), ids=CONFIGURED)
+def test_built_from_configuration(config, expected):
+    assert steps(schedules.build(config, steps_per_epoch=5, last=19), 20) == expected
+
+
+# --- Experiment files as text: what is written reads as it was meant, and what cannot be changed in place is refused
+
+
+TEXT = """\
+open = "a # that is text"
+[training]
+steps = 5
+[[cases]]
+estimator = { name = "a#b" }   # a remark
+training = {}
+
+[[cases]]  # the last
+estimator = { name = "bp" }
+[grid]
+seed = [
+    0,
+]
+"""
+
+
+NUMBERS = [0.1, 1e-3, 3e-5, 1e-7, 10.0, 1e6, 2.5e7, 0.0, -4e-4, 1.25, 0.1 + 0.2, 1 / 3e4, 5]
+
+
+@pytest.mark.parametrize("item", [*NUMBERS, True, 'say "#" – ü', [1, [2.5]], {"a.b": [], "c": {}}])
+def test_a_value_is_read_as_what_it_was(item):
+    found = tomllib.loads(f"x = {writing.value(item)}")["x"]
+    assert found == item and type(found) is type(item)
+
+
+def test_what_toml_cannot_hold_is_refused():
+    with pytest.raises(InvalidInput, match="None"):
+        writing.value({"a": None})
+
+
+def test_a_document_is_read_as_its_tables():
+    tables = {"role": "finals", "data": {"name": "mnist"}, "cases": [{"estimator": {"name": "bp"}}], "grid": {"a.b": [1e-3]}}
+    text = writing.document(tables, "one line\nanother")
+    assert tomllib.loads(text) == tables and "# one line\n# another\n" in text and "a.b" in text
+
+
+def test_a_case_is_changed_where_it_stands_and_remarks_stay():
+    text = writing.with_case(TEXT, 0, "estimator", {"name": "dfa"}, "file")
+    assert text == TEXT.replace('{ name = "a#b" }', '{ name = "dfa" }')
+    text = writing.with_case(TEXT, 1, "training", {"steps": 3}, "file")
+    assert text == TEXT.replace('{ name = "bp" }\n', '{ name = "bp" }\ntraining = { steps = 3 }\n')
+
+
+def test_a_case_that_is_not_there_or_has_several_lines_is_refused():
+    with pytest.raises(InvalidInput, match="one of its 2 cases"):
+        writing.with_case(TEXT, 2, "estimator", {}, "file")
+    with pytest.raises(InvalidInput, match=r"file: cases\[0\].training.*on one line"):
+        writing.with_case(TEXT.replace("training = {}", "training = { milestones = [\n 1] }"), 0, "training", {}, "file")
+
+
+def test_only_a_top_level_line_is_taken_out():
+    assert writing.without(TEXT, "open") == TEXT.partition("\n")[2]
+    assert writing.without(TEXT, "steps") == TEXT
+
+
+def test_a_text_that_reads_as_something_else_is_refused():
+    assert writing.verified("a = 1", {"a": 1}, "file") == "a = 1"
+    for text in ("a = 1.0", "a ="):
+        with pytest.raises(InvalidInput, match="by hand"):
+            writing.verified(text, {"a": 1}, "file")
