@@ -323,7 +323,7 @@ def _() -> Iterator[Row]:
 # Theory and memory, each in a process of its own ---------------------------------------------------------------------------
 
 
-def child(code: str) -> dict[str, float]:
+def _child(code: str) -> dict[str, float]:
     """Run code in a fresh process with as many threads; it prints JSON as its last line."""
     prelude = (
         "import torch, fdfa_core.memory; fdfa_core.memory.keep_freed_memory(); "
@@ -355,7 +355,7 @@ def run_theory() -> None:
 
 @bench("theory")
 def _() -> Iterator[Row]:
-    found = child("from benchmarks.rows import run_theory; run_theory()")
+    found = _child("from benchmarks.rows import run_theory; run_theory()")
     figure = "Exact theory of all estimators that have one, fc, 10,000 samples"
     seconds, size = found["seconds"], found["bytes"] / 2**30
     yield Row(f"{figure}: time", [seconds], 120, unit="s")
@@ -376,7 +376,7 @@ def run_training(network: str, method: str) -> None:
 def _() -> Iterator[Row]:
     for network in ("fc-bn", "cnn-released"):
         found = {
-            method: child(f"from benchmarks.rows import run_training; run_training({network!r}, {method!r})")
+            method: _child(f"from benchmarks.rows import run_training; run_training({network!r}, {method!r})")
             for method in ("plain", "fdfa")
         }
         for key, what, limit in (("bytes", "Resident memory", 1.15), ("grown", "Memory grown since the start", None)):
