@@ -5,6 +5,7 @@ The simulation of false alarms and power is slow; docs/checking.md has its numbe
     python -m pytest -m slow -s tests/fdfa_core/testing/test_planted.py
 """
 
+import ast
 import os
 import random
 import time
@@ -569,6 +570,12 @@ def test_the_page_names_every_check_and_its_share():
         assert name not in SHARES or row.endswith(f"| {SHARES[name]:.1f} % |"), row
         assert function.__doc__
     assert f"with {len(CHECKS)} checks" in page and f"also plants {len(PLANTED)} mistakes" in page
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "fdfa_core" / "testing").glob("*.py")), ids=lambda path: path.stem)
+def test_checks_do_not_rest_on_the_statement_that_optimised_python_drops(module):
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
 
 
 def test_an_option_called_alpha_reaches_the_estimator():
