@@ -21,6 +21,7 @@ from fdfa_core.testing.subject import (
     Subject,
     changed,
     check,
+    claim,
     close,
     host_streams,
     is_random,
@@ -41,12 +42,12 @@ def names_and_shapes(subject: Subject) -> str:
     estimator, x, y = subject.ready()
     wanted = {name: p.shape for name, p in estimator.net.named_parameters()}
     for call, found, lead in (("estimate", estimator.estimate(x, y), ()), ("sample", estimator.sample(x, y, 5), (5,))):
-        assert list(found) == list(wanted), f"{call} returns the names {list(found)}, and the parameters are {list(wanted)}"
+        claim(list(found) == list(wanted), f"{call} returns the names {list(found)}, and the parameters are {list(wanted)}")
         for name, g in found.items():
             shape = (*lead, *wanted[name])
-            assert g.shape == shape, f"{call}: {name} has the shape {tuple(g.shape)}, not {shape}"
-            assert not g.requires_grad, f"{call}: {name} carries a graph"
-            assert bool(g.isfinite().all()), f"{call}: {name} is not finite"
+            claim(g.shape == shape, f"{call}: {name} has the shape {tuple(g.shape)}, not {shape}")
+            claim(not g.requires_grad, f"{call}: {name} carries a graph")
+            claim(bool(g.isfinite().all()), f"{call}: {name} is not finite")
     return f"{len(wanted)} parameters"
 
 
@@ -59,10 +60,10 @@ def dtype_and_device(subject: Subject) -> str:
         for call, found in (("estimate", estimator.estimate(x, y)), ("sample", estimator.sample(x, y, 2))):
             for name, p in net.named_parameters():
                 g = found[name]
-                assert g.dtype == dtype, f"{call}: {name} is {g.dtype} in a network of {dtype}"
-                assert g.device == p.device, f"{call}: {name} is on {g.device}, and its parameter on {p.device}"
+                claim(g.dtype == dtype, f"{call}: {name} is {g.dtype} in a network of {dtype}")
+                claim(g.device == p.device, f"{call}: {name} is on {g.device}, and its parameter on {p.device}")
         loss = estimator.backward(x, y)
-        assert loss.dtype == dtype, f"the loss that backward returns is {loss.dtype} in a network of {dtype}"
+        claim(loss.dtype == dtype, f"the loss that backward returns is {loss.dtype} in a network of {dtype}")
     return "float32, float64"
 
 
@@ -77,8 +78,8 @@ def same_seed_same_bits(subject: Subject) -> str:
         with streams_at(at):
             estimator, x, y = subject.ready()
             stories.append(story(estimator, x, y))
-    assert same(stories[0], stories[1]), "two estimators with one seed differ: their draws are not seeded"
-    assert same(stories[0], stories[2]), "draws depend on a global random stream: draw from self.generator"
+    claim(same(stories[0], stories[1]), "two estimators with one seed differ: their draws are not seeded")
+    claim(same(stories[0], stories[2]), "draws depend on a global random stream: draw from self.generator")
     return "estimate, sample, three steps"
 
 
@@ -88,7 +89,7 @@ def other_seed_other_draws(subject: Subject) -> str:
     if not is_random(subject):
         raise DoesNotApply("draws do not vary, given the state")
     first, second = (estimator.estimate(x, y) for estimator, x, y in (subject.ready(), subject.ready(subject.seed + 1)))
-    assert not same(first, second), "two seeds give the same draw"
+    claim(not same(first, second), "two seeds give the same draw")
     return "seeds tell draws apart"
 
 
@@ -110,14 +111,14 @@ def global_random_streams(subject: Subject) -> str:
             for call, run in calls.items():
                 run()
                 for name, a, b in zip(("torch", "NumPy", "Python"), before, host_streams(), strict=True):
-                    assert same(a, b), f"{call} moves the global random stream of {name}"
+                    claim(same(a, b), f"{call} moves the global random stream of {name}")
     drawn = []
     for at in (4, 5):
         net, x, y = subject.problem()
         estimator = subject.make(net)
         with streams_at(at):
             drawn.append([estimator.estimate(x, y) for _ in range(2)])
-    assert same(*drawn), "estimate draws from a global random stream, which the base class puts back"
+    claim(same(*drawn), "estimate draws from a global random stream, which the base class puts back")
     return "torch, NumPy, Python"
 
 
@@ -155,7 +156,7 @@ def untouched(estimator: Estimator, x: Tensor, y: Tensor) -> None:
         }.items():
             run()
             what = changed(before, snapshot(estimator.net, x, y))
-            assert not what, f"{call} changes {what}"
+            claim(not what, f"{call} changes {what}")
     finally:
         for p, grad in held:
             p.grad = grad
@@ -169,10 +170,11 @@ def state_at_rest(subject: Subject) -> str:
     looked, before = copy.deepcopy(estimator), own(estimator)
     stream = looked.generator.get_state()
     looked.estimate(x, y), looked.estimate(x, y), looked.sample(x, y, 3)
-    assert same(before, own(looked)), "estimate or sample moves the state"
+    claim(same(before, own(looked)), "estimate or sample moves the state")
     looked.generator.set_state(stream)
-    assert same(story(estimator, x, y), story(looked, x, y)), (
-        "what follows depends on whether estimate was called before: it moves something that own_state does not hold"
+    claim(
+        same(story(estimator, x, y), story(looked, x, y)),
+        "what follows depends on whether estimate was called before: it moves something that own_state does not hold",
     )
     return "the state rests"
 
@@ -186,7 +188,7 @@ def declared_state(subject: Subject) -> str:
     for _ in range(3):
         step(estimator, x, y)
     moves = not same(before, own(estimator))
-    assert estimator.stateful or not moves, "backward moves the state, and the class does not say stateful = True"
+    claim(estimator.stateful or not moves, "backward moves the state, and the class does not say stateful = True")
     return "moves, as declared" if moves else "rests"
 
 
@@ -201,8 +203,8 @@ def state_round_trip(subject: Subject) -> str:
     other = subject.make(net, seed=subject.seed + 99)
     other.load_state_dict(saved)
     found = story(other, x, y)
-    assert same(found[0], expected[0]), "an estimate after load_state_dict has other bits: state is missing from own_state"
-    assert same(found, expected), "training after load_state_dict goes on to other bits: state is missing from own_state"
+    claim(same(found[0], expected[0]), "an estimate after load_state_dict has other bits: state is missing from own_state")
+    claim(same(found, expected), "training after load_state_dict goes on to other bits: state is missing from own_state")
     return "three steps to the same bits"
 
 
@@ -218,13 +220,13 @@ def backward_writes_gradients(subject: Subject) -> str:
         loss = estimator.backward(x, y)
         written = {name: p.grad for name, p in estimator.net.named_parameters()}
         missing = [name for name, g in written.items() if g is None]
-        assert not missing, f"backward leaves .grad of {missing[0]} empty"
+        claim(not missing, f"backward leaves .grad of {', '.join(missing)} empty")
         wrong = close(written, wanted)
-        assert not wrong, f"backward writes for {wrong} what estimate would not have returned"
-        assert isinstance(loss, Tensor) and loss.dim() == 0 and not loss.requires_grad, "backward returns no 0-d detached loss"
+        claim(not wrong, f"backward writes for {wrong} what estimate would not have returned")
+        claim(isinstance(loss, Tensor) and loss.dim() == 0 and not loss.requires_grad, "backward returns no 0-d detached loss")
         if expected is not None:
             right = abs(float(loss) - expected) <= RTOL * (1 + abs(expected))
-            assert right, f"backward returns {float(loss):.6g}, and the mean loss is {expected:.6g}"
+            claim(right, f"backward returns {float(loss):.6g}, and the mean loss is {expected:.6g}")
     return "as estimate"
 
 
@@ -236,8 +238,8 @@ def uses_the_batch(subject: Subject) -> str:
     """Other inputs, and other targets, give other gradients."""
     (first, x, y), (second, *_), (third, *_) = (subject.ready() for _ in range(3))
     found = first.estimate(x, y)
-    assert not same(found, second.estimate(x.flip(-1) + 0.5, y)), "estimate does not depend on the inputs"
-    assert not same(found, third.estimate(x, y.roll(1, 0))), "estimate does not depend on the targets"
+    claim(not same(found, second.estimate(x.flip(-1) + 0.5, y)), "estimate does not depend on the inputs")
+    claim(not same(found, third.estimate(x, y.roll(1, 0))), "estimate does not depend on the targets")
     return "inputs and targets"
 
 
@@ -251,7 +253,7 @@ def last_smaller_batch(subject: Subject) -> str:
         after.estimate(x, y), after.sample(x, y, 2)
         after.load_state_dict(state)
         found, wanted = after.estimate(x[:many], y[:many]), alone.estimate(x[:many], y[:many])
-        assert same(found, wanted), f"{many} samples after {len(x)} give other bits than {many} alone"
+        claim(same(found, wanted), f"{many} samples after {len(x)} give other bits than {many} alone")
         after.backward(x, y), after.backward(x[:many], y[:many])
     return "three samples, and one, after four"
 
@@ -288,13 +290,13 @@ def frozen_parameters(subject: Subject) -> str:
     estimator.backward(x, y)
     for name, p in net.named_parameters():
         if name in frozen:
-            assert p.grad is None, f"backward writes a gradient for {name}, which does not train"
-            assert same(p.detach(), frozen[name]), f"{name}, which does not train, has moved"
+            claim(p.grad is None, f"backward writes a gradient for {name}, which does not train")
+            claim(same(p.detach(), frozen[name]), f"{name}, which does not train, has moved")
         else:
-            assert p.grad is not None, f"backward writes no gradient for {name}, which trains while others do not"
+            claim(p.grad is not None, f"backward writes no gradient for {name}, which trains while others do not")
     written = {name: p.grad for name, p in net.named_parameters() if name not in frozen}
     wrong = close(written, {name: wanted[name] for name in written})
-    assert not wrong, f"with frozen parameters, backward writes for {wrong} what estimate would not have returned"
+    claim(not wrong, f"with frozen parameters, backward writes for {wrong} what estimate would not have returned")
     stream = torch.Generator().manual_seed(6)
     x, y = torch.randn(4, 3, generator=stream, dtype=torch.float64), torch.arange(4) % 2
     try:
@@ -303,7 +305,7 @@ def frozen_parameters(subject: Subject) -> str:
         return f"no gradient, no move (whether they are perturbed cannot be seen: {refusal})"
     trained = [name for name in flat_ if "offset" not in name]
     wrong = close({n: steep[n] for n in trained}, {n: flat_[n] for n in trained})
-    assert not wrong, f"the slope along a parameter that does not train shows in {wrong}: it is perturbed"
+    claim(not wrong, f"the slope along a parameter that does not train shows in {wrong}: it is perturbed")
     return "no gradient, no move, no perturbation"
 
 
@@ -323,7 +325,7 @@ def refusals(subject: Subject) -> str:
             attempt()
         except (FdfaError, TypeError) as error:
             if what == "an option that it does not have":
-                assert "no_such_option" in str(error), f"refuses {what}, and does not name it: {error}"
+                claim("no_such_option" in str(error), f"refuses {what}, and does not name it: {error}")
         except Exception as error:
             raise AssertionError(f"stumbles over {what}: {type(error).__name__}: {error}") from error
         else:

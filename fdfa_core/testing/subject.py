@@ -45,6 +45,12 @@ class DoesNotApply(Exception):
     """A check has nothing to look at in this estimator; the message says why."""
 
 
+def claim(holds: bool, fault: str) -> None:
+    """Raise `AssertionError` with the fault unless a claim holds. The statement `assert` is nothing under `python -O`."""
+    if not holds:
+        raise AssertionError(fault)
+
+
 @dataclass(frozen=True)
 class Finding:
     """What a check has found.
@@ -210,7 +216,7 @@ class Subject:
             raise AssertionError(f"expectation is {declared!r}; accepted: 'gradient', 'biased', a callable (x, y) → gradients")
         found = declared(x, y)
         names = [name for name, _ in estimator.net.named_parameters()]
-        assert isinstance(found, Mapping) and list(found) == names, "the declared expectation has other names than the network"
+        claim(isinstance(found, Mapping) and list(found) == names, "the declared expectation has other names than the network")
         return dict(found)
 
 
