@@ -162,21 +162,38 @@ def bits(place):
     return {str(name): path.read_bytes() for name, path in files.items() if not times & {*name.parts}}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("kind", KILLS)
-def test_a_command_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(kind, tmp_path, monkeypatch):
-    import analysis.rebuilt.closed_forms  # noqa: F401  what a forked command would otherwise import for itself
+def prepared(made, monkeypatch):
+    """Import what forked commands would otherwise import for themselves, and make runs; returns their directory."""
+    import analysis.rebuilt.closed_forms  # noqa: F401
     import figures.render  # noqa: F401
 
     # one thread each: a forked process has none of its parent's threads, and would wait for them for ever
     monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
     torch.set_num_threads(1)
-    moments, made, codes = random.Random(kind), tmp_path / "made", collections.Counter()
     made.mkdir()
     (made / "short.toml").write_text(SHORT)
-    with pytest.raises(SystemExit, match="0"):  # in this process, which then has imported the rest
+    with pytest.raises(SystemExit, match="0"):
         fdfa_cli.main([str(argument) for argument in commands(made, made)["sweep"]])
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_commands_that_train_and_draw_for_the_first_time_at_once_both_end(tmp_path, monkeypatch):
+    made, place = prepared(tmp_path / "made", monkeypatch), tmp_path / "place"
+    place.mkdir()
+    command = commands(place, made)["figures"]
+    both = [forked(command, place / f"said-{i}") for i in range(2)]
+    said = [((place / f"said-{i}").read_text(), code) for i, code in enumerate(map(ended, both))]
+    assert all(code == 0 and "momentum_tradeoff" in text and "Traceback" not in text for text, code in said), said
+    assert len(list((place / "out").glob("momentum_tradeoff.*"))) == 3 and not list(place.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KILLS)
+def test_a_command_killed_at_random_moments_ends_with_the_bits_of_an_unbroken_one(kind, tmp_path, monkeypatch):
+    moments, made, codes = random.Random(kind), prepared(tmp_path / "made", monkeypatch), collections.Counter()
     if kind == "figures":
         assert ended(forked(commands(made / "drawn", made)[kind], made / "said")) == 0
 
