@@ -156,8 +156,8 @@ def commands(place, made):
 
 
 def bits(place):
-    """All files that the commands leave but those that hold times or say who wrote them."""
-    times = {"timing.parquet", "provenance.json", "said", ".lock", ".locks"}
+    """All files that the commands leave but those that hold times, or hashes of files that do, or say who wrote them."""
+    times = {"timing.parquet", "provenance.json", "said", ".lock", ".locks", ".stamps"}
     files = {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
     return {str(name): path.read_bytes() for name, path in files.items() if not times & {*name.parts}}
 
