@@ -1,6 +1,10 @@
+import json
+from xml.etree import ElementTree
+
 import pandas as pd
 import pytest
 
+from fdfa_core.estimators import registry
 from fdfa_core.experiments.loading import load_experiment
 from tiny import TOML
 
@@ -50,3 +54,143 @@ def test_a_truncated_log_is_named(fdfa, file, trained):
     path.write_bytes(path.read_bytes()[:50])
     result = fdfa("analyse", file)
     assert result.exit_code == 2 and f"{run.id}/metrics.parquet: is truncated or not Parquet" in result.stderr
+
+
+# --- Maintain
+
+
+# A file of somebody else: one estimator that is right, and one that sees only the first sample.
+FILE = """
+from beside import scale
+from fdfa_core import register
+from fdfa_core.estimators.frozen import Frozen
+
+@register("still")
+class Still(Frozen):
+    pass
+
+@register("still-first")
+class First(Frozen):
+    def gradients(self, trace, error, targets, lead):
+        return super().gradients(trace, scale * error * (error == error[:1]), targets, lead)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The file, with a module beside it; what it registers is gone after the test."""
+    registry.available_estimators()
+    monkeypatch.setattr(registry, "_CLASSES", dict(registry._CLASSES))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "beside.py").write_text("scale = 1.0")
+    path = tmp_path / "elsewhere" / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_check_shows_what_each_check_of_a_file_has_found_and_writes_it_as_junit(fdfa, mine, tmp_path):
+    result = fdfa("check", mine, "--junit", "out/report.xml")
+    assert result.exit_code == 1, result.output
+    right, wrong = result.output.split("\n\n")[:2]
+    assert "21 of 21 checks have nothing against it" in right and "20 of 21" in wrong
+    assert "order-of-samples           fails           the batch in another order has another gradient in" in wrong
+    first, second = ElementTree.parse(tmp_path / "out" / "report.xml").getroot()
+    assert dict(first.attrib) == {"name": "still", "tests": "21", "failures": "0", "skipped": "2", "errors": "0"}
+    (failure,) = second.iter("failure")
+    assert second.get("failures") == "1" and failure.get("message").startswith("fails: the batch in another order")
+
+
+def test_check_of_the_chosen_estimator_alone_succeeds_on_a_network_of_ones_own(fdfa, mine, tmp_path, monkeypatch):
+    source = """
+import torch
+from fdfa_core import fully_connected
+
+def problem():
+    return fully_connected([2, 3, 3], seed=0).double(), torch.ones(5, 2).double().cumsum(0), torch.arange(5) % 3
+"""
+    (tmp_path / "networks_of_mine.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = fdfa("check", mine, "--estimator", "still", "--seed", "3", "--network", "networks_of_mine:problem")
+    assert result.exit_code == 0 and "still-first" not in result.output and "4 parameters" in result.output
+
+
+def test_check_takes_a_file_whose_estimators_are_known_already(fdfa, mine):
+    """Say, since a distribution that is installed offers them: the file defines them again."""
+    names = registry.registered_in(mine)
+    assert names == ["still", "still-first"] == registry.registered_in(mine)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "said"),
+    [
+        (None, [], "There is no such file"),
+        ("x = 1", [], "accepted: a file that registers an estimator. Write"),
+        ("import nonesuch", [], "It raises ModuleNotFoundError: No module named 'nonesuch'"),
+        ("def", [], "It raises SyntaxError"),
+        ("raise SystemExit(3)", [], "It raises SystemExit: 3"),
+        (FILE.replace('"still"', '"bp"'), [], "It raises estimator name: got 'bp'"),
+        (FILE, ["--estimator", "stil"], "--estimator: got 'stil'"),
+        (FILE, ["--option", "rank"], "--option: got 'rank'; accepted: NAME=VALUE"),
+        (FILE, ["--network", "nonesuch:problem"], "--network: got 'nonesuch:problem'"),
+        (FILE, ["--option", "rank=2"], "option of still: got 'rank'; accepted: one of none"),
+    ],
+)
+def test_check_refuses_what_it_cannot_check(fdfa, mine, content, arguments, said):
+    mine.unlink() if content is None else mine.write_text(content)
+    result = fdfa("check", mine, *arguments)
+    assert result.exit_code == 2, result.output
+    assert said in " ".join(result.stderr.split())
+
+
+def test_verify_names_a_place_that_cannot_be_written_to_before_it_computes(fdfa, file, monkeypatch):
+    monkeypatch.setattr("verification.run", lambda *_, **__: pytest.fail("it computed"))
+    result = fdfa("verify", "--out", file)
+    assert result.exit_code == 2 and "experiment.toml: cannot be made" in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_readme_names_a_file_that_cannot_be_read(fdfa, tmp_path, content):
+    if content:
+        (tmp_path / "page.md").write_bytes(content)
+    result = fdfa("readme", "--file", "page.md")
+    assert result.exit_code == 2 and "--file: got 'page.md'" in result.stderr
+
+
+@pytest.mark.parametrize("content", ["no mark", "<!-- end of results -->\n<!-- results: written by `make readme` -->"])
+def test_readme_names_the_file_and_the_mark_that_was_lost(fdfa, tmp_path, content):
+    (tmp_path / "page.md").write_text(content)
+    result = fdfa("readme", "--file", "page.md")
+    assert result.exit_code == 2 and "--file: got 'page.md'; accepted: a file with the lines" in result.stderr
+    assert (tmp_path / "page.md").read_text() == content
+
+
+def test_previews_of_an_unknown_profile_are_refused_as_such(fdfa):
+    result = fdfa("previews", "--profile", "quik")
+    assert result.exit_code == 2 and "profile: got 'quik'" in result.stderr and "Did you mean 'quick'?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "sealed", "said"),
+    [
+        (False, True, "1 equal in every bit; 0"),
+        (True, True, "metrics.parquet, run {run}: was altered after the run wrote it"),
+        (True, False, "first: metrics, row 0, train_loss: recorded"),
+    ],
+)
+def test_audit_makes_recorded_runs_anew_and_names_one_that_was_changed(
+    fdfa, file, trained, tmp_path, monkeypatch, changed, sealed, said
+):
+    monkeypatch.setattr("fdfa_core.paths.RESULTS", tmp_path / "results")
+    assert fdfa("record", file, "--profile", "mine", "--allow-dirty").exit_code == 0
+    place = tmp_path / "results" / "mine" / "experiment"
+    runs, metrics = (pd.read_parquet(place / f"{name}.parquet") for name in ("runs", "metrics"))
+    if changed:
+        metrics.loc[metrics["step"] == 0, "train_loss"] += 1e-2  # of every run
+        metrics.to_parquet(place / "metrics.parquet", index=False)
+    if not sealed:  # as runs of earlier versions are
+        origins = [{key: value for key, value in json.loads(text).items() if key != "seal"} for text in runs["provenance"]]
+        origin = [json.dumps(each, separators=(",", ":")) for each in origins]
+        runs.assign(provenance=origin).to_parquet(place / "runs.parquet", index=False)
+    result = fdfa("audit", file, "--profile", "mine", "--sample", "1", "--jobs", "1")
+    assert result.exit_code == int(changed), result.output
+    assert said.format(run=runs["run"].iloc[0]) in result.output
