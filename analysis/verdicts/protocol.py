@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 DATE = "2026-11-28"
-# Profiles whose settings and seeds are fixed below; others plan what their files hold. The runs of "paper" are older than this
-# protocol and cannot answer it, so that its rows say how many seeds there are and nothing else.
+# Profiles whose settings and seeds are fixed below; others plan what their files hold. An experiment moves from "protocol" to
+# "paper" when it is recorded. Older runs of "paper" cannot answer this protocol: their rows count seeds, and say nothing else.
 PROFILES = ("protocol", "paper")
 LEVEL = 0.05  # family-wise, of all directional verdicts of a family, and separately of all verdicts "equivalent"
 SEEDS = tuple(range(10))  # of every run that a verdict by this protocol rests on

@@ -375,7 +375,9 @@ def test_a_grid_has_every_method_that_is_compared_with_its_choices(name):
 
 # --- the experiments that take their settings from them ------------------------------------------------------------------
 
-TO_COME = load_profile("protocol")
+OF_PROTOCOL = {"width", *protocol.TUNING.uses}
+RECORDED = {name: e for name, e in load_profile("paper").items() if name in OF_PROTOCOL}  # or an older one of the same name
+TO_COME = RECORDED | load_profile("protocol")
 
 
 def chosen_by(grid):
@@ -395,7 +397,7 @@ def alphas(name):
 
 def test_the_experiments_to_come_are_those_of_the_protocol():
     assert plan.departures(TO_COME.values(), protocol.SETTINGS) == {"sgd": "the protocol does not ask for it"}
-    assert TO_COME.keys() == protocol.TUNING.uses.keys() | {"width"}
+    assert TO_COME.keys() == OF_PROTOCOL
     for name, seeds in protocol.VARIANCE_EXPERIMENTS.items():
         assert {run.seed for run in TO_COME[name].runs()} == set(seeds)
 
