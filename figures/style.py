@@ -73,6 +73,8 @@ _METHODS = {
     "cosine-dfa": ("Cosine-DFA", "#44AA99", "h", (0, (8, 1, 1, 1))),
     "fg-a-averaged": ("FG-A averaged", "#7A5200", "8", (0, (4, 1, 1, 1))),
     "fdfa-averaged": ("FDFA averaged", "#00406b", "D", (0, (4, 1, 1, 1, 1, 1))),
+    "guess": ("Guess", "#6A51A3", "D", (0, (3, 1, 1, 1, 1, 1))),
+    "zo": ("ZO", "#8C2D04", "1", (0, (5, 2, 1, 2))),
     "frozen": ("Frozen", "#888888", "x", ":"),
 }
 DATASETS = {
