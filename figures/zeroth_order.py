@@ -11,7 +11,7 @@ from figures import _labels, style
 EXPERIMENTS = ("width",)
 ACTIVATIONS = {"relu": "ReLU (kinks)", "tanh": "tanh in its place (smooth)"}
 EPSILONS = [float(f"{epsilon:.3g}") for epsilon in np.logspace(-6, 0, 13)]
-MOST = 200_000  # parameters of a network that is evaluated at so many points
+MOST = 100_000  # parameters of a network that is evaluated at so many points
 DEFAULT = 1e-3  # ε of the estimator `zo`
 LINES = {"float32": "-", "float64": "--"}
 COLORS = ("#56B4E9", "#D55E00")

@@ -74,7 +74,7 @@ def quotient_errors(
     y: Tensor,
     epsilons: Sequence[float],
     loss: str | Callable = "cross_entropy",
-    directions: int = 16,
+    directions: int = 8,
     seed: int = 0,
 ) -> pd.DataFrame:
     r"""Return how far the difference quotients of `zo` are from the slopes that they stand for, in float32 and in float64.
