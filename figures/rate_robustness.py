@@ -1,6 +1,7 @@
 """How much luck a single learning rate is: validation accuracy against the rate, as the trials of tuning found it."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import logs, tuning
@@ -38,36 +39,57 @@ def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
 
 @style.styled
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw a panel per grid: a line per method, its finalists as dots with their standard error, the chosen one in a ring."""
+    """Draw a panel of curves per grid, a line per method, and one of its finals, a row per method: the chosen one in a ring."""
     grids = list(frame.groupby(PANEL, sort=False))
     labels = style.ordered(frame["trained_with"])
-    fig, axes = style.panels([_title(*key) for key, _ in grids], columns=2, height=3)
-    for ax, (_, rows) in zip(axes, grids, strict=True):
-        for label in labels:
-            mine = rows[rows["trained_with"] == label]
-            curve, finals = mine[mine["round"] == 1].sort_values("learning_rate"), mine[mine["round"] == 2]
-            how = style.look(label)
-            ax.plot(curve["learning_rate"], curve["accuracy"], **how.line(markersize=3, linewidth=1.1, markevery=2))
-            low, high = finals["accuracy"] - finals["se"], finals["accuracy"] + finals["se"]
-            ax.vlines(finals["learning_rate"], low, high, color=how.color, linewidth=1.2, zorder=4)
-            ax.plot(finals["learning_rate"], finals["accuracy"], "o", color=how.color, markersize=3.5, zorder=5)
-            best = finals[finals["chosen"].astype(bool)]
-            ax.plot(best["learning_rate"], best["accuracy"], "o", markersize=8, zorder=6, **RING)
-        ax.set(xscale="log", xlabel="learning rate")
-        style.accuracy_axis(ax, rows["accuracy"])
-    for ax in axes[::2]:
-        ax.set_ylabel("validation accuracy (logit scale)")
+    drawn = [(_curves, _title(*key), rows[rows["round"] == 1]) for key, rows in grids]
+    drawn += [(_finals, f"{_title(*key)}: finals", rows[rows["round"] == 2]) for key, rows in grids]
+    drawn = [(show, title, rows) for show, title, rows in drawn if len(rows)]
+    fig, axes = style.panels([title for _, title, _ in drawn], columns=2, height=3)
+    for ax, (show, _, rows) in zip(axes, drawn, strict=True):
+        show(ax, rows, [label for label in labels if label in set(rows["trained_with"])])
     handles = [style.handle(label) for label in labels]
-    note = "lines: round 1, one seed, one epoch, with the second setting that is best at each rate"
+    note = "curves: round 1, one seed, one epoch, with the second setting that is best at each rate"
     if (frame["round"] == 2).any():
         seeds = int(frame.loc[frame["round"] == 2, "seeds"].max())
-        note += f"; dots: finals, mean ± standard error of {seeds} seeds; a ring: chosen"
+        note += f"; finals: mean ± standard error of {seeds} seeds after more epochs; a ring: chosen, with its rate"
     style.legend(fig, handles, note)
     return fig
+
+
+def _curves(ax: Axes, rows: pd.DataFrame, labels: list[str]) -> None:
+    """Draw accuracy against the rate, a line per method."""
+    for label in labels:
+        curve = rows[rows["trained_with"] == label].sort_values("learning_rate")
+        ax.plot(curve["learning_rate"], curve["accuracy"], **style.look(label).line(markersize=3, linewidth=1.1, markevery=2))
+    ax.set(xscale="log", xlabel="learning rate")
+    style.accuracy_axis(ax, rows["accuracy"])
+    ax.set_ylabel("validation accuracy (logit scale)")
+
+
+def _finals(ax: Axes, rows: pd.DataFrame, labels: list[str]) -> None:
+    """Draw the finalists of each method in a row of its own, from the best method down."""
+    best = rows.groupby("trained_with")["accuracy"].max().reindex(labels).sort_values()
+    for height, label in enumerate(best.index):
+        mine, how = rows[rows["trained_with"] == label], style.look(label)
+        row, low, high = [height] * len(mine), mine["accuracy"] - mine["se"], mine["accuracy"] + mine["se"]
+        ax.hlines(row, low, high, color=how.color, linewidth=1.2)
+        ax.plot(mine["accuracy"], row, **how.line(linestyle="none", markersize=3.5))
+        for final in mine[mine["chosen"].astype(bool)].itertuples():
+            ax.plot([final.accuracy], [height], "o", markersize=8, **RING)
+    ax.set_yticks(range(len(best)), [style.look(label).name for label in best.index], fontsize=7)
+    rates = [rows[(rows["trained_with"] == label) & rows["chosen"].astype(bool)]["learning_rate"] for label in best.index]
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(best)), [f"{rate.iloc[0]:g}" if len(rate) else "" for rate in rates], fontsize=7)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+    style.accuracy_axis(ax, rows["accuracy"], "x")
+    ax.set_xlabel("validation accuracy (logit scale)")
 
 
 RING = {"markerfacecolor": "none", "markeredgecolor": style.INK, "markeredgewidth": 0.8}
 
 
 def _title(dataset: str, architecture: str, optimizer: str) -> str:
-    return f"{dataset}, {architecture.replace('_', ' ')}" + ("" if optimizer == "adam" else f", {optimizer.upper()}")
+    by = "" if optimizer == "adam" else f", {optimizer.upper()}"
+    return f"{style.dataset(dataset)}, {architecture.replace('_', ' ')}{by}"

@@ -232,10 +232,12 @@ def test_finals_have_their_standard_error_and_the_choice(frame):
 def test_the_picture_draws_each_method_by_its_own_look_and_one_ring_a_choice(frame):
     from figures import rate_robustness, style
 
-    (ax,) = rate_robustness.draw(frame).axes
-    rings = [line for line in ax.get_lines() if line.get_markeredgewidth() == rate_robustness.RING["markeredgewidth"]]
-    assert [line.get_xdata().tolist() for line in rings if len(line.get_xdata())] == [[1e-3]]
-    lines = [line for line in ax.get_lines() if line.get_linestyle() != "None"]
+    curves, finals = rate_robustness.draw(frame).axes
+    rings = [line for line in finals.get_lines() if line.get_markeredgewidth() == rate_robustness.RING["markeredgewidth"]]
+    assert [line.get_xdata().tolist() for line in rings] == [[pytest.approx(0.91)]]  # the row of the only method in the finals
+    beside = [text.get_text() for text in finals.child_axes[0].get_yticklabels()]
+    assert beside == ["0.001"] and len(finals.get_yticklabels()) == 1
+    lines = [line for line in curves.get_lines() if line.get_linestyle() != "None"]
     looks = [style.look("", "bp"), style.look("", "fdfa", {"feedback_rule": "adam"})]
     assert [line.get_color() for line in lines] == [look.color for look in looks]
 
