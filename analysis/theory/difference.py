@@ -101,8 +101,8 @@ def quotient_errors(
         >>> from analysis.theory.difference import quotient_errors
         >>> net = fully_connected([2, 3, 2], activation="tanh", seed=0)
         >>> rows = quotient_errors(net, torch.ones(1, 2), torch.tensor([0]), [0.01])
-        >>> f"{rows['error'].iloc[1] / rows['leading'].iloc[1]:.3f}"
-        '1.000'
+        >>> f"{rows['error'].iloc[1] / rows['leading'].iloc[1]:.2f}"
+        '1.00'
     """
     from fdfa_core.estimators import make_estimator
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.logs import Logs
-from analysis.verdicts import evidence, judgement, plan
+from analysis.verdicts import evidence, judgement, plan, protocol
 from analysis.verdicts.protocol import Setting
 from fdfa_core.experiments.loading import Experiment
 
@@ -57,7 +57,8 @@ def record(logs_of: Mapping[str, Logs], planned: Sequence[Experiment]) -> Record
     table = judgement.verdicts(values, hypotheses, plan.datasets(planned))
     training = {e.name for e in planned if e.role == "convergence"} & names - departures.keys()
     reasons = dict.fromkeys(names, NOT_ON_TRIAL if training else NO_RATE)
-    reasons |= dict.fromkeys(table.loc[(table["seeds"] > 0) & table["question"].str.startswith("Q"), "setting"], "")
+    on_trial = table["question"].str.startswith("Q") & (table["variant"] == protocol.ON_TRIAL)
+    reasons |= dict.fromkeys(table.loc[(table["seeds"] > 0) & on_trial, "setting"], "")
     reasons |= {name: reason for name, reason in departures.items() if name in names}
     return Record(table, values, earlier, _settings(planned, asked, reasons))
 

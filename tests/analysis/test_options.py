@@ -54,7 +54,8 @@ def test_rows_and_their_index_stay_and_expanding_twice_is_expanding_once():
 
 def test_columns_made_for_other_options_do_not_stay():
     found = options.relabelled(options.expand(ROWS).assign(estimator="x"), "bp")
-    assert not [c for c in found if c.startswith(options.PREFIX)] and set(found["estimator"]) == {"bp"}
+    assert [c for c in found if c.startswith(options.PREFIX)] == ["option.checkpoint"]  # the only one that bp has
+    assert not found["option.checkpoint"].any() and set(found["estimator"]) == {"bp"}
 
 
 def test_an_option_that_nobody_has_is_a_column_without_values():
@@ -85,9 +86,9 @@ def labels(log, method):
     return set(log.runs.loc[log.runs["method"] == method, "trained_with"])
 
 
-def test_noise_of_the_data_has_no_options(log):
+def test_noise_of_the_data_has_no_options_but_those_of_bp(log):
     found = variance.data_noise(log.probes)
-    assert set(found["method"]) == {"bp"} and not [c for c in found if c.startswith(options.PREFIX)]
+    assert set(found["method"]) == {"bp"} and [c for c in found if c.startswith(options.PREFIX)] == ["option.checkpoint"]
 
 
 def test_labels_keep_what_they_stand_for_through_a_csv(tmp_path):
