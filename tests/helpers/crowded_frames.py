@@ -209,7 +209,12 @@ def frames() -> dict[str, pd.DataFrame]:
         ),
         "fair_momentum": momentum_rates(),
         "feedback_error": error.assign(theory=error["estimate"]),
-        "momentum_tradeoff": alphas.assign(detected=alphas["alpha"] < 0.5),
+        "momentum_tradeoff": pd.concat(
+            [
+                alphas.assign(detected=alphas["alpha"] < 0.5, rule="momentum"),
+                alphas[alphas["alpha"] == 1].assign(detected=True, rule="adam"),
+            ]
+        ),
         "phase_diagram": phases(),
         "rate_robustness": grids(),
         "theory_vs_measured": compared(),
