@@ -176,7 +176,7 @@ def test_a_run_held_by_another_sweep_is_waited_for_at_the_end(tmp_path, one_core
 
 def test_a_killed_worker_costs_no_run(tmp_path):
     """As when the system runs out of memory: one of the two workers dies in the middle of a run."""
-    runs = [tiny(seed=seed, training={"epochs": 200}) for seed in range(2)]
+    runs = [tiny(seed=seed, training={"epochs": 80}) for seed in range(2)]
 
     def kill_one_worker():
         while not list(tmp_path.glob("*.partial/checkpoint.pt")):
@@ -285,7 +285,7 @@ def test_a_cluster_without_the_package_for_it_is_a_clear_error(tmp_path, monkeyp
 def test_a_dask_cluster_that_loses_a_worker_finishes_all_runs(tmp_path):
     import distributed
 
-    runs = [tiny(seed=seed, training={"epochs": 60}) for seed in range(4)]
+    runs = [tiny(seed=seed, training={"epochs": 30}) for seed in range(4)]
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
 
         def kill_one_worker():
