@@ -40,6 +40,8 @@ def draw(frame: pd.DataFrame) -> Figure:
             curve = rows[rows["trained_with"] == label]
             if cost == "memory":
                 last = curve[curve["epoch"] == curve["epoch"].max()]
+                if quantity == "test_accuracy":  # 0 and 1 lie beyond the axis, at an infinite distance
+                    last = last.assign(low=last["low"].clip(lower=1e-3), high=last["high"].clip(upper=1 - 1e-3))
                 style.bars(ax, last.assign(memory=last["memory"] / 1e6), cost, label, linestyle="none")
             else:
                 style.band(ax, curve, cost, label, markevery=style.marks(curve), markersize=3.5)
