@@ -189,16 +189,7 @@ def check_estimator(
     return report
 
 
-def match_finding(
-    a: Estimator,
-    b: Estimator,
-    x: Tensor,
-    y: Tensor,
-    *,
-    alpha: float = ALPHA,
-    mistake: float = MISTAKE,
-    budget: int = BUDGET,
-) -> Finding:
+def _match(a: Estimator, b: Estimator, x: Tensor, y: Tensor, alpha: float, mistake: float, budget: int) -> Finding:
     """Compare means and total variances of two estimators' draws; see `assert_matches`."""
     first = [flat(e.sample(x, y, 8), draws=True) for e in (a, b)]
     names = [set(e.estimate(x, y)) for e in (a, b)]
@@ -354,7 +345,7 @@ def assert_matches(
         >>> x, y = torch.linspace(-1, 1, 32).view(8, 4).double(), torch.arange(8) % 3
         >>> assert_matches(make_estimator("zo", net, seed=0), make_estimator("fg-w", net, seed=1), x, y, mistake=0.1)
     """
-    found = match_finding(a, b, x, y, alpha=alpha, mistake=mistake, budget=budget)
+    found = _match(a, b, x, y, alpha, mistake, budget)
     require(found, f"{_named(a)} against {_named(b)}")
 
 
