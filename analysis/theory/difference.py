@@ -15,7 +15,7 @@ from torch.func import hessian, jacrev, jvp
 
 from analysis.theory.fourth_moment import fourth_moment
 from fdfa_core.errors import InvalidInput
-from fdfa_core.estimators.options import Positive
+from fdfa_core.estimators.options import Count, Positive
 from fdfa_core.linearisation.functional import functional_call
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.blocks import BlockNetwork
@@ -95,6 +95,9 @@ def quotient_errors(
         and `leading`, that of the leading error (exact for a smooth network and small ε), both divided by the root mean square
         of the slopes.
 
+    Raises:
+        InvalidInput: an impossible ε, or no directions.
+
     Examples:
         >>> import torch
         >>> from fdfa_core import fully_connected
@@ -106,6 +109,9 @@ def quotient_errors(
     """
     from fdfa_core.estimators import make_estimator
 
+    for epsilon in epsilons:
+        checked("epsilons", Positive, epsilon)
+    checked("directions", Count, directions)
     exact = copy.deepcopy(net).double()
     theta, at = _flat_loss(exact, x.double() if x.is_floating_point() else x, y, loss)
     v = torch.randn(directions, len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

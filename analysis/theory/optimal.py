@@ -49,8 +49,9 @@ def aligned_law(gradient: Tensor, share: float) -> DiscreteLaw:
         >>> [round(float(mean), 9) for mean in p @ estimates], f"{float(p @ estimates.square().sum(1)) - 25:.2f}"
         ([3.0, 4.0], '6.25')
     """
-    if gradient.dim() != 1 or len(gradient) < 2 or not gradient.any():
-        raise InvalidInput("gradient", tuple(gradient.shape), "a vector of at least two components that is not zero")
+    if gradient.dim() != 1 or len(gradient) < 2 or not (gradient.isfinite().all() and gradient.any()):
+        accepted = "a vector of at least two components, all finite, not all zero"
+        raise InvalidInput("gradient", gradient.tolist(), accepted)
     if not 0 < share < 1:
         raise InvalidInput("share", share, "a probability between 0 and 1")
     basis = torch.linalg.qr(torch.cat([gradient[:, None], torch.eye(len(gradient), dtype=gradient.dtype)], dim=1))[0].T

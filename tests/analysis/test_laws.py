@@ -72,7 +72,7 @@ def test_no_whole_numbers_of_directions_beat_the_best_allocation_and_some_come_c
 
 @pytest.mark.parametrize("call", [
     lambda: optimal.aligned_law(torch.zeros(3), 0.5), lambda: optimal.aligned_law(torch.ones(1), 0.5),
-    lambda: optimal.aligned_law(torch.ones(3), 1.0),
+    lambda: optimal.aligned_law(torch.ones(3), 1.0), lambda: optimal.aligned_law(torch.tensor([1.0, math.nan]), 0.5),
 ])  # fmt: skip
 def test_a_law_of_nothing_is_refused(call):
     with pytest.raises(InvalidInput):
@@ -146,6 +146,14 @@ def test_an_impossible_step_is_refused(epsilon):
     net, x, y, *_ = smooth()
     with pytest.raises(InvalidInput, match=f"epsilon: got {epsilon}; accepted: a finite positive number"):
         difference.difference_bias(net, x, y, epsilon)
+    with pytest.raises(InvalidInput, match=f"epsilons: got {epsilon}; accepted: a finite positive number"):
+        difference.quotient_errors(net.float(), x.float(), y, [0.1, epsilon])
+
+
+def test_no_directions_are_refused():
+    net, x, y, *_ = smooth()
+    with pytest.raises(InvalidInput, match="directions: got 0"):
+        difference.quotient_errors(net.float(), x.float(), y, [0.1], directions=0)
 
 
 @pytest.mark.parametrize("kind", ["shared", "per sample"])
