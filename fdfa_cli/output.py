@@ -72,7 +72,7 @@ def figures(
 
         skipped: dict[str, str] = unmeasured if may_train else {}
         skip = None if may_train else skipped.__setitem__
-        files = render.render(profile, root, out, only=only or None, report=show, skip=skip)
+        files = render.render(profile, root, out, only=only or None, report=show, skip=skip, processes=jobs)
     say_skipped(skipped)
     click.echo(f"{len(files)} files in {out}; drawn now: {', '.join(drawn) or 'nothing, all were up to date'}")
 

@@ -20,6 +20,15 @@ class InvalidInput(FdfaError, ValueError):
         self.name, self.value, self.accepted = name, value, accepted
         super().__init__(f"{name}: got {shown(value)}; accepted: {accepted}." + (f" {hint}" if hint else ""))
 
+    def __reduce__(self):  # a pickle holds the text, which no argument of a class of errors is
+        return _with_text, (type(self), self.args), vars(self)
+
+
+def _with_text(kind: type[InvalidInput], args: tuple) -> InvalidInput:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class UnknownName(InvalidInput):
     """A name that is not in a registry (estimator, option, activation, data set, profile, …)."""

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import cosines, logs
+from analysis import logs
 from figures import _labels, style
 
 EXPERIMENTS = ("cosine",)
@@ -15,6 +15,8 @@ VALUES, RATIOS = ("estimate", "low", "high"), ("ratio", "ratio_low", "ratio_high
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return mean cosines over seeds per method, number of directions and dimension, with the closed form."""
+    from analysis import cosines  # loads torch, which planning and drawing do without
+
     (log,) = logs_of.values()
     return cosines.against_dimension(log.probes)
 

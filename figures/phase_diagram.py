@@ -6,7 +6,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from analysis import logs, phases
+from analysis import logs
 from figures import _labels, style
 
 EXPERIMENTS = ("batch",)
@@ -18,6 +18,8 @@ NAMES = {"variance": "variance", "mse": "mean squared error"}
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """Return FDFA ÷ FG-A by closed form on a grid and as measured, over seeds, all hidden blocks together."""
+    from analysis import phases  # loads torch, which planning and drawing do without
+
     (log,) = logs_of.values()
     return phases.diagram(log, BATCH_SIZES, FEEDBACK_LRS)
 

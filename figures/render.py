@@ -14,17 +14,21 @@ if not all. `OWN` are the roles that a module asks of a user's own runs (`analys
 
 from __future__ import annotations
 
-import functools
 import html
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import joblib
 import pandas as pd
+from fontTools import subset
 from matplotlib.figure import Figure
 
 from analysis import benches, own
@@ -32,12 +36,14 @@ from analysis import logs as log_frames
 from analysis.rebuilt import cache
 from fdfa_core.errors import FdfaError, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
+from fdfa_core.workers import worker_processes
 from figures import _verdicts, layout, style
 from figures.plan import Coverage, Job, discover, gaps, plan
 
 MARKER = ".fdfa-figures"
 PREVIEWS = ("variance_vs_width", "alignment_angles", "convergence")
 PREVIEW_DPI = 110
+LEAST = 4  # figures for a process of its own: it takes as long to start as one or two take to draw
 _PACKAGES = ("matplotlib", "numpy", "pandas", "scipy", "statsmodels", "tabulate", "jinja2")
 
 
@@ -51,6 +57,7 @@ def render(
     report: Callable[[str, bool], None] | None = None,
     skip: Callable[[str, str], None] | None = None,
     coverage: Coverage | None = None,
+    processes: int | None = 1,
 ) -> list[Path]:
     """Write ``<name>.{png,pdf,csv}`` for every figure and ``<name>.{csv,md,tex,html}`` for every table.
 
@@ -68,6 +75,7 @@ def render(
             for what they do not. Without it a missing run or experiment is an error; a missing benchmark is one where `only`
             asks for its figure, and otherwise leaves the figure out (`figures.plan.plan` says which).
         coverage: of `root`, where it is counted already.
+        processes: that draw side by side; None for one a core. There is one where there is little to draw.
 
     Returns:
         All files of the figures asked for, drawn now or up to date.
@@ -78,48 +86,96 @@ def render(
     """
     store = log_frames.open_store(root)
     coverage = coverage or Coverage(store)
-    jobs, missing = plan(profile, store, only, experiments=experiments, partial=skip is not None, coverage=coverage)
+    planned, missing = plan(profile, store, only, experiments=experiments, partial=skip is not None, coverage=coverage)
     for name, reason in missing.items() if skip else ():
         skip(name, reason)
-    if skip is not None and not jobs:
+    if skip is not None and not planned:
         reason = next(iter(missing.values()), "there are no figures")
         raise RunError(f"{store.root}: holds nothing that the figures asked for could show; {reason}")
     out = open_directory(Path(out))
-    by_path = {experiment.path: experiment for job in jobs for experiment in job.all_experiments}
+    artist = _Artist(store, out, profile, partial=skip is not None)
+    tasks = [(job, note, artist.stamp(job, note)) for job in planned for note in [gaps(job, coverage)]]
+    waiting = [task for task in tasks if not _is_current(out, task[0], task[2])]
+    if report:
+        for name in sorted({task[0].name for task in tasks} - {task[0].name for task in waiting}):
+            report(name, False)
+    lost = set()
+    for name, reason in _drawn(artist, waiting, processes):
+        if reason is not None:
+            lost.add(name)
+            skip(name, reason)
+        elif report:
+            report(name, True)
+    return [path for job in planned if job.name not in lost for path in _files(out, job)]
 
-    @functools.cache
-    def load(path: Path) -> log_frames.Logs:
-        return log_frames.read(store, by_path[path], partial=skip is not None)
 
-    @functools.cache
-    def fingerprint(path: Path) -> str:
-        return log_frames.fingerprint(store, by_path[path])
+class _Artist:
+    """Draws jobs from a store into a directory; what it read once it keeps."""
 
-    written: list[Path] = []
-    for job in jobs:
-        paths = {role: [experiment.path for experiment in group] for role, group in job.experiments.items()}
-        note = gaps(job, coverage)
-        inputs = [f"{role}/{fingerprint(p)}" for role in paths for p in paths[role]]
+    def __init__(self, store: log_frames.Store, out: Path, profile: str, partial: bool):
+        self._store, self._out, self._profile, self._partial = store, out, profile, partial
+        self._logs: dict[Path, log_frames.Logs] = {}
+        self._fingerprints: dict[Path, str] = {}
+
+    def stamp(self, job: Job, note: str) -> str:
+        """Return a hash of all that the files of a job depend on."""
+        inputs = [f"{role}/{self._fingerprint(e)}" for role, group in job.experiments.items() for e in group]
         inputs += [_hash_files([benches.path(job.bench)])] if job.bench else []
         inputs += [f"{experiment.path}/{run.id}" for experiment in job.planned for run in experiment.runs()]
-        stamp = cache.digest(_sources(job.module), note, *inputs)
-        files = [out / f"{job.name}.{ending}" for ending in job.endings]
-        drawn = not _is_current(out, job.name, stamp, files)
-        if drawn:
-            logs_of = {role: log_frames.pooled([load(p) for p in group]) for role, group in paths.items()}
-            logs_of |= {job.bench: benches.read(job.bench)} if job.bench else {}
-            try:
-                contents = _contents(job, computed(job, logs_of), note)
-            except FdfaError as error:
-                if skip is None or not (note or profile == own.PROFILE):
-                    raise
-                skip(job.name, f"the runs that are there do not allow it: {error}")
-                continue
-            _write(out, job.name, stamp, contents)
-        written += files
-        if report:
-            report(job.name, drawn)
-    return written
+        return cache.digest(_sources(job.module), note, *inputs)
+
+    def draw(self, job: Job, note: str, stamp: str) -> str | None:
+        """Write the files of a job, or return why the runs that are there do not allow it."""
+        logs_of = {role: log_frames.pooled([self._read(e) for e in group]) for role, group in job.experiments.items()}
+        logs_of |= {job.bench: benches.read(job.bench)} if job.bench else {}
+        try:
+            contents = _contents(job, computed(job, logs_of), note)
+        except FdfaError as error:
+            if not self._partial or not (note or self._profile == own.PROFILE):
+                raise
+            return f"the runs that are there do not allow it: {error}"
+        _write(self._out, job, stamp, contents)
+        return None
+
+    def _read(self, experiment: log_frames.loading.Experiment) -> log_frames.Logs:
+        if experiment.path not in self._logs:
+            self._logs[experiment.path] = log_frames.read(self._store, experiment, partial=self._partial)
+        return self._logs[experiment.path]
+
+    def _fingerprint(self, experiment: log_frames.loading.Experiment) -> str:
+        if experiment.path not in self._fingerprints:
+            self._fingerprints[experiment.path] = log_frames.fingerprint(self._store, experiment)
+        return self._fingerprints[experiment.path]
+
+
+def _drawn(artist: _Artist, tasks: list[tuple[Job, str, str]], processes: int) -> Iterator[tuple[str, str | None]]:
+    """Draw jobs, with their notes and stamps; yield each one's name in turn, and the reason where it cannot be drawn."""
+    processes = min(processes or joblib.cpu_count(), len(tasks) // LEAST)
+    if processes < 2:
+        for task in tasks:
+            yield task[0].name, artist.draw(*task)
+        return
+    key, known = uuid.uuid4().hex, set()
+    with worker_processes():
+        parallel = joblib.Parallel(n_jobs=processes, return_as="generator", batch_size=1)
+        results = parallel(joblib.delayed(_draw_for)(key, artist, *task) for task in tasks)
+        for (job, _, _), (reason, caught) in zip(tasks, results, strict=True):
+            for warning in caught:
+                if warning not in known:  # by another process
+                    warnings.warn_explicit(*warning)
+                known.add(warning)
+            yield job.name, reason
+
+
+_ARTISTS: dict[str, _Artist] = {}  # of this worker process, so that it reads each experiment once
+
+
+def _draw_for(key: str, artist: _Artist, *task) -> tuple[str | None, list[tuple]]:
+    """Draw a job in a worker process, and return the reason where that cannot be, and what it warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        reason = _ARTISTS.setdefault(key, artist).draw(*task)
+    return reason, [(str(w.message), w.category, w.filename, w.lineno) for w in caught]
 
 
 def computed(job: Job, logs_of: dict) -> pd.DataFrame:
@@ -197,10 +253,24 @@ def _png(figure: Figure, dpi: float | None = None) -> bytes:
 def _save(figure: Figure, kind: str, metadata: dict, dpi: float | str = "figure") -> bytes:
     """Save a figure in memory, without time stamps and versions, so that equal figures are equal files."""
     buffer = io.BytesIO()
-    with style.context():
+    with style.context(), _glyphs_alone():
         layout.settle(figure)
         figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
     return buffer.getvalue()
+
+
+@contextmanager
+def _glyphs_alone() -> Iterator[None]:
+    """Let PDFs embed fonts without tables of layout: nothing in a PDF reads them, and they take as long as the drawing."""
+    default = getattr(subset.Options, "_drop_tables_default", None)  # fontTools has no public way to say it for matplotlib
+    if default is None:
+        yield
+        return
+    subset.Options._drop_tables_default = [*default, "GDEF", "GPOS", "GSUB"]
+    try:
+        yield
+    finally:
+        subset.Options._drop_tables_default = default
 
 
 def _latex(shown: pd.DataFrame, caption: str, name: str) -> str:
@@ -235,20 +305,25 @@ def _html_line(text: str) -> str:
 # --- what is up to date ----------------------------------------------------------------------------------------------
 
 
-def _is_current(out: Path, name: str, stamp: str, files: list[Path]) -> bool:
+def _files(out: Path, job: Job) -> list[Path]:
+    return [out / f"{job.name}.{ending}" for ending in job.endings]
+
+
+def _is_current(out: Path, job: Job, stamp: str) -> bool:
     try:
-        known = json.loads((out / ".stamps" / f"{name}.json").read_bytes())
-        return known["inputs"] == stamp and all(known["files"][f.name] == cache.digest(f.read_bytes()) for f in files)
+        known = json.loads((out / ".stamps" / f"{job.name}.json").read_bytes())
+        whole = all(known["files"][file.name] == cache.digest(file.read_bytes()) for file in _files(out, job))
+        return known["inputs"] == stamp and whole
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _write(out: Path, name: str, stamp: str, contents: dict[str, bytes]) -> None:
+def _write(out: Path, job: Job, stamp: str, contents: dict[str, bytes]) -> None:
     for ending, content in contents.items():
-        write_atomically(out / f"{name}.{ending}", content)
-    known = {"inputs": stamp, "files": {f"{name}.{ending}": cache.digest(content) for ending, content in contents.items()}}
+        write_atomically(out / f"{job.name}.{ending}", content)
+    known = {"inputs": stamp, "files": {f"{job.name}.{ending}": cache.digest(content) for ending, content in contents.items()}}
     make_directory(out / ".stamps")
-    write_atomically(out / ".stamps" / f"{name}.json", json.dumps(known, indent=1).encode())
+    write_atomically(out / ".stamps" / f"{job.name}.json", json.dumps(known, indent=1).encode())
 
 
 def _sources(module: ModuleType, tree: Path | None = None) -> str:

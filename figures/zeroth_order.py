@@ -9,6 +9,7 @@ from analysis.rebuilt import closed_forms
 from figures import _labels, style
 
 EXPERIMENTS = ("width",)
+PROFILES = ("smoke", "quick")  # whose data are at hand: no record holds losses at so many points
 ACTIVATIONS = {"relu": "ReLU (kinks)", "tanh": "tanh in its place (smooth)"}
 EPSILONS = [float(f"{epsilon:.3g}") for epsilon in np.logspace(-6, 0, 13)]
 MOST = 100_000  # parameters of a network that is evaluated at so many points

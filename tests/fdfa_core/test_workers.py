@@ -1,6 +1,7 @@
 """Workers end with their parent, however it ends, and are not replaced for holding memory."""
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -8,8 +9,9 @@ import warnings
 
 import joblib
 import psutil
+import pytest
 
-from fdfa_core import workers
+from fdfa_core import errors, workers
 from fdfa_core.workers import worker_processes
 from places import ROOT
 from processes import left, until
@@ -84,3 +86,19 @@ def hold(megabytes):
     builtins.held = b"x" * (megabytes * 10**6) if megabytes else getattr(builtins, "held", b"")
     time.sleep(0.6)  # loky looks at most once a second
     return os.getpid()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.FdfaError("a text"),
+        errors.InvalidInput("alpha", 3, "a rate from 0 to 1", "It is a rate."),
+        errors.UnknownName("estimator", "fgd", ["fg-w", "fg-a"]),
+        errors.UnknownKey("training", "lr", ["learning_rate"], what="option"),
+        *(kind("a text") for kind in (errors.Unsupported, errors.DataError, errors.OutOfMemory, errors.RunError)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_a_worker_is_raised_here_as_it_was_there(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

@@ -265,8 +265,8 @@ def test_a_figure_says_that_fg_a_is_biased_under_batch_normalisation_and_only_th
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
 def test_a_profile_that_is_run_whole_has_the_experiments_of_all_its_figures(profile, tmp_path):
     jobs, missing = render.plan(profile, tmp_path)
-    everywhere = {name for name, module in render.discover().items() if not hasattr(module, "PROFILES")}
-    assert {job.name for job in jobs} == everywhere and not missing
+    meant = {name for name, module in render.discover().items() if profile in getattr(module, "PROFILES", {profile})}
+    assert {job.name for job in jobs} == meant and not missing
 
 
 def test_a_figure_of_another_profile_is_unknown(place):
@@ -313,6 +313,24 @@ def test_equal_logs_give_equal_bytes_in_another_process(rendered, tmp_path):
     subprocess.run(arguments, check=True, env=environment, cwd=ROOT)
     for ending in ("png", "pdf", "csv"):
         assert (tmp_path / "out" / f"convergence.{ending}").read_bytes() == (out / f"convergence.{ending}").read_bytes()
+
+
+def test_figures_drawn_side_by_side_have_the_same_bytes_and_say_what_is_wrong(place, rendered, tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "LEAST", 1)
+    experiments, root, _ = place
+    drawn = []
+
+    def draw(out):
+        told = {"experiments": experiments, "report": lambda *told: drawn.append(told)}
+        return render.render("tiny", root, tmp_path / out, ("accuracy", "convergence"), processes=2, **told)
+
+    for path in draw("side by side"):
+        assert path.read_bytes() == (rendered[2] / path.name).read_bytes()
+    assert drawn == [("accuracy", True), ("convergence", True)]
+    path = root / run_of(place) / "metrics.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RunError, match=path.parent.name):
+        draw("damaged")
 
 
 def test_two_that_draw_for_the_first_time_at_once_both_end_with_whole_files(place, rendered, tmp_path):

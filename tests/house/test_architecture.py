@@ -47,7 +47,7 @@ FORBIDDEN = {
 }
 ALLOWED = {
     "analysis": {"fdfa_core.training.build"},  # the samples and the network of a run, from its configuration
-    "figures": {"fdfa_core.errors", "fdfa_core.files", "fdfa_core.paths"},
+    "figures": {"fdfa_core.errors", "fdfa_core.files", "fdfa_core.paths", "fdfa_core.workers"},
 }
 
 # Modules that load no torch, so that help, lists and the start of a finished sweep come at once.
@@ -176,5 +176,13 @@ def test_the_page_on_architecture_shows_the_floors():
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_module_loads_no_torch(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert _loads_no_torch(f"import {module}")
+
+
+def test_finding_out_which_figures_there_are_loads_no_torch():
+    assert _loads_no_torch("from figures import plan, render; plan.discover()")
+
+
+def _loads_no_torch(code: str) -> bool:
+    code = f"import sys; {code}; sys.exit('torch' in sys.modules)"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
