@@ -113,19 +113,25 @@ class Steps:
 @click.command(short_help="Carry out all missing runs of a profile or of files.")
 @experiment_files
 @click.option("--checkpoint-seconds", type=SECONDS, default=20.0, help="Work that a kill may cost.")
+@click.option("--without", type=click.Path(exists=True, path_type=Path), help="Leave out the runs that this record holds.")
 @options("profile", "runs", "jobs", "cluster", "data_dir")
 def sweep(
     files: tuple[Path, ...],
     profile: str,
     root: Path,
+    without: Path | None,
     data_dir: Path | None,
     jobs: int | None,
     cluster: str | None,
     checkpoint_seconds: float,
 ) -> None:
-    """Carry out all runs of a profile, or of the experiment FILEs, that are missing."""
+    """Carry out all runs of a profile, or of the experiment FILEs, that are missing.
+
+    What was recorded on one machine need not be made again on another: --without names that record, or directory of runs.
+    """
     experiments = load_experiments(files, profile)
-    how = {"processes": jobs, "cluster": cluster, "checkpoint_seconds": checkpoint_seconds}
+    how = {"without": without} if without else {}
+    how |= {"processes": jobs, "cluster": cluster, "checkpoint_seconds": checkpoint_seconds}
     carry_out_all(experiments, root, data_dir, **how)
 
 

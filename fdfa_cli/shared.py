@@ -231,6 +231,7 @@ def carry_out(
     data_dir: Path | None,
     *,
     chosen: list[RunConfig] | None = None,
+    without: Path | None = None,
     **how: object,
 ) -> Summary:
     """Check all runs to come, and carry them out; the one path of every command that trains.
@@ -241,10 +242,12 @@ def carry_out(
         data_dir: directory of data sets.
         chosen: the runs, in this order; by default all, so that all estimators get a first seed before any gets a second, and
             what an interrupted sweep leaves can be compared.
+        without: a record or directory of runs, whose runs are left out.
         **how: as in `fdfa_core.sweeps.sweep.sweep`.
 
     Raises:
         InvalidInput: `root` lies in the record, an experiment's settings are open still, or a run is impossible.
+        RunError: `without` holds no runs, or cannot be read.
     """
     from tqdm import tqdm
 
@@ -261,6 +264,11 @@ def carry_out(
             raise InvalidInput(f"{experiment.path}: open", experiment.open, accepted, f"Choose them with: {experiment.open}")
     if chosen is None:
         chosen = [run for experiment in experiments for run in sorted(experiment.runs(), key=lambda run: run.seed)]
+    if without is not None:
+        from fdfa_core.runs.store import open_store
+
+        store = open_store(without)
+        chosen = [run for run in chosen if not store.holds(run.id)]
     pending = {run.id for run in chosen if not is_complete(root, run.id)}
     if pending:
         from fdfa_core.training.check import check_experiment

@@ -45,6 +45,15 @@ def test_a_second_sweep_skips_all(fdfa, file, trained):
     assert "2 runs were there already; 0 finished" in fdfa("sweep", file, "--jobs", 1).output
 
 
+def test_a_sweep_leaves_out_what_a_record_holds(fdfa, file, tmp_path):
+    first, second = (run.id for run in load_experiment(file).runs())
+    fdfa("train", file, "--run", first, "--runs", "elsewhere")
+    assert "1 run" in fdfa("record", file, "--runs", "elsewhere", "--out", "recorded", "--allow-dirty").output
+    assert fdfa("sweep", file, "--without", "recorded", "--jobs", 1).exit_code == 0
+    assert is_complete(tmp_path / "runs", second) and not is_complete(tmp_path / "runs", first)
+    assert fdfa("sweep", file, "--without", "recroded", "--jobs", 1).exit_code == 2
+
+
 def test_a_sweep_with_a_failed_run_exits_with_one(fdfa, file, monkeypatch):
     monkeypatch.setattr("fdfa_core.training.run.train", refuse)
     result = fdfa("sweep", file, "--jobs", 1)
