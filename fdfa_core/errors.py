@@ -60,7 +60,7 @@ class DataError(FdfaError, RuntimeError):
     """A data set is missing, truncated, altered or malformed."""
 
 
-class OutOfMemory(FdfaError, MemoryError):
+class OutOfMemory(MemoryError, FdfaError):  # in this order, since what unpickles may call `OutOfMemory.__new__`
     """What was asked for needs more memory than there is."""
 
 

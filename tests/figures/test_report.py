@@ -275,10 +275,9 @@ def test_results_of_an_empty_record_say_so(written, tmp_path):
 
 def test_only_the_marked_region_is_rewritten(written):
     _, _, experiments, root = written
-    text = report.with_results(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", "tiny", root, experiments)
-    assert (
-        text.startswith(f"before\n{report.BEGIN}\n23 of 36") and text.endswith(f"{report.END}\nafter\n") and "old" not in text
-    )
+    text = report.with_results(f"before\n{report.BEGIN}\nWHAT STOOD THERE\n{report.END}\nafter\n", "tiny", root, experiments)
+    assert text.startswith(f"before\n{report.BEGIN}\n23 of 36") and text.endswith(f"{report.END}\nafter\n")
+    assert "WHAT STOOD THERE" not in text
 
 
 def test_a_text_without_the_region_is_an_error(written):
