@@ -7,8 +7,11 @@ Sizes of samples follow from a power calculation (`verification`).
 
 from __future__ import annotations
 
+import itertools
+import math
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fdfa_core import Block, BlockNetwork, fully_connected
+from fdfa_core.networks.decorrelation import decorrelated
 
 PROFILES = ("full", "light")
 
@@ -93,12 +97,22 @@ def _convolutional(seed: int, spread: float) -> BlockNetwork:
     return net.eval()
 
 
+def _decorrelated(plain: Callable[[], BlockNetwork]) -> BlockNetwork:
+    """Put maps that are not symmetric before all linear layers of a network, and leave its outputs as they are."""
+    net, generator = plain(), torch.Generator().manual_seed(26)
+    weights = {name: p for name, p in net.named_parameters() if p.dim() == 2}
+    noise = {name: torch.randn(2 * p.shape[1:], generator=generator, dtype=torch.float64) for name, p in weights.items()}
+    return decorrelated(net, matrices={name: torch.eye(len(v)) + 0.5 * v for name, v in noise.items()})
+
+
 # Seeds chosen so that no block's gradient, bias or Jacobian spread is close to nothing.
 NETWORKS: dict[str, Callable[[], BlockNetwork]] = {
     "linear": lambda: _dense("identity", (6, 5, 4, 3), 35, 0.5),
     "tanh": lambda: _dense("tanh", (6, 5, 4, 3), 35, 0.8),
     "relu": lambda: _dense("relu", (6, 5, 4, 3), 39, 0.5),
     "cnn": lambda: _convolutional(6, 0.8),
+    "decorrelated-tanh": lambda: _decorrelated(NETWORKS["tanh"]),
+    "decorrelated-small": lambda: _decorrelated(NETWORKS["small"]),
     "small": lambda: _dense("tanh", (4, 3, 3, 2), 34, 0.8),
     "small-relu": lambda: _dense("relu", (4, 4, 3, 2), 39, 0.8),
 }
@@ -110,7 +124,16 @@ def problem(network: str, samples: int) -> tuple[BlockNetwork, Tensor, Tensor]:
     net = NETWORKS[network]()
     generator = torch.Generator().manual_seed(14)
     x = torch.randn(samples, *net.input_shape, generator=generator, dtype=torch.float64)
-    return net, x, torch.arange(samples) % net.readout.out_features
+    return net, x, torch.arange(samples) % net.output_shape()[0]
+
+
+def batches(samples: int, size: int) -> Iterator[tuple[list[int], float]]:
+    """Yield every batch drawn with replacement, as a multiset of indices and its probability."""
+    for indices in itertools.combinations_with_replacement(range(samples), size):
+        ways = math.factorial(size)
+        for repeats in Counter(indices).values():
+            ways //= math.factorial(repeats)
+        yield list(indices), ways / samples**size
 
 
 def suite(profile: str) -> list[Case]:
@@ -207,6 +230,7 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
     return [
         *(Case("draws", name, network, 2, 2, n, options) for name, network, options, n in forward),
         *(Case("feedback", "fdfa", network, 2, 2, chains, options, steps=2) for network, options in chained),
+        Case("inputs", "fg-a", f"decorrelated-{tanh}", 2, 2, draws),
         # a direction per sample is slow to draw, and a wide batch needs few draws
         Case("draws", "fg-w", tanh, 1, 48, 1_600 // thrift, {"per_sample": True}),
     ]

@@ -19,6 +19,7 @@ from analysis.theory.local_maps import local_map
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.losses import Loss, make_loss
 from fdfa_core.networks.blocks import BlockNetwork, require_site
+from fdfa_core.networks.decorrelation import Decorrelation
 
 MEMORY = 128 * 2**20  # bytes that one chunk of samples may take
 
@@ -125,6 +126,9 @@ class Population:
         for i in range(len(net) - 1):
             require_site(net, i, site)
         self.net = copy.deepcopy(net).double().requires_grad_(False)
+        for module in self.net.modules():
+            if isinstance(module, Decorrelation):
+                module.eval()  # its matrix as it stands: it must not learn from what is asked here
         self.device = next((p.device for p in self.net.parameters()), x.device)
         self.x, self.y, self.loss, self.site = x, y, make_loss(loss), site
         self.shapes = {name: p.shape for name, p in self.net.named_parameters()}

@@ -13,6 +13,7 @@ from fdfa_core.estimators import activity_perturbation, direct_feedback, forward
 from fdfa_core.estimators.direct_feedback import of_rank
 from fdfa_core.linearisation.maps import RULES
 from fdfa_core.linearisation.trace import BlockMap
+from fdfa_core.networks.decorrelation import Decorrelation
 from verification.planting import FDFA, FG_A, FG_W, after, mutant
 
 
@@ -167,6 +168,11 @@ def _():
         return tangent @ self.weight if square else original(self, tangent, parameters)
 
     return cls, "push", push
+
+
+@mutant("decorrelating matrix transposed in the tangent product", "estimator", "[inputs]")
+def _():
+    return RULES[Decorrelation], "push", lambda self, tangent, parameters: None if tangent is None else tangent @ self.matrix
 
 
 @mutant("perturbs after the activation where before it was asked for", "estimator", FG_A)
