@@ -59,6 +59,11 @@ class Case:
         )
 
     @property
+    def visited(self) -> list[tuple[list[int], float]]:
+        """The batches that draws are given, with their probabilities: every one, or all samples as the only one."""
+        return [(list(range(self.samples)), 1.0)] if self.kind == "given" else list(batches(self.samples, self.batch_size))
+
+    @property
     def seed(self) -> int:
         """A seed of its own: a fixed function of the label (the pilot that set the numbers of draws had other seeds)."""
         return zlib.crc32(f"registered: {self.label}".encode())
@@ -231,6 +236,7 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
         *(Case("draws", name, network, 2, 2, n, options) for name, network, options, n in forward),
         *(Case("feedback", "fdfa", network, 2, 2, chains, options, steps=2) for network, options in chained),
         Case("inputs", "fg-a", f"decorrelated-{tanh}", 2, 2, draws),
+        Case("given", "fg-a", relu, 4, 4, draws // 4, {"tangents": 4, "allocation": "optimal"}),
         # a direction per sample is slow to draw, and a wide batch needs few draws
         Case("draws", "fg-w", tanh, 1, 48, 1_600 // thrift, {"per_sample": True}),
     ]

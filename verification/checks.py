@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ CHUNK = 4_000  # draws taken in one call
 ALL = -1  # in place of a block: all components that are random given the batch
 EXACT = 1e-9  # relative difference that rounding may leave where nothing is random
 Row = dict[str, object]
+Visited = Iterable[tuple[list[int], float]]
 
 
 class Strata:
@@ -209,9 +210,9 @@ def _estimator(case: Case, seed: int, replicas: int | None = None):
 
 
 def check_draws(case: Case) -> list[Row]:
-    """Forward gradients: draws given every batch."""
-    comparison = Comparison(_predict(case))
-    draw_all(comparison, *_estimator(case, case.seed), case.batch_size, case.draws)
+    """Forward gradients: draws given every batch, or given all samples as the one batch."""
+    comparison = Comparison(_predict(case, **({"sampling": "given_batch"} if case.kind == "given" else {})))
+    draw_all(comparison, *_estimator(case, case.seed), case.visited, case.draws)
     return comparison.rows
 
 
@@ -227,10 +228,10 @@ def check_inputs(case: Case) -> list[Row]:
     return check_draws(case) + comparison.rows
 
 
-def draw_all(comparison: Comparison, estimator: Estimator, x: Tensor, y: Tensor, batch_size: int, draws: int) -> None:
-    """Compare draws given every batch; each batch is a stratum, and gets its share of the draws."""
+def draw_all(comparison: Comparison, estimator: Estimator, x: Tensor, y: Tensor, visited: Visited, draws: int) -> None:
+    """Compare draws given some batches of known probability; each batch is a stratum, and gets its share of the draws."""
     kept = GradientStrata(comparison)
-    for indices, weight in batches(len(x), batch_size):
+    for indices, weight in visited:
         kept.open(weight)
         count = max(64, math.ceil(draws * weight))
         calls = max(2, math.ceil(count / CHUNK))  # two at least: successive calls must differ
@@ -394,6 +395,6 @@ def check_instruments(case: Case) -> list[Row]:
 
 
 CHECKS: dict[str, Callable[[Case], list[Row]]] = {
-    "draws": check_draws, "inputs": check_inputs, "feedback": check_feedback, "fixed": check_fixed, "order": check_order,
-    "pieces": check_pieces, "instruments": check_instruments,
+    "draws": check_draws, "given": check_draws, "inputs": check_inputs, "feedback": check_feedback, "fixed": check_fixed,
+    "order": check_order, "pieces": check_pieces, "instruments": check_instruments,
 }  # fmt: skip

@@ -166,6 +166,11 @@ class Population:
             y = None if self.y is None else self._double(self.y[start : start + size])
             yield Chunk(self.net, self._double(self.x[start : start + size]), y, self.loss, self.site, self.names)
 
+    def each(self) -> Iterator[Population]:
+        """Yield the samples as populations of one."""
+        for i in range(len(self)):
+            yield Population(self.net, self.x[i : i + 1], self.y[i : i + 1], self.loss, self.site)
+
     def zeros(self) -> dict[str, Tensor]:
         """Return a zero for every parameter, float64."""
         return {name: torch.zeros_like(p) for name, p in self.net.named_parameters()}

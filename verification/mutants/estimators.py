@@ -113,6 +113,16 @@ def _():
     return after(tangents.Tangents, "combine", lambda g, self, slopes, directions: g * slopes.shape[-1])
 
 
+@mutant("each sample gets as many directions where the best shares were asked for", "estimator", "[given]")
+def _():
+    return activity_perturbation, "best_counts", lambda noise, needed, total: torch.full((len(noise),), total // len(noise))
+
+
+@mutant("a sample's estimates divided by the mean number of directions", "estimator", "[given]")
+def _():
+    return after(activity_perturbation, "mean_weights", lambda weights, counts: weights * counts / counts.double().mean())
+
+
 @mutant("projection divided by its expected share K/d", "estimator", "fg-a(tangents=2, combine=projection)")
 def _():
     def rescale(g, self, slopes, directions):

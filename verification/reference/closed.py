@@ -174,7 +174,8 @@ def measure(case: ReferenceCase, expected: Prediction, feedback: list[Moments], 
     """
     comparison = Comparison(expected)
     if case.estimator != "fdfa":
-        draw_all(comparison, *make(case, seed), case.batch_size, case.draws)
+        visited = batches(len(network(case.problem)[1]), case.batch_size)
+        draw_all(comparison, *make(case, seed), visited, case.draws)
         return comparison.rows
     _chains(case, comparison, feedback, seed)
     return comparison.rows
