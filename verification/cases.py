@@ -217,10 +217,10 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
         ("fg-a", relu, {"mask": "active"}, draws),
         ("fg-a", tanh, {"loss": "mse"}, draws),
         ("guess", tanh, {}, draws),
-        ("guess", relu, {"rank": 2}, draws),
+        ("guess", relu, {"rank": 2}, draws * 5 // 4),
         ("fg-w", tanh, {"tangents": 16}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "combine": "projection"}, 3_200 // thrift),
-        ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 3_200 // thrift),
+        ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 7_200 // thrift),  # heavy tails
         ("zo", tanh, {"tangents": 16, "epsilon": 1e-4}, 3_200 // thrift),
     ]
     chained = [
