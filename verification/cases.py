@@ -7,8 +7,11 @@ Sizes of samples follow from a power calculation (`verification`).
 
 from __future__ import annotations
 
+import itertools
+import math
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fdfa_core import Block, BlockNetwork, fully_connected
+from fdfa_core.networks.decorrelation import decorrelated
 
 PROFILES = ("full", "light")
 
@@ -53,6 +57,11 @@ class Case:
         return f"{named} on {self.network}, M={self.samples}, N={self.batch_size}" + (
             "" if self.kind in ("draws", "feedback") else f" [{self.kind}]"
         )
+
+    @property
+    def visited(self) -> list[tuple[list[int], float]]:
+        """The batches that draws are given, with their probabilities: every one, or all samples as the only one."""
+        return [(list(range(self.samples)), 1.0)] if self.kind == "given" else list(batches(self.samples, self.batch_size))
 
     @property
     def seed(self) -> int:
@@ -93,12 +102,22 @@ def _convolutional(seed: int, spread: float) -> BlockNetwork:
     return net.eval()
 
 
+def _decorrelated(plain: Callable[[], BlockNetwork]) -> BlockNetwork:
+    """Put maps that are not symmetric before all linear layers of a network, and leave its outputs as they are."""
+    net, generator = plain(), torch.Generator().manual_seed(26)
+    weights = {name: p for name, p in net.named_parameters() if p.dim() == 2}
+    noise = {name: torch.randn(2 * p.shape[1:], generator=generator, dtype=torch.float64) for name, p in weights.items()}
+    return decorrelated(net, matrices={name: torch.eye(len(v)) + 0.5 * v for name, v in noise.items()})
+
+
 # Seeds chosen so that no block's gradient, bias or Jacobian spread is close to nothing.
 NETWORKS: dict[str, Callable[[], BlockNetwork]] = {
     "linear": lambda: _dense("identity", (6, 5, 4, 3), 35, 0.5),
     "tanh": lambda: _dense("tanh", (6, 5, 4, 3), 35, 0.8),
     "relu": lambda: _dense("relu", (6, 5, 4, 3), 39, 0.5),
     "cnn": lambda: _convolutional(6, 0.8),
+    "decorrelated-tanh": lambda: _decorrelated(NETWORKS["tanh"]),
+    "decorrelated-small": lambda: _decorrelated(NETWORKS["small"]),
     "small": lambda: _dense("tanh", (4, 3, 3, 2), 34, 0.8),
     "small-relu": lambda: _dense("relu", (4, 4, 3, 2), 39, 0.8),
 }
@@ -110,7 +129,16 @@ def problem(network: str, samples: int) -> tuple[BlockNetwork, Tensor, Tensor]:
     net = NETWORKS[network]()
     generator = torch.Generator().manual_seed(14)
     x = torch.randn(samples, *net.input_shape, generator=generator, dtype=torch.float64)
-    return net, x, torch.arange(samples) % net.readout.out_features
+    return net, x, torch.arange(samples) % net.output_shape()[0]
+
+
+def batches(samples: int, size: int) -> Iterator[tuple[list[int], float]]:
+    """Yield every batch drawn with replacement, as a multiset of indices and its probability."""
+    for indices in itertools.combinations_with_replacement(range(samples), size):
+        ways = math.factorial(size)
+        for repeats in Counter(indices).values():
+            ways //= math.factorial(repeats)
+        yield list(indices), ways / samples**size
 
 
 def suite(profile: str) -> list[Case]:
@@ -189,10 +217,10 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
         ("fg-a", relu, {"mask": "active"}, draws),
         ("fg-a", tanh, {"loss": "mse"}, draws),
         ("guess", tanh, {}, draws),
-        ("guess", relu, {"rank": 2}, draws),
+        ("guess", relu, {"rank": 2}, draws * 5 // 4),
         ("fg-w", tanh, {"tangents": 16}, 3_200 // thrift),
         ("fg-w", tanh, {"tangents": 16, "combine": "projection"}, 3_200 // thrift),
-        ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 3_200 // thrift),
+        ("fg-w", tanh, {"tangents": 16, "perturbation": "low-rank-2"}, 7_200 // thrift),  # heavy tails
         ("zo", tanh, {"tangents": 16, "epsilon": 1e-4}, 3_200 // thrift),
     ]
     chained = [
@@ -207,6 +235,8 @@ def _options(tanh: str, relu: str, thrift: int) -> list[Case]:
     return [
         *(Case("draws", name, network, 2, 2, n, options) for name, network, options, n in forward),
         *(Case("feedback", "fdfa", network, 2, 2, chains, options, steps=2) for network, options in chained),
+        Case("inputs", "fg-a", f"decorrelated-{tanh}", 2, 2, draws),
+        Case("given", "fg-a", relu, 4, 4, draws // 4, {"tangents": 4, "allocation": "optimal"}),
         # a direction per sample is slow to draw, and a wide batch needs few draws
         Case("draws", "fg-w", tanh, 1, 48, 1_600 // thrift, {"per_sample": True}),
     ]

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -23,16 +22,18 @@ from scipy import stats
 from torch import Tensor
 
 from analysis.theory import FeedbackLaw, Prediction, laws, predict
+from analysis.theory.decorrelation import input_forms
 from fdfa_core.estimators import Estimator, make_estimator
 from fdfa_core.measuring.scalars import measure_draws
 from fdfa_core.measuring.summary import summarise
 from fdfa_core.training.feedback_watch import mean_jacobian
-from verification.cases import Case, problem
+from verification.cases import Case, batches, problem
 
 CHUNK = 4_000  # draws taken in one call
 ALL = -1  # in place of a block: all components that are random given the batch
 EXACT = 1e-9  # relative difference that rounding may leave where nothing is random
 Row = dict[str, object]
+Visited = Iterable[tuple[list[int], float]]
 
 
 class Strata:
@@ -83,15 +84,6 @@ class Strata:
         if not len(found):
             return 0.0, 0.0
         return float(found.mean()), float(found.square().mean().sqrt() / len(found) ** 0.5)
-
-
-def batches(samples: int, size: int) -> Iterator[tuple[list[int], float]]:
-    """Yield every batch drawn with replacement, as a multiset of indices and its probability."""
-    for indices in itertools.combinations_with_replacement(range(samples), size):
-        ways = math.factorial(size)
-        for repeats in Counter(indices).values():
-            ways //= math.factorial(repeats)
-        yield list(indices), ways / samples**size
 
 
 def flat(gradients: dict[str, Tensor], draws: int | None = None) -> Tensor:
@@ -218,16 +210,28 @@ def _estimator(case: Case, seed: int, replicas: int | None = None):
 
 
 def check_draws(case: Case) -> list[Row]:
-    """Forward gradients: draws given every batch."""
-    comparison = Comparison(_predict(case))
-    draw_all(comparison, *_estimator(case, case.seed), case.batch_size, case.draws)
+    """Forward gradients: draws given every batch, or given all samples as the one batch."""
+    comparison = Comparison(_predict(case, **({"sampling": "given_batch"} if case.kind == "given" else {})))
+    draw_all(comparison, *_estimator(case, case.seed), case.visited, case.draws)
     return comparison.rows
 
 
-def draw_all(comparison: Comparison, estimator: Estimator, x: Tensor, y: Tensor, batch_size: int, draws: int) -> None:
-    """Compare draws given every batch; each batch is a stratum, and gets its share of the draws."""
+def check_inputs(case: Case) -> list[Row]:
+    """FG-A behind decorrelated inputs: draws, and each block's variance from the network without the decorrelating layers."""
+    comparison, plain = Comparison(_predict(case)), problem(case.network.removeprefix("decorrelated-"), case.samples)
+    matrices = dict(problem(case.network, case.samples)[0].named_buffers())
+    bare = predict("fg-a", *plain, case.batch_size, **case.options)
+    for block, (name, form) in enumerate(input_forms(*plain, case.batch_size, **case.options).items()):
+        total = form.total(matrices[name.replace("weight", "0.matrix")])
+        total += float(bare.variance[name.replace("weight", "bias")].sum())
+        comparison.add("variance from the inputs", block, total, comparison.prediction.total("variance", block), 0.0)
+    return check_draws(case) + comparison.rows
+
+
+def draw_all(comparison: Comparison, estimator: Estimator, x: Tensor, y: Tensor, visited: Visited, draws: int) -> None:
+    """Compare draws given some batches of known probability; each batch is a stratum, and gets its share of the draws."""
     kept = GradientStrata(comparison)
-    for indices, weight in batches(len(x), batch_size):
+    for indices, weight in visited:
         kept.open(weight)
         count = max(64, math.ceil(draws * weight))
         calls = max(2, math.ceil(count / CHUNK))  # two at least: successive calls must differ
@@ -391,10 +395,6 @@ def check_instruments(case: Case) -> list[Row]:
 
 
 CHECKS: dict[str, Callable[[Case], list[Row]]] = {
-    "draws": check_draws,
-    "feedback": check_feedback,
-    "fixed": check_fixed,
-    "order": check_order,
-    "pieces": check_pieces,
-    "instruments": check_instruments,
-}
+    "draws": check_draws, "given": check_draws, "inputs": check_inputs, "feedback": check_feedback, "fixed": check_fixed,
+    "order": check_order, "pieces": check_pieces, "instruments": check_instruments,
+}  # fmt: skip

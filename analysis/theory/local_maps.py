@@ -21,6 +21,7 @@ from torch.func import vjp, vmap
 
 from fdfa_core.linearisation.functional import functional_call
 from fdfa_core.networks.blocks import Block
+from fdfa_core.networks.decorrelation import Decorrelation
 
 Sums = dict[str, Tensor]
 MEMORY = 128 * 2**20  # bytes of per-sample gradients held at a time
@@ -178,12 +179,14 @@ def local_map(block: nn.Module, x: Tensor, site: str, names: dict[nn.Parameter, 
 
 
 def _dense_factors(module: nn.Module, x: Tensor, names) -> dict[str, tuple[Tensor, Tensor | None]] | None:
-    """Factors of [Flatten] Linear [BatchNorm1d] and elementwise layers, or None for anything else."""
+    """Factors of [Flatten] [Decorrelation] Linear [BatchNorm1d] and elementwise layers, or None for anything else."""
     if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
         return None  # a hook may change the value
     layers = _layers(module)
     if type(layers[0]) is nn.Flatten and layers[0].start_dim == 1:
         x, layers = layers[0](x), layers[1:]
+    if layers and type(layers[0]) is Decorrelation and x.dim() == 2:
+        x, layers = x @ layers[0].matrix.mT, layers[1:]  # R is given: it has no part in the block's Jacobian
     if not layers or type(layers[0]) is not nn.Linear or x.dim() != 2:
         return None
     linear, norm = layers[0], layers[1] if len(layers) > 1 and type(layers[1]) is nn.BatchNorm1d else None

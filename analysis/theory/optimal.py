@@ -10,6 +10,7 @@ from torch import Tensor
 
 from analysis.theory.predictions import predict
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators.tangents import best_counts
 from fdfa_core.networks.blocks import BlockNetwork
 
 
@@ -71,6 +72,14 @@ class Allocation(NamedTuple):
 
     shares: Tensor
     ratio: float
+
+    def counts(self, total: int) -> Tensor:
+        """Return the best whole numbers of directions (N,) that add up to a total: those of `fg-a` with `allocation="optimal"`.
+
+        Raises:
+            InvalidInput: fewer directions than samples that need one.
+        """
+        return best_counts(self.shares.square(), self.shares > 0, total)
 
 
 def allocation(net: BlockNetwork, x: Tensor, y: Tensor, loss: str | Callable = "cross_entropy", **options) -> Allocation:

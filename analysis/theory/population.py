@@ -19,6 +19,7 @@ from analysis.theory.local_maps import local_map
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.losses import Loss, make_loss
 from fdfa_core.networks.blocks import BlockNetwork, require_site
+from fdfa_core.networks.decorrelation import Decorrelation
 
 MEMORY = 128 * 2**20  # bytes that one chunk of samples may take
 
@@ -125,6 +126,9 @@ class Population:
         for i in range(len(net) - 1):
             require_site(net, i, site)
         self.net = copy.deepcopy(net).double().requires_grad_(False)
+        for module in self.net.modules():
+            if isinstance(module, Decorrelation):
+                module.eval()  # its matrix as it stands: it must not learn from what is asked here
         self.device = next((p.device for p in self.net.parameters()), x.device)
         self.x, self.y, self.loss, self.site = x, y, make_loss(loss), site
         self.shapes = {name: p.shape for name, p in self.net.named_parameters()}
@@ -161,6 +165,11 @@ class Population:
         for start in range(0, len(self), size):
             y = None if self.y is None else self._double(self.y[start : start + size])
             yield Chunk(self.net, self._double(self.x[start : start + size]), y, self.loss, self.site, self.names)
+
+    def each(self) -> Iterator[Population]:
+        """Yield the samples as populations of one."""
+        for i in range(len(self)):
+            yield Population(self.net, self.x[i : i + 1], self.y[i : i + 1], self.loss, self.site)
 
     def zeros(self) -> dict[str, Tensor]:
         """Return a zero for every parameter, float64."""

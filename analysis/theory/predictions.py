@@ -29,9 +29,10 @@ from analysis.theory.local_maps import UnitMap
 from analysis.theory.population import Chunk, Population, gather
 from analysis.theory.prediction import Prediction, Values, assemble, each, spread
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
-from fdfa_core.estimators.activity_perturbation import first_linear, require_maskable, row_space
+from fdfa_core.estimators.activity_perturbation import first_linear, require_allocatable, require_maskable, row_space
 from fdfa_core.estimators.direct_feedback import of_rank
-from fdfa_core.estimators.options import Count, Positive, Readout, Slope
+from fdfa_core.estimators.options import Allocation, Count, Positive, Readout, Slope
+from fdfa_core.estimators.tangents import best_counts
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.perturbations import LowRank, make_law
 from fdfa_core.signatures import checked
@@ -168,29 +169,24 @@ def _shared_factors(met: Tensor, rank: int) -> Tensor:
 
 
 def fg_a(
-    population: Population,
-    batch_size: int,
-    given: bool,
-    *,
-    perturbation,
-    site,
-    readout,
-    joint,
-    tangents,
-    combine,
-    slope,
-    mask,
+    population: Population, batch_size: int, given: bool, *, perturbation, site, readout, joint, tangents, combine, slope, mask,
+    allocation="equal",
 ) -> Prediction:
     r"""K directions per sample over the perturbed units; the error of block l is the estimate's part there, pulled through A_p.
 
     With `slope="sample"` directions meet the sample's own signal z_p, and N estimates are averaged. With `slope="batch"` they
     meet the signals of the whole batch, one vector over all its units. With `mask="active"` a parameter meets noise only from
-    units that move the outputs; z_p is zero at the others.
+    units that move the outputs; z_p is zero at the others. With `allocation="optimal"` the samples of a given batch share the
+    directions as is best.
     """
     require_maskable(mask, site, combine)
     checked("readout", Readout, readout)
-    shared = checked("slope", Slope, slope) == "batch"
-    last = population.hidden + (readout == "perturbed")
+    shared, last = checked("slope", Slope, slope) == "batch", population.hidden + (readout == "perturbed")
+    if checked("allocation", Allocation, allocation) == "optimal":
+        require_allocatable(allocation, slope, combine)
+        one = partial(fg_a, batch_size=1, given=True, perturbation=perturbation, site=site, readout=readout, joint=joint,
+                      tangents=1, combine=combine, slope=slope, mask=mask)
+        return _shared_best([one(each) for each in population.each()] if given else [], population, last, tangents, given)
     units = [*population.units, population.outputs][:last]
     pool = batch_size if shared else 1
     if shared and make_law(perturbation).name == "sphere":
@@ -237,6 +233,23 @@ def fg_a(
             for n, v in energy.items()
         },
     )
+
+
+def _shared_best(parts: Sequence[Prediction], population: Population, last: int, tangents: int, given: bool) -> Prediction:
+    """Put samples of a batch together, Σ b_p/(N² K_p), with the best whole K_p of Σ K_p = N K.
+
+    Args:
+        parts: of each sample alone, with one direction.
+        last: number of blocks that are perturbed.
+    """
+    if not given:
+        raise Unsupported('allocation="optimal" has an exact form given the batch alone: use sampling="given_batch"')
+    noise_of = torch.tensor([part.total("perturbation") for part in parts], dtype=torch.float64)
+    own = torch.tensor([sum(part.total("mean", block) for block in range(last)) for part in parts], dtype=torch.float64)
+    counts = best_counts(noise_of, (noise_of > 0) | (own > 0), tangents * len(parts)).clamp(min=1).tolist()
+    mean = {n: sum(part.mean[n] for part in parts) / len(parts) for n in parts[0].mean}
+    shared = {n: sum(part.perturbation[n] / k for part, k in zip(parts, counts, strict=True)) / len(parts) ** 2 for n in mean}
+    return assemble(population, len(parts), mean, mean, perturbation=shared)
 
 
 def _fourth(chunk: Chunk, signals: list[Tensor], square: Values) -> Values:
@@ -301,22 +314,8 @@ def frozen(population: Population, batch_size: int, given: bool) -> Prediction:
 
 
 def fdfa(
-    population: Population,
-    batch_size: int,
-    given: bool,
-    *,
-    perturbation,
-    site,
-    joint,
-    tangents,
-    directions,
-    feedback_rule,
-    feedback_lr,
-    warmup,
-    feedback,
-    steps,
-    feedback_law,
-    rank,
+    population: Population, batch_size: int, given: bool, *, perturbation, site, joint, tangents, directions, feedback_rule,
+    feedback_lr, warmup, feedback, steps, feedback_law, rank,
 ) -> Prediction:
     r"""A_pᵀ Bᵀ e_p averaged over the batch, with the random feedback B of the steps before, independent of the batch.
 
@@ -375,7 +374,7 @@ FORMULAS: Mapping[str, tuple[Callable[..., Prediction], dict[str, object]]] = {
     "fg-w": (fg_w, {"perturbation": "gaussian", "tangents": 1, "combine": "mean", "per_sample": False}),
     "zo": (zo, {"perturbation": "gaussian", "tangents": 1, "epsilon": 1e-3, "clip": None}),
     "fg-a": (fg_a, {"perturbation": "gaussian", "site": "pre", "readout": "exact", "joint": True, "tangents": 1,
-                    "combine": "mean", "slope": "sample", "mask": "none"}),
+                    "combine": "mean", "slope": "sample", "mask": "none", "allocation": "equal"}),
     "guess": (guess, {"perturbation": "gaussian", "rank": None, "tangents": 1}),
     "dfa": (dfa, {"site": "post", "feedback": None, "rank": None}),
     "dkp": (dfa, {"site": "post", "feedback": None, "rank": None}),

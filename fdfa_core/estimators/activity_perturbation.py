@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fdfa_core.errors import InvalidInput
+from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators.base import Estimator, repeat
-from fdfa_core.estimators.options import Combination, Count, Mask, Perturbation, Readout, Site, Slope
+from fdfa_core.estimators.options import Allocation, Combination, Count, Mask, Perturbation, Readout, Site, Slope
 from fdfa_core.estimators.registry import register
-from fdfa_core.estimators.tangents import PerturbedUnits, Tangents
-from fdfa_core.linearisation.factored import norm2
+from fdfa_core.estimators.tangents import PerturbedUnits, Tangents, best_counts
+from fdfa_core.linearisation.factored import Gradient, Outer, norm2
 from fdfa_core.linearisation.trace import Gradients, Trace, merge
 from fdfa_core.networks.blocks import Block, require_site
 from fdfa_core.networks.served import coupled
+from fdfa_core.perturbations import Gaussian, Rademacher, Sphere
 from fdfa_core.random_state import preserve_random_stream
 
 
@@ -45,6 +46,15 @@ class ActivityPerturbation(Estimator):
         mask: "active" perturbs only units whose value moves their block's output (at site="pre"): behind a ReLU, those above
             zero. The slope along any other is zero, so that the estimate stays unbiased; the number of active units takes the
             place of their number in the variance (Ren et al. 2022, section 3.6). It costs a pass through the activations.
+        allocation: "equal" gives each sample K directions. "optimal" gives sample p the K_p, of Σ K_p = N K, with the least
+            variance Σ b_p/(N² K_p) (docs/theory.md, section 4). An oracle: b_p comes from the true errors of all blocks, by a
+            backward pass through the network and a local gradient for every unit of every sample. It bounds what any
+            allocation can gain, and is no method to train with. Unbiased, for K_p knows the batch and not the directions.
+            Cost: max K_p tangent passes.
+
+    Raises:
+        InvalidInput: options that do not go together, or a network without the site.
+        Unsupported: in a call with `allocation="optimal"`, batch normalisation in training mode.
     """
 
     def __init__(
@@ -59,14 +69,19 @@ class ActivityPerturbation(Estimator):
         combine: Combination = "mean",
         slope: Slope = "sample",
         mask: Mask = "none",
+        allocation: Allocation = "equal",
         **common,
     ):
         super().__init__(net, **common)
-        self.readout, self.slope, self.joint, self.mask = readout, slope, joint, mask
+        self.readout, self.slope, self.joint, self.mask, self.allocation = readout, slope, joint, mask, allocation
         require_maskable(mask, site, combine)
+        require_allocatable(allocation, slope, combine)
         for block in range(len(net) - 1):
             require_site(net, block, site)
         self.tangents, self.site = Tangents(perturbation, tangents, combine), site
+        if allocation == "optimal" and type(self.tangents.law) not in (Gaussian, Rademacher, Sphere):
+            accepted = '"equal" with a law of your own, whose noise is not known; or "gaussian", "rademacher" or "sphere"'
+            raise InvalidInput("allocation", allocation, accepted)
 
     @property
     def expectation(self) -> str:
@@ -85,15 +100,44 @@ class ActivityPerturbation(Estimator):
         x, y, _ = self.admit(x, y)
         with torch.no_grad(), preserve_random_stream(self.device, self.net):
             trace = self.trace(x, shortcuts=True)
-            units = perturbed_units(trace, self.loss.error(trace.output, y)[1], self.site)
-            if self.readout == "exact":
-                units.pop()
-            if self.mask == "active":
-                for each, block in zip(units, [block for block in trace.hidden if not block.frozen], strict=False):
-                    each.rows = each.rows * block.active().flatten(1)
-            groups = [units] if self.joint else [[each] for each in units]
-            parts = [self.tangents.activity_noise(group, self.slope == "batch") for group in groups if group]
+            error = self.loss.error(trace.output, y)[1]
+            groups = self.perturbed(trace, error)
+            if self.allocation == "optimal" and groups:
+                noise = sum(self.tangents.sample_noise(group) for group in groups).cpu()
+                return float((noise / self.counts(trace, error).clamp(min=1)).sum())
+            parts = [self.tangents.activity_noise(group, self.slope == "batch") for group in groups]
         return None if None in parts else float(sum(parts))
+
+    def perturbed(self, trace: Trace, error: Tensor) -> list[list[PerturbedUnits]]:
+        """Return what directions meet and move, a list for the blocks that are perturbed together."""
+        units = perturbed_units(trace, error, self.site)
+        if self.readout == "exact":
+            units.pop()
+        if self.mask == "active":
+            for each, block in zip(units, [block for block in trace.hidden if not block.frozen], strict=False):
+                each.rows = each.rows * block.active().flatten(1)
+        groups = [units] if self.joint else [[each] for each in units]
+        return [group for group in groups if group]
+
+    def counts(self, trace: Trace, error: Tensor) -> Tensor:
+        """Return the best numbers of directions of the samples, (N,) on the CPU; groups of blocks get the same ones."""
+        if coupled(self.net):
+            raise Unsupported(
+                'fg-a with allocation="optimal" cannot serve batch normalisation in training mode, where the error of a sample '
+                'is not its own: use allocation="equal", or the network in evaluation mode'
+            )
+        groups = self.perturbed(trace, error)
+        noise = sum(self.tangents.sample_noise(group) for group in groups).cpu()
+        own = sum(each.own for group in groups for each in group).cpu()
+        return best_counts(noise, (noise > 0) | (own > 0), self.tangents.count * len(error))
+
+    def trace(self, x: Tensor, **options: bool) -> Trace:
+        """Run the network forward; an oracle keeps what a backward pass needs, and takes its tangents as ever."""
+        if self.allocation == "equal":
+            return super().trace(x, **options)
+        trace = super().trace(x, **{**options, "shortcuts": True})
+        trace.shortcuts = options.get("shortcuts", False)
+        return trace
 
     def gradients(self, trace: Trace, error: Tensor, targets: Tensor, lead: tuple[int, ...]) -> Gradients:
         """Return local gradients of the estimated errors, and the readout's."""
@@ -103,31 +147,36 @@ class ActivityPerturbation(Estimator):
             live.append(len(sites))
             sites.append(trace.output)
         gradients: Gradients = {}
+        tangents, weights = self.tangents, None
+        if self.allocation == "optimal" and live:
+            weights = mean_weights(self.counts(trace, error)).to(error)
+            tangents = Tangents(tangents.law, len(weights), "mean")
         for group in ([live] if self.joint else [[i] for i in live]) if live else ():
             sizes = [sites[i][0].numel() for i in group]
-            self.tangents.check(sum(sizes) * (len(error) if self.slope == "batch" else 1))
-            u = self.tangents.sample(lead, (len(error), sum(sizes)), self.generator, self.dtype)  # (*lead, K, N, n)
+            tangents.check(sum(sizes) * (len(error) if self.slope == "batch" else 1))
+            u = tangents.sample(lead, (len(error), sum(sizes)), self.generator, self.dtype)  # (*lead, K, N, n)
             if self.mask == "active":
                 moving = [trace.blocks[i].active() if i < len(trace.hidden) else torch.ones_like(trace.output) for i in group]
                 u *= torch.cat([units.flatten(1) for units in moving], dim=-1)
-            axes = self.tangents.axes(lead)
+            axes = tangents.axes(lead)
             parts = {i: v.reshape(*axes, *sites[i].shape) for i, v in zip(group, u.split(sizes, dim=-1), strict=True)}
             outputs = parts.pop(len(trace.hidden), None)
             hidden = [parts.get(i) for i in range(len(trace.hidden))]
-            slopes = trace.slopes(hidden, self.site, error, outputs).view(*lead, self.tangents.count, -1)  # of the mean loss
-            signals = self.errors(slopes, u).split(sizes, dim=-1)
+            slopes = trace.slopes(hidden, self.site, error, outputs).view(*lead, tangents.count, -1)  # of the mean loss
+            slopes = slopes if weights is None else slopes * weights
+            signals = self.errors(slopes, u, tangents).split(sizes, dim=-1)
             for i, signal in zip(group, signals, strict=True):
                 merge(gradients, trace.blocks[i].pull(signal.reshape(*lead, *sites[i].shape), self.site))
         if self.readout == "exact":
             merge(gradients, exact_readout(trace, error, lead))
         return gradients
 
-    def errors(self, slopes: Tensor, u: Tensor) -> Tensor:
+    def errors(self, slopes: Tensor, u: Tensor, tangents: Tangents) -> Tensor:
         """Return estimated errors (*lead, N, n) from slopes (*lead, K, N) along directions (*lead, K, N, n)."""
         shape = (*u.shape[:-3], *u.shape[-2:])
         if self.slope == "batch":  # the batch's perturbations are one direction
             slopes, u = slopes.sum(-1, keepdim=True), u.flatten(-2).unsqueeze(-2)
-        return self.tangents.combine(slopes.mT, u.transpose(-3, -2)).reshape(shape)
+        return tangents.combine(slopes.mT, u.transpose(-3, -2)).reshape(shape)
 
 
 @register("guess")
@@ -234,17 +283,33 @@ def perturbed_units(
     found = []
     for (block, z, at), basis in zip(places, [*(bases or [None] * len(live)), None], strict=True):
         axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device) if basis is None else basis.T  # (k, n)
-        shape = block.site(at).shape
+        shape = block.shapes[at]
         along, z = z @ axes.T, z @ axes.T @ axes
         rows, own = [], []
         for p in range(len(z)):  # one sample after another: k signals each
             signals = z.new_zeros(len(axes) + 1, *z.shape)
             signals[:-1, p], signals[-1, p] = axes, z[p]
-            moved = sum(norm2(g) for g in block.pull(signals.reshape(-1, *shape), at).values())
+            moved = sum(norm2(_of_sample(g, p, len(z))) for g in block.pull(signals.reshape(-1, *shape), at).values())
             rows.append(moved[:-1]), own.append(moved[-1])
         whole = sum(norm2(g) for g in block.pull(z.reshape(1, *shape), at).values())
         found.append(PerturbedUnits(along, torch.stack(rows), torch.stack(own), float(whole)))
     return found
+
+
+def mean_weights(counts: Tensor) -> Tensor:
+    """Return weights (max K_p, N) that turn a mean over max K_p directions into means over each sample's own first K_p."""
+    most = max(1, int(counts.max()))
+    drawn = torch.arange(most).unsqueeze(1) < counts
+    return drawn * most / counts.clamp(min=1).double()
+
+
+def _of_sample(gradient: Gradient, sample: int, samples: int) -> Gradient:
+    """Return gradients for signals that are zero at all other samples: of a factored one, the part of this sample."""
+    if not isinstance(gradient, Outer):
+        return gradient
+    each = len(gradient.right) // samples  # a sequence has several rows
+    mine = slice(sample * each, (sample + 1) * each)
+    return Outer(gradient.left[:, mine], gradient.right[mine])
 
 
 def first_linear(block: nn.Module) -> nn.Linear | None:
@@ -282,6 +347,15 @@ def require_maskable(mask: Mask, site: Site, combine: Combination) -> None:
         raise InvalidInput("mask", mask, accepted)
     if mask == "active" and combine == "projection":
         raise InvalidInput("mask", mask, '"none" with combine="projection"; or combine="mean"')
+
+
+def require_allocatable(allocation: Allocation, slope: Slope, combine: Combination) -> None:
+    """Raise `InvalidInput` where directions cannot be given to samples one by one, or where no best shares are known."""
+    if allocation == "optimal" and slope == "batch":
+        accepted = '"equal" with slope="batch", where directions belong to the batch; or slope="sample"'
+        raise InvalidInput("allocation", allocation, accepted)
+    if allocation == "optimal" and combine == "projection":
+        raise InvalidInput("allocation", allocation, '"equal" with combine="projection"; or combine="mean"')
 
 
 def exact_readout(trace: Trace, error: Tensor, lead: tuple[int, ...]) -> Gradients:

@@ -92,16 +92,20 @@ class Backpropagation(Estimator):
 
 def _contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
     """Return the contexts in which a block computes at first, and in the backward pass."""
-    return contextlib.nullcontext(), _again(block)
+    modules = [module for module in block.modules() if module._buffers]
+    first = [{name: None if value is None else value.clone() for name, value in module._buffers.items()} for module in modules]
+    return contextlib.nullcontext(), _again(modules, first)
 
 
 @contextlib.contextmanager
-def _again(block: nn.Module) -> Iterator[None]:
-    """Let a block compute the same once more inside a `with`: its running statistics have moved already, and stay."""
-    modules = [module for module in block.modules() if module._buffers]
+def _again(modules: list[nn.Module], first: list[dict[str, Tensor | None]]) -> Iterator[None]:
+    """Let modules compute the same once more inside a `with`, from the buffers that they had at first.
+
+    Their own, which have moved already, come back behind it. What a layer computes may depend on them (`Decorrelation`).
+    """
     held = [dict(module._buffers) for module in modules]
-    for module, buffers in zip(modules, held, strict=True):
-        module._buffers.update({name: None if value is None else value.clone() for name, value in buffers.items()})
+    for module, buffers in zip(modules, first, strict=True):
+        module._buffers.update(buffers)
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ Combination = Literal["mean", "projection"]
 Readout = Literal["exact", "perturbed"]
 Slope = Literal["sample", "batch"]
 Mask = Literal["none", "active"]
+Allocation = Literal["equal", "optimal"]
 Optimizer = Literal["sgd", "adam"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,16 +101,28 @@ class Tangents:
         sphere = type(self.law) is Sphere
         if type(self.law) not in (Gaussian, Rademacher, Sphere) or (sphere and stacked):
             return None
-        dimension = sum(each.met.shape[1] for each in units)
-        c, k = (dimension / (dimension + 2), 0.0) if sphere else (1.0, self.law.kurtosis - 3)
-        met2 = sum(each.met.square().sum(1) for each in units).double()  # of each sample
-        total = 0.0
+        if not stacked:
+            return float(self.sample_noise(units).sum()) / self.count
+        total, met2 = 0.0, sum(each.met.square().sum() for each in units).double()
         for each in units:
-            reach = each.rows.sum(1)
-            first = met2.sum() * reach.sum() if stacked else (met2 * reach).sum()
-            own = each.whole if stacked else float(each.own.sum())
-            total += c * float(first) + (2 * c - 1) * own + k * float((each.met.square() * each.rows).sum())
+            own = (each.met.square() * each.rows).sum()
+            total += float(met2 * each.rows.sum() + (self.law.kurtosis - 3) * own) + each.whole
         return total / self.count
+
+    def sample_noise(self, units: Sequence[PerturbedUnits]) -> Tensor:
+        """Return what one direction of each sample adds to the total variance, (N,) in float64: b_p/N² of docs/theory.md (4).
+
+        Args:
+            units: as of `activity_noise`, for one of the project's laws.
+        """
+        dimension = sum(each.met.shape[1] for each in units)
+        sphere = type(self.law) is Sphere
+        c, k = (dimension / (dimension + 2), 0.0) if sphere else (1.0, self.law.kurtosis - 3)
+        met2 = sum(each.met.square().sum(1) for each in units).double()
+        parts = [
+            c * met2 * each.rows.sum(1) + (2 * c - 1) * each.own + k * (each.met.square() * each.rows).sum(1) for each in units
+        ]
+        return sum(parts)
 
     def combine(self, slopes: Tensor, directions: Tensor) -> Tensor:
         """Return estimates (…, d) from slopes (…, K) along directions (…, K, d). The directions may be overwritten."""
@@ -123,3 +136,43 @@ class Tangents:
         slopes = torch.where(finite, slopes, 0).unsqueeze(-1)
         shortest = torch.linalg.lstsq(directions, slopes, rcond=tolerance, driver=driver).solution.squeeze(-1)
         return torch.where(finite, shortest, torch.nan)
+
+
+def best_counts(noise: Tensor, needed: Tensor, total: int) -> Tensor:
+    r"""Return the whole numbers K_p of directions with the least Σ b_p/K_p, where Σ K_p is given.
+
+    Every sample with a gradient gets one, for without it the mean would lack that gradient. Each further direction goes where
+    it saves most, b_p/(K(K + 1)). As a sample's next one always saves less, no other whole numbers do better (Fox 1966).
+
+    Args:
+        noise: b_p ≥ 0, (N,), what one direction of a sample adds to the variance.
+        needed: whether a sample has a gradient, (N,). Its b_p may be zero: a sign is all that a single unit has to be told.
+        total: Σ K_p, at least the number of samples with a gradient.
+
+    Returns:
+        K_p (N,), integers on the CPU. Equal shares where no sample has noise, or where a number is not finite.
+
+    Raises:
+        InvalidInput: fewer directions than samples that need one.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.estimators.tangents import best_counts
+        >>> noise = torch.tensor([9.0, 1.0, 0.0])
+        >>> best_counts(noise, noise > 0, total=8)
+        tensor([6, 2, 0])
+    """
+    values = noise.clamp(min=0).tolist()
+    if not all(map(math.isfinite, values)) or not any(values):
+        each, left = divmod(total, len(values))
+        return torch.tensor([each + (p < left) for p in range(len(values))])
+    counts = [int(need) for need in needed.tolist()]
+    if sum(counts) > total:
+        raise InvalidInput("total", total, f"at least {sum(counts)}, one direction for each sample with a gradient")
+    gains = [(-b / 2, p) for p, b in enumerate(values) if counts[p]]
+    heapq.heapify(gains)
+    for _ in range(total - sum(counts)):
+        p = gains[0][1]
+        counts[p] += 1
+        heapq.heapreplace(gains, (-values[p] / (counts[p] * (counts[p] + 1)), p))
+    return torch.tensor(counts)

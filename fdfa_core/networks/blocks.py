@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fdfa_core.errors import InvalidInput, Unsupported
+from fdfa_core.networks.decorrelation import Decorrelation
 from fdfa_core.networks.inputs import Inputs
 
 SITES = ("pre", "post")
@@ -222,8 +223,8 @@ def _vector_shape(net: BlockNetwork) -> tuple[int, ...] | None:
 
     With other layers a first `nn.Linear` may well act on each token or position of a sample.
     """
-    vectors = (nn.Linear, nn.BatchNorm1d, nn.Identity, nn.Dropout, *ACTIVATION_TYPES)
+    vectors = (nn.Linear, nn.BatchNorm1d, nn.Identity, nn.Dropout, Decorrelation, *ACTIVATION_TYPES)
     first, *others = leaves = list(_leaves(net))
-    if isinstance(first, nn.Linear) and others and all(isinstance(layer, vectors) for layer in leaves):
-        return (first.in_features,)
+    if isinstance(first, nn.Linear | Decorrelation) and others and all(isinstance(layer, vectors) for layer in leaves):
+        return (first.in_features if isinstance(first, nn.Linear) else first.features,)
     return None

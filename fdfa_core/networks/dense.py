@@ -12,8 +12,10 @@ from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
 from fdfa_core.networks.parts import (
     TORCH,
+    DecorrelationRate,
     Share,
     Sizes,
+    decorrelated,
     dropout_share,
     initialise,
     linear_block,
@@ -30,6 +32,7 @@ def fully_connected(
     batch_norm: bool = False,
     bias: bool = True,
     dropout: Share = 0.0,
+    decorrelation: DecorrelationRate = None,
     initialisation: str = TORCH,
     seed: int | None = None,
 ) -> BlockNetwork:
@@ -41,6 +44,8 @@ def fully_connected(
         batch_norm: put batch normalisation between each hidden linear layer and its activation.
         bias: whether the linear layers have biases, the readout's among them.
         dropout: share of each hidden block's outputs that a training step drops; the others grow by 1/(1 − dropout).
+        decorrelation: put a layer that learns at this rate to decorrelate its input before every linear layer, the readout
+            among them (`fdfa_core.networks.decorrelation.Decorrelation`); None puts none.
         initialisation: of all weights, the readout's among them: "torch" or a name in `parts.INITIALISATIONS`, such as
             "he_uniform", uniform on ±√(6/n_in).
         seed: of the initial weights; None draws them from torch's global stream.
@@ -59,10 +64,11 @@ def fully_connected(
     if len(widths) < 3:
         accepted = "at least three positive integers (input, hidden …, outputs): a network has two or more blocks"
         raise InvalidInput("widths", widths, accepted)
-    own = {"bias": require_bool("bias", bias), "dropout": dropout_share(dropout)}
+    own = {"bias": require_bool("bias", bias), "dropout": dropout_share(dropout), "decorrelation": decorrelation}
     with seeded(seed):
         blocks = [linear_block(*pair, activation, batch_norm, **own) for pair in pairwise(widths[:-1])]
-        net = BlockNetwork(*blocks, nn.Linear(*widths[-2:], bias=bias), input_shape=widths[:1])
+        readout = decorrelated(nn.Linear(*widths[-2:], bias=bias), decorrelation)
+        net = BlockNetwork(*blocks, readout, input_shape=widths[:1])
         initialise(net, initialisation)
         return net
 
@@ -76,6 +82,7 @@ def build_fully_connected(
     batch_norm: bool = False,
     bias: bool = True,
     dropout: Share = 0.0,
+    decorrelation: DecorrelationRate = None,
     initialisation: str = TORCH,
     seed: int | None = None,
 ) -> BlockNetwork:
@@ -84,5 +91,5 @@ def build_fully_connected(
     if not hidden:
         raise InvalidInput("hidden", hidden, "at least one positive integer: a network has two or more blocks")
     widths = [math.prod(input_shape), *hidden, outputs]
-    options = {"bias": bias, "dropout": dropout, "initialisation": initialisation}
+    options = {"bias": bias, "dropout": dropout, "decorrelation": decorrelation, "initialisation": initialisation}
     return fully_connected(widths, activation=activation, batch_norm=batch_norm, **options, seed=seed)

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput, UnknownName
 from fdfa_core.networks.blocks import Block
+from fdfa_core.networks.decorrelation import Decorrelation
 
 Sizes = Annotated[Sequence[Annotated[int, Field(ge=1)]], Field(description="a list of positive integers")]
 SHARE = "a number in [0, 1), the share of units that a training step drops"
 Share = Annotated[float, Field(ge=0, lt=1, description=SHARE)]
+RATE = "None for no decorrelating layers, or their rate, a finite number of at least 0"
+DecorrelationRate = Annotated[float | None, Field(ge=0, description=RATE)]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
 MOST_BLOCKS = 1000  # of a network: building more takes minutes
@@ -79,6 +82,11 @@ def normalised(layer: nn.Linear | nn.Conv2d, batch_norm: bool) -> nn.Module:
     return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels))
 
 
+def decorrelated(layer: nn.Linear, rate: float | None) -> nn.Module:
+    """Return the layer behind one that decorrelates its input (`Decorrelation`), or without a rate the layer itself."""
+    return layer if rate is None else nn.Sequential(Decorrelation(layer.in_features, rate), layer)
+
+
 def dropout_share(value: object) -> float:
     """Return a share of units to drop; raises `InvalidInput` unless it is a number in [0, 1)."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
@@ -107,11 +115,14 @@ def linear_block(
     flatten: bool = False,
     bias: bool = True,
     dropout: float = 0.0,
+    decorrelation: float | None = None,
 ) -> Block:
     """Return a fully connected block, which flattens its input first if asked to and ends in its dropout, if any."""
     affine = normalised(nn.Linear(fan_in, fan_out, bias=bias), batch_norm)
+    if decorrelation is not None:
+        affine = nn.Sequential(Decorrelation(fan_in, decorrelation), *(affine if batch_norm else [affine]))
     if flatten:
-        affine = nn.Sequential(nn.Flatten(), *(affine if batch_norm else [affine]))
+        affine = nn.Sequential(nn.Flatten(), *(affine if isinstance(affine, nn.Sequential) else [affine]))
     return Block(affine, _ended([make_activation(activation)], dropout))
 
 

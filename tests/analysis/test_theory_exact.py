@@ -6,8 +6,11 @@ from torch import nn
 
 import exhaustive
 from analysis.theory import feedback_law, local_maps, predict
+from analysis.theory.decorrelation import input_forms, whitening
 from fdfa_core import Block, BlockNetwork, fully_connected
+from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators.registry import make_estimator
+from fdfa_core.networks.decorrelation import decorrelated
 
 LAWS = ("gaussian", "rademacher", "sphere")
 
@@ -163,6 +166,102 @@ def test_activity_perturbation_of_a_batch_of_two():
     x, y = data(net)
     expected = exhaustive.fg_a(net, x, y, 2, site="pre", perturbation="rademacher")
     agree(predict("fg-a", net, x, y, 2, perturbation="rademacher"), expected)
+
+
+def behind_maps(net, seed=8):
+    """The network with a map that is not symmetric before each linear layer, and these maps by the name of the weight."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {name: p.shape[1] for name, p in net.named_parameters() if p.dim() == 2}
+    noise = {name: torch.randn(n, n, generator=generator, dtype=torch.float64) for name, n in sizes.items()}
+    matrices = {name: torch.eye(len(v)) + 0.5 * v for name, v in noise.items()}
+    return decorrelated(net, 0.1, matrices), matrices
+
+
+def behind(name):
+    """The name of a parameter of a linear layer that stands behind a map now."""
+    return ".1.".join(name.rsplit(".", 1))
+
+
+DECORRELATED = [{}, {"joint": False, "perturbation": "sphere"}, {"tangents": 2}, {"site": "post", "perturbation": "rademacher"}]
+
+
+@pytest.mark.parametrize("options", DECORRELATED, ids=str)
+def test_activity_perturbation_behind_decorrelated_inputs(options):
+    """In training mode too: the closed form is of the maps as they are, and does not move them."""
+    net, _ = behind_maps(dense())
+    net.train()
+    before = [m.clone() for m in net.buffers()]
+    x, y = data(net)
+    found = predict("fg-a", net, x, y, 1, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.buffers(), strict=True))
+    net.eval()  # the sum over outcomes calls the network
+    agree(found, exhaustive.fg_a(net, x, y, 1, **{"site": "pre", **options}))
+
+
+@pytest.mark.parametrize("options", DECORRELATED, ids=str)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_decorrelated_inputs_change_the_variance_of_their_own_weights_alone_and_by_a_quadratic_form(options, batch_norm):
+    plain = dense("tanh", (4, 3, 3, 2), batch_norm=batch_norm)
+    net, matrices = behind_maps(plain)
+    x, y = data(plain, 7)
+    before, after = (predict("fg-a", each, x, y, 3, **options) for each in (plain, net))
+    forms = input_forms(plain, x, y, 3, **options)
+    names = dict(zip(before.mean, after.mean, strict=True))
+    assert forms.keys() == matrices.keys()
+    for name, other in names.items():
+        was, now = before.variance[name], after.variance[other]
+        if name not in forms:  # biases, and what normalises
+            torch.testing.assert_close(now, was, rtol=1e-12, atol=1e-15)
+            continue
+        assert forms[name].total() == pytest.approx(float(was.sum()), rel=1e-12)
+        assert forms[name].total(matrices[name]) == pytest.approx(float(now.sum()), rel=1e-12)
+        assert forms[name].total(matrices[name]) != pytest.approx(float(was.sum()), rel=0.05)
+        relative = float(now.sum() / after.target[other].square().sum())
+        assert forms[name].relative(matrices[name]) == pytest.approx(relative, rel=1e-12)
+
+
+def test_an_estimate_behind_a_map_is_the_estimate_without_it_times_the_map():
+    """Draw by draw, from the same directions: g becomes g Rᵀ for weights, and stays for biases."""
+    plain = dense("tanh", (4, 3, 3, 2))
+    net, matrices = behind_maps(plain)
+    x, y = data(plain, 5)
+    before, after = (make_estimator("fg-a", each, seed=4).sample(x, y, 3) for each in (plain, net))
+    for name, g in before.items():
+        expected = g @ matrices[name].mT if name in matrices else g
+        torch.testing.assert_close(after[behind(name)], expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("site", ["pre", "post"])
+def test_no_map_of_the_inputs_changes_the_relative_variance_of_one_sample_and_one_block(site):
+    plain = dense("tanh", (4, 5, 3))
+    _, matrices = behind_maps(plain)
+    x, y = data(plain, 1)
+    form = input_forms(plain, x, y, 1, site=site)["0.affine.weight"]
+    assert form.relative(matrices["0.affine.weight"]) == pytest.approx(form.relative(), rel=1e-12)
+    if site == "pre":
+        assert form.relative() == pytest.approx(5 + 3 - 2, rel=1e-12)  # the units and κ, whatever the inputs
+
+
+def test_weight_perturbation_keeps_its_relative_variance_behind_maps():
+    plain = dense("tanh", (4, 3, 3, 2))
+    net, _ = behind_maps(plain)
+    x, y = data(plain, 5)
+    found = [predict("fg-w", each, x, y, 5, sampling="given_batch") for each in (plain, net)]
+    relative = [each.total("variance") / each.total("target") for each in found]
+    assert relative[0] == pytest.approx(relative[1], rel=1e-12)
+    assert found[0].total() != pytest.approx(found[1].total(), rel=0.05)
+
+
+def test_input_forms_refuse_what_they_have_no_form_for():
+    with pytest.raises(Unsupported, match="no block is a linear layer"):
+        net = BlockNetwork(nn.Conv2d(1, 1, 1), nn.Sequential(nn.Flatten(), nn.LayerNorm(4), nn.Linear(4, 2)))
+        input_forms(net, torch.ones(1, 1, 2, 2), torch.zeros(1).long(), 1, site="post")
+    with pytest.raises(InvalidInput, match="batch_size: got 0"):
+        input_forms(dense(), *data(dense()), 0)
+    with pytest.raises(InvalidInput, match="inputs of rank 1"):
+        whitening(torch.ones(3, 2))
+    with pytest.raises(InvalidInput, match=r"matrix: shape: got \(3, 3\)"):
+        input_forms(dense(), *data(dense()), 1)["0.affine.weight"].total(torch.eye(3))
 
 
 MASKED = {"site": "pre", "mask": "active"}

@@ -57,7 +57,7 @@ def scaled(value, factor):
 
 def test_files_agree_with_closed_forms_and_with_sums_over_outcomes(table):
     assert reference.passed(table), table[table.verdict != "pass"].to_string()
-    assert table.enumeration.notna().sum() >= 45
+    assert table.enumeration.notna().sum() >= 56
 
 
 def test_writing_leaves_files_alone_that_are_right(table, tmp_path, monkeypatch):
@@ -67,9 +67,17 @@ def test_writing_leaves_files_alone_that_are_right(table, tmp_path, monkeypatch)
     assert reference.write(tmp_path / "reference") == []
 
 
+def test_a_file_that_was_removed_is_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("verification.reference.files.provenance", dict)
+    shutil.copytree(FOLDER, tmp_path / "reference")
+    (tmp_path / "reference" / "problems.json").unlink()
+    assert [path.name for path in reference.write(tmp_path / "reference")] == ["problems.json"]
+    assert reference.read(tmp_path / "reference")["problems"] == reference.read(FOLDER)["problems"]
+
+
 def test_every_case_is_whole(files):
     assert len({entry["name"] for entry in files["cases"]}) == len(files["cases"]) == len(CASES) >= 24
-    methods = {"bp", "fg-w", "fg-a", "lg-fg-w", "lg-fg-a", "fa", "dfa", "drtp", "fdfa", "grape"}
+    methods = {"bp", "fg-w", "zo", "fg-a", "guess", "lg-fg-w", "lg-fg-a", "fa", "dfa", "drtp", "fdfa", "grape"}
     assert {entry["estimator"] for entry in files["cases"]} == methods
     for entry in files["cases"]:
         parameters = problem(entry["problem"]).parameters
@@ -146,14 +154,17 @@ def test_the_reader_recomputes_cases_without_this_project():
     assert imported == {"itertools", "json", "sys", "pathlib", "numpy"}
     result = run_reader(FOLDER)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("agrees") >= 16 and "DIFFERS" not in result.stdout
+    assert result.stdout.count("agrees") >= 28 and "DIFFERS" not in result.stdout
 
 
 @pytest.mark.parametrize("what", ["mean", "variance"])
-def test_the_reader_notices_a_mistake_and_names_the_case(tmp_path, files, what):
+@pytest.mark.parametrize(
+    "name", ["fg-a/two-tanh/n-2/perturbation-gaussian/site-post", "guess/two-tanh/n-2/perturbation-gaussian/rank-1/tangents-2"]
+)
+def test_the_reader_notices_a_mistake_and_names_the_case(tmp_path, files, name, what):
     folder = tmp_path / "reference"
     shutil.copytree(FOLDER, folder)
-    entry = entry_of(files, "fg-a/two-tanh/n-2/perturbation-gaussian/site-post")
+    entry = entry_of(files, name)
     entry["moments"]["1.weight"][what] = scaled(entry["moments"]["1.weight"][what], 1.05)
     plant(folder, entry)
     result = run_reader(folder, entry["name"])
@@ -255,7 +266,7 @@ def test_the_command_tells_right_files_from_wrong_ones(tmp_path, files):
     shutil.copytree(FOLDER, folder)
     asked = ("verify", "--directory", folder, "--only", "drtp/two-relu/n-3", "--no-draws")
     right = fdfa(*asked)
-    assert right.exit_code == 0 and "2 of 2 rows pass" in right.stdout
+    assert right.exit_code == 0 and "3 of 3 rows pass" in right.stdout
     entry = entry_of(files, "drtp/two-relu/n-3")
     entry["moments"]["0.weight"]["variance"] = scaled(entry["moments"]["0.weight"]["variance"], 1.05)
     plant(folder, entry)

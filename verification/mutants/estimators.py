@@ -13,6 +13,7 @@ from fdfa_core.estimators import activity_perturbation, direct_feedback, forward
 from fdfa_core.estimators.direct_feedback import of_rank
 from fdfa_core.linearisation.maps import RULES
 from fdfa_core.linearisation.trace import BlockMap
+from fdfa_core.networks.decorrelation import Decorrelation
 from verification.planting import FDFA, FG_A, FG_W, after, mutant
 
 
@@ -112,6 +113,16 @@ def _():
     return after(tangents.Tangents, "combine", lambda g, self, slopes, directions: g * slopes.shape[-1])
 
 
+@mutant("each sample gets as many directions where the best shares were asked for", "estimator", "[given]")
+def _():
+    return activity_perturbation, "best_counts", lambda noise, needed, total: torch.full((len(noise),), total // len(noise))
+
+
+@mutant("a sample's estimates divided by the mean number of directions", "estimator", "[given]")
+def _():
+    return after(activity_perturbation, "mean_weights", lambda weights, counts: weights * counts / counts.double().mean())
+
+
 @mutant("projection divided by its expected share K/d", "estimator", "fg-a(tangents=2, combine=projection)")
 def _():
     def rescale(g, self, slopes, directions):
@@ -167,6 +178,11 @@ def _():
         return tangent @ self.weight if square else original(self, tangent, parameters)
 
     return cls, "push", push
+
+
+@mutant("decorrelating matrix transposed in the tangent product", "estimator", "[inputs]")
+def _():
+    return RULES[Decorrelation], "push", lambda self, tangent, parameters: None if tangent is None else tangent @ self.matrix
 
 
 @mutant("perturbs after the activation where before it was asked for", "estimator", FG_A)

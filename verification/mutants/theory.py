@@ -9,6 +9,7 @@ import torch
 from analysis.theory import feedback, feedback_form, fourth_moment, laws, local_maps, predictions
 from fdfa_core import perturbations
 from fdfa_core.measuring import summary
+from fdfa_core.networks.decorrelation import Decorrelation
 from verification import checks
 from verification.planting import FDFA, FG_A, after, mutant
 
@@ -62,6 +63,15 @@ def _():
         return found | {weight: (found[weight][0] / scale, found[weight][1])}
 
     return local_maps, "_dense_factors", factors
+
+
+@mutant("inputs taken from before the decorrelating layer", "theory", "[inputs]")
+def _():
+    def undone(found, module, x, names):
+        behind = found is not None and any(type(layer) is Decorrelation for layer in local_maps._layers(module))
+        return {n: (gate, h if h is None else x) for n, (gate, h) in found.items()} if behind else found
+
+    return after(local_maps, "_dense_factors", undone)
 
 
 @mutant("Jacobian's spread over samples left out of the feedback", "theory", "fdfa(feedback_lr=0.6")

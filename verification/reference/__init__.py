@@ -71,7 +71,7 @@ def write(directory: Path = paths.REFERENCE, jobs: int | None = None) -> list[Pa
     written = []
     for name in FILES:
         path = directory / f"{name}.json"
-        if path.exists() and same(_without_checks(read(directory)[name]), made[name]):
+        if path.exists() and same(_without_checks(read(directory, [name])[name]), made[name]):
             continue
         if name == "cases":
             outcomes = check(made, jobs=jobs)
@@ -241,7 +241,7 @@ def prediction_of(case: ReferenceCase, entry: dict) -> Prediction:
     values = {what: {n: tensor(np.array(m[what])) for n, m in entry["moments"].items()} for what in MOMENTS}
     zeros = {name: 0 * value for name, value in values["mean"].items()}
     last = f"{len(problem(case.problem).layers) - 1}."
-    exact = case.estimator != "fg-w" and case.options.get("readout", "exact") == "exact"
+    exact = case.estimator not in ("fg-w", "zo") and case.options.get("readout", "exact") == "exact"
     fixed = {name: exact and name.startswith(last) for name in zeros}
     data = {name: value if fixed[name] else zeros[name] for name, value in values["variance"].items()}
     rest = {name: zeros[name] if fixed[name] else value for name, value in values["variance"].items()}

@@ -6,8 +6,10 @@ problems exactly, and writing them again gives the same arrays.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
@@ -31,6 +33,27 @@ class Layer:
     activation: str
     weight: np.ndarray
     bias: np.ndarray | None
+
+    def affine(self, weight: np.ndarray, bias: np.ndarray | None, h: np.ndarray) -> np.ndarray:
+        """Return the affine map of one sample's input at a weight and a bias."""
+        if self.kind == "dense":
+            value = weight @ h.ravel()
+            return value if bias is None else value + bias
+        (rows, columns), (height, width) = h.shape[1:], weight.shape[2:]
+        value = np.zeros((len(weight), rows - height + 1, columns - width + 1))
+        for r, c in itertools.product(range(value.shape[1]), range(value.shape[2])):
+            value[:, r, c] = np.tensordot(weight, h[:, r : r + height, c : c + width], 3)
+        return value if bias is None else value + bias[:, None, None]
+
+    def value(self, a: np.ndarray) -> np.ndarray:
+        """Return the activation of affine values."""
+        return {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "linear": lambda a: a}[self.activation](a)
+
+    def slope(self, a: np.ndarray) -> np.ndarray:
+        """Return the activation's derivative."""
+        if self.activation == "tanh":
+            return 1 - np.tanh(a) ** 2
+        return (a > 0).astype(float) if self.activation == "relu" else np.ones_like(a)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +98,28 @@ class Problem:
         """O."""
         return len(self.layers[-1].weight)
 
+    def loss_at(self, index: int, values: dict[str, np.ndarray]) -> float:
+        """Return the loss of one sample at other weights and biases, by name as in `parameters`."""
+        h = self.x[index]
+        for i, layer in enumerate(self.layers):
+            h = layer.value(layer.affine(values[f"{i}.weight"], values.get(f"{i}.bias"), h))
+        if self.loss == "mse":
+            return float(((h - self.y[index]) ** 2).mean())
+        return float(np.log(np.exp(h - h.max()).sum()) + h.max() - h[self.y[index]])
+
+    def loss_gradient(self, outputs: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the gradient of one sample's loss with respect to its outputs, (O,)."""
+        if self.loss == "mse":
+            return 2 * (outputs - target) / len(outputs)
+        grown = np.exp(outputs - outputs.max())
+        return grown / grown.sum() - target
+
+
+def unit_arrays(shape: tuple[int, ...]) -> Iterable[np.ndarray]:
+    """Yield every array of a shape with a single one among zeros."""
+    for i in range(math.prod(shape)):
+        yield np.eye(1, math.prod(shape), i).reshape(shape)
+
 
 class Source:
     """Random numbers of three decimals, uniform with a given standard deviation."""
@@ -116,7 +161,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "dfa": ("site",),
     "drtp": ("site",),
     "fg-w": (*_DIRECTIONS, "per_sample"),
+    "zo": ("perturbation", "tangents", "epsilon", "clip"),
     "fg-a": ("perturbation", "site", "readout", "joint", "tangents", "combine", "slope", "mask"),
+    "guess": ("perturbation", "rank", "tangents"),
     "lg-fg-w": _DIRECTIONS,
     "lg-fg-a": (*_DIRECTIONS, "site", "mask"),
     "fdfa": (*_RESPONSES, "feedback_rule", "feedback_lr", "warmup"),
@@ -173,11 +220,11 @@ class ReferenceCase:
 
     @cached_property
     def options(self) -> Options:
-        """The options of the estimator that its moments depend on, defaults included."""
+        """The options of the estimator that its moments depend on, defaults included, and all that are given."""
         from fdfa_core.estimators.registry import filled_options
 
         filled = filled_options(self.estimator, self.given)
-        return {name: filled[name] for name in OPTIONS[self.estimator]}
+        return {name: filled[name] for name in (*OPTIONS[self.estimator], *self.given)}
 
     @cached_property
     def state(self) -> dict[str, list]:
@@ -194,6 +241,14 @@ class ReferenceCase:
             pairs = [(source.array(p.outputs, n, spread=0.8), source.array(p.outputs, spread=0.3)) for n in p.units[:-1]]
             return {"readout_weights": [w for w, _ in pairs], "readout_biases": [b for _, b in pairs]}
         return {}
+
+    def average_weights(self, updates: int | None) -> np.ndarray:
+        """Return the weight of every update's estimate in FDFA's feedback, oldest first, by going through the updates."""
+        rate, weights = self.options["feedback_lr"], np.zeros(0)
+        for t in range(1, 1 + (math.ceil(60 / rate) if updates is None else updates)):  # e⁻⁶⁰ is far below rounding
+            newest = max(rate, 1 / t) if self.options["warmup"] else rate
+            weights = np.append((1 - newest) * weights, newest)
+        return weights
 
 
 GAUSSIAN, RADEMACHER, SPHERE = ({"perturbation": law} for law in ("gaussian", "rademacher", "sphere"))
@@ -266,6 +321,27 @@ def _feedback() -> list[ReferenceCase]:
     ]
 
 
+def _others() -> list[ReferenceCase]:
+    """Difference quotients, guessed directions, and feedback of low rank."""
+
+    def case(name: str, problem: str, batch_size: int, draws: int, **given) -> ReferenceCase:
+        return ReferenceCase(name, problem, batch_size, given, draws=draws)
+
+    return [
+        case("zo", "tiny-tanh", 2, 130_000, **RADEMACHER, epsilon=0.1),
+        case("zo", "tiny-tanh", 2, 130_000, **RADEMACHER, epsilon=0.001),
+        case("zo", "tiny-plain", 2, 40_000, **RADEMACHER, epsilon=0.5, tangents=2),
+        case("zo", "tiny-plain", 3, 40_000, **RADEMACHER, epsilon=0.1, clip=2.0),
+        case("guess", "one-relu", 2, 120_000, **GAUSSIAN),
+        case("guess", "two-tanh", 2, 150_000, **GAUSSIAN, rank=1, tangents=2),
+        case("guess", "wide-tanh", 3, 120_000, **GAUSSIAN, rank=2),
+        case("guess", "wide-tanh", 2, 120_000, **GAUSSIAN),
+        case("dfa", "two-tanh", 2, 0, rank=1),
+        case("drtp", "two-relu", 3, 0, rank=2),
+        case("grape", "two-tanh", 2, 40_000, **RADEMACHER, feedback_lr=3.0, rank=1),
+    ]
+
+
 CASES: tuple[ReferenceCase, ...] = (
     ReferenceCase("bp", "tiny-tanh", draws=0),
     ReferenceCase("bp", "convolution-tanh", 4, draws=0),
@@ -282,4 +358,5 @@ CASES: tuple[ReferenceCase, ...] = (
     ReferenceCase("lg-fg-a", "three-tanh", given=RADEMACHER | {"site": "post", "tangents": 2}, draws=120_000),
     ReferenceCase("grape", "tiny-tanh", given=RADEMACHER | {"feedback_lr": 2.0}, draws=40_000),
     ReferenceCase("grape", "two-tanh", given=RADEMACHER | {"feedback_lr": 3.0}, draws=40_000),
+    *_others(),
 )

@@ -19,6 +19,7 @@ from fdfa_core.perturbations import Rademacher
 from verification.checks import CHUNK, Comparison, GradientStrata, Row, Strata, after_batches, batches, draw_all, flat
 from verification.reference.cases import Layer, ReferenceCase, problem
 from verification.reference.enumeration import Moments
+from verification.reference.files import SOURCES
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "linear": nn.Identity}
 
@@ -54,12 +55,12 @@ def _module(layer: Layer) -> nn.Module:
 def closed(case: ReferenceCase) -> dict[str, np.ndarray | list[Moments]]:
     """Return what `enumeration.enumerate_case` returns, by the closed forms of `analysis.theory`.
 
-    `fa` and `grape` have none there: the estimators themselves are run on every outcome.
+    `fa`, `grape` and `zo` (at an ε that is not small) have none there: the estimators are run on every outcome.
     """
     whole = _backpropagation(case.problem, case.batch_size)
     noise_of, gradient = flat(whole.data).numpy(), flat(whole.mean).numpy()
     feedback: list[Moments] = []
-    if case.estimator in ("fa", "grape"):
+    if case.estimator in SOURCES:
         mean, variance = _every_outcome(case)
     elif case.estimator.startswith("lg-"):
         mean, variance = _local(case, whole)
@@ -108,7 +109,10 @@ def _every_outcome(case: ReferenceCase) -> Moments:
     """Return mean and variance of an estimator over every batch and every sign of its perturbations."""
     random = "perturbation" in case.options
     estimator, x, y = make(case, 0, **({"perturbation": Outcomes()} if random else {}))
-    outcomes = 2 ** (case.batch_size * sum(problem(case.problem).units)) if random else 1
+    directions = case.batch_size * sum(problem(case.problem).units)
+    if case.estimator == "zo":
+        directions = case.options["tangents"] * sum(v.size for v in problem(case.problem).parameters.values())
+    outcomes = 2**directions if random else 1
     visited = list(batches(len(x), case.batch_size))
     atoms = torch.cat([flat(estimator.sample(x[i], y[i], outcomes), outcomes) for i, _ in visited])
     weights = atoms.new_tensor([w / outcomes for _, w in visited]).repeat_interleave(outcomes)
@@ -174,7 +178,8 @@ def measure(case: ReferenceCase, expected: Prediction, feedback: list[Moments], 
     """
     comparison = Comparison(expected)
     if case.estimator != "fdfa":
-        draw_all(comparison, *make(case, seed), case.batch_size, case.draws)
+        visited = batches(len(network(case.problem)[1]), case.batch_size)
+        draw_all(comparison, *make(case, seed), visited, case.draws)
         return comparison.rows
     _chains(case, comparison, feedback, seed)
     return comparison.rows

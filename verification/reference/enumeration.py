@@ -3,8 +3,8 @@
 The derivatives of a sample are built by hand from its affine maps, which are linear in the weights and in the input. A
 perturbation law is replaced by points and weights with its moments up to the fifth: all signs for Rademacher; axes and corners
 for the sphere (Stroud 1971, U_n 5-2); the same points, stretched or at zero, for Gaussian. A forward gradient's square is of
-fourth degree in a direction, so these sums are expectations and no approximations. GrAPE's estimate is no polynomial: it is
-enumerated for signs only, of which the points are all.
+fourth degree in a direction, so these sums are expectations and no approximations. GrAPE's estimate and difference quotients
+are no polynomials: they are enumerated for signs only, of which the points are all.
 
 What is independent is put together by elementary rules: the law of total variance over batches, 1/N for the mean of N samples,
 1/K for that of K directions. A method that couples the samples of a batch is enumerated batch by batch.
@@ -20,34 +20,10 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from verification.reference.cases import Layer, Options, Problem, ReferenceCase, problem
+from verification.reference.cases import Options, Problem, ReferenceCase, problem, unit_arrays
 
 Moments = tuple[np.ndarray, np.ndarray]  # mean and variance, each over all parameters in order, or over entries of the feedback
 MOST_POINTS = 2**20
-SLOPES = {
-    "tanh": lambda a: 1 - np.tanh(a) ** 2,
-    "relu": lambda a: (a > 0).astype(float),
-    "linear": np.ones_like,
-}
-VALUES = {"tanh": np.tanh, "relu": lambda a: np.maximum(a, 0), "linear": lambda a: a}
-
-
-def affine(layer: Layer, weight: np.ndarray, bias: np.ndarray | None, h: np.ndarray) -> np.ndarray:
-    """Return the values of an affine layer of one sample."""
-    if layer.kind == "dense":
-        value = weight @ h.ravel()
-        return value if bias is None else value + bias
-    (rows, columns), (height, width) = h.shape[1:], weight.shape[2:]
-    value = np.zeros((len(weight), rows - height + 1, columns - width + 1))
-    for r, c in itertools.product(range(value.shape[1]), range(value.shape[2])):
-        value[:, r, c] = np.tensordot(weight, h[:, r : r + height, c : c + width], 3)
-    return value if bias is None else value + bias[:, None, None]
-
-
-def unit_arrays(shape: tuple[int, ...]) -> Iterable[np.ndarray]:
-    """Yield every array of a shape with a single one among zeros."""
-    for i in range(math.prod(shape)):
-        yield np.eye(1, math.prod(shape), i).reshape(shape)
 
 
 class Sample:
@@ -67,18 +43,18 @@ class Sample:
         h = p.x[index]
         self.weights, self.inputs, self.slopes, self.outputs = [], [], [], []
         for layer in p.layers:
-            a = affine(layer, layer.weight, layer.bias, h)
+            a = layer.affine(layer.weight, layer.bias, h)
             none = None if layer.bias is None else 0 * layer.bias
-            columns = [affine(layer, w, none, h).ravel() for w in unit_arrays(layer.weight.shape)]
+            columns = [layer.affine(w, none, h).ravel() for w in unit_arrays(layer.weight.shape)]
             if layer.bias is not None:
-                columns += [affine(layer, 0 * layer.weight, b, h).ravel() for b in unit_arrays(layer.bias.shape)]
+                columns += [layer.affine(0 * layer.weight, b, h).ravel() for b in unit_arrays(layer.bias.shape)]
             self.weights.append(np.stack(columns, 1))
-            self.inputs.append(np.stack([affine(layer, layer.weight, none, d).ravel() for d in unit_arrays(h.shape)], 1))
-            self.slopes.append(SLOPES[layer.activation](a).ravel())
-            h = VALUES[layer.activation](a)
+            self.inputs.append(np.stack([layer.affine(layer.weight, none, d).ravel() for d in unit_arrays(h.shape)], 1))
+            self.slopes.append(layer.slope(a).ravel())
+            h = layer.value(a)
             self.outputs.append(h.ravel())
         self.target = np.eye(p.outputs)[p.y[index]] if p.loss == "cross_entropy" else p.y[index]
-        self.error = loss_gradient(p.loss, self.outputs[-1], self.target)
+        self.error = p.loss_gradient(self.outputs[-1], self.target)
         jacobian, self.before, self.after = np.eye(p.outputs), [], []
         for above, slope in zip(reversed(self.inputs[1:]), reversed(self.slopes[:-1]), strict=True):
             after = jacobian @ above
@@ -105,14 +81,6 @@ class Sample:
         """The gradient of the sample's own loss."""
         hidden = [self.error @ j @ a for j, a in zip(self.before, self.weights, strict=False)]
         return np.concatenate([*hidden, self.readout])
-
-
-def loss_gradient(loss: str, outputs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the gradient of one sample's loss with respect to its outputs, (O,)."""
-    if loss == "mse":
-        return 2 * (outputs - target) / len(outputs)
-    grown = np.exp(outputs - outputs.max())
-    return grown / grown.sum() - target
 
 
 def points(law: str, dimension: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +140,7 @@ def feasible(case: ReferenceCase) -> bool:
     p, options = problem(case.problem), case.options
     if options.get("combine", "mean") != "mean":
         return False  # a projection divides by random lengths
-    if case.estimator == "fg-w" and not str(options["perturbation"]).startswith("low-rank"):
+    if case.estimator in ("fg-w", "zo") and not str(options["perturbation"]).startswith("low-rank"):
         return 2 ** sum(v.size for v in p.parameters.values()) <= MOST_POINTS
     coupled = case.batch_size if case.estimator == "grape" or options.get("slope") == "batch" else 1
     return 2 ** (coupled * sum(p.units)) <= MOST_POINTS
@@ -188,6 +156,14 @@ def enumerate_case(case: ReferenceCase) -> dict[str, np.ndarray | list[Moments]]
     return {"mean": mean, "variance": variance, "gradient": gradient, "data_noise": noise, "feedback": feedback}
 
 
+def of_rank(matrix: np.ndarray, rank: int | None) -> np.ndarray:
+    """Return the best approximation (…, m, n) of matrices of some rank, by their singular values; None leaves them alone."""
+    if rank is None:
+        return matrix
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    return (left[..., :rank] * values[..., None, :rank]) @ right[..., :rank, :]
+
+
 def _exact(per_sample: Callable[[Sample], np.ndarray], samples: list[Sample], size: int) -> Moments:
     return averaged([(g := per_sample(s), 0 * g) for s in samples], size=size)
 
@@ -197,7 +173,8 @@ def _bp(p: Problem, samples: list[Sample], case: ReferenceCase) -> Moments:
 
 
 def _direct(p: Problem, samples: list[Sample], case: ReferenceCase) -> Moments:
-    site, feedback = case.options["site"], case.state["feedback"]
+    site, rank = case.options["site"], case.options.get("rank")
+    feedback = [of_rank(b, rank) for b in case.state["feedback"]]
 
     def estimate(s: Sample) -> np.ndarray:
         taught = s.error if case.estimator == "dfa" else s.target
@@ -224,6 +201,40 @@ def _weight_perturbation(p: Problem, samples: list[Sample], case: ReferenceCase)
     if not options["per_sample"]:
         gradients, size = [np.mean(batch, 0) for batch in itertools.product(gradients, repeat=size)], 1
     return averaged([moments((v @ g)[:, None] * v, chance) for g in gradients], options["tangents"], size)
+
+
+def _zeroth_order(p: Problem, samples: list[Sample], case: ReferenceCase) -> Moments:
+    options, sizes = case.options, [value.size for value in p.parameters.values()]
+    signs, chance = points(options["perturbation"], sum(sizes))
+
+    def losses(step: float) -> np.ndarray:
+        """Return the loss of every sample at every point θ + step · v, (points, M)."""
+        found = []
+        for v in signs:
+            parts = zip(p.parameters.items(), np.split(v, np.cumsum(sizes)[:-1]), strict=True)
+            moved = {name: value + step * part.reshape(value.shape) for (name, value), part in parts}
+            found.append([p.loss_at(index, moved) for index in range(len(samples))])
+        return np.array(found)
+
+    quotients = (losses(options["epsilon"]) - losses(-options["epsilon"])) / (2 * options["epsilon"])
+    slopes = [quotients[:, list(batch)].mean(1) for batch in itertools.product(range(len(samples)), repeat=case.batch_size)]
+    cut = math.inf if options["clip"] is None else options["clip"]
+    return averaged([moments(np.clip(s, -cut, cut)[:, None] * signs, chance) for s in slopes], options["tangents"])
+
+
+def _guessed(p: Problem, samples: list[Sample], case: ReferenceCase) -> Moments:
+    options = case.options
+    rows = [np.linalg.svd(layer.weight, full_matrices=False)[2] for layer in p.layers[1:]]  # largest singular value first
+    bases = [v[: options["rank"]] for v in rows]
+    u, chance = points(options["perturbation"], sum(map(len, bases)))
+    directions = [part @ v for part, v in zip(np.split(u, np.cumsum([len(v) for v in bases])[:-1], 1), bases, strict=True)]
+    parts = []
+    for s in samples:
+        slope = sum(v @ (s.error @ j) for v, j in zip(directions, s.after, strict=True))
+        pulled = np.concatenate([v @ a for v, a in zip(directions, s.locals("post"), strict=True)], 1)
+        mean, variance = moments(slope[:, None] * pulled, chance)
+        parts.append((np.concatenate([mean, s.readout]), np.concatenate([variance, 0 * s.readout])))
+    return averaged(parts, options["tangents"], case.batch_size)
 
 
 @dataclass(frozen=True)
@@ -282,7 +293,7 @@ def _local_readouts(p: Problem, s: Sample, case: ReferenceCase) -> list[tuple[np
     """Return error and ∂(local outputs)/∂(layer output) of every hidden layer; the last one uses the network's readout."""
     found = []
     for r, b, h in zip(case.state["readout_weights"], case.state["readout_biases"], s.outputs, strict=False):
-        found.append((loss_gradient(p.loss, r @ h + b, s.target), r))
+        found.append((p.loss_gradient(r @ h + b, s.target), r))
     return [*found, (s.error, s.inputs[-1])]
 
 
@@ -323,15 +334,6 @@ def _pieces(s: Sample, group: list[int], options: Options) -> tuple[dict[int, np
     return {i: (d[:, :, None] * v[:, None, :]).reshape(len(u), -1) for i, v in parts.items()}, chance
 
 
-def average_weights(updates: int | None, rate: float, warmup: bool) -> np.ndarray:
-    """Return the weight of every update's estimate in the feedback, oldest first, by going through the updates."""
-    weights = np.zeros(0)
-    for t in range(1, 1 + (math.ceil(60 / rate) if updates is None else updates)):  # e⁻⁶⁰ is far below rounding
-        newest = max(rate, 1 / t) if warmup else rate
-        weights = np.append((1 - newest) * weights, newest)
-    return weights
-
-
 def _forward_feedback(p: Problem, samples: list[Sample], case: ReferenceCase):
     options, hidden = case.options, len(p.layers) - 1
     law: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # mean and covariance of one update's estimate, flattened
@@ -346,7 +348,7 @@ def _forward_feedback(p: Problem, samples: list[Sample], case: ReferenceCase):
     for i in range(hidden):
         cyclic = options["joint"] == "cyclic" and case.steps is not None  # blocks take turns
         turns = len(range(i, case.steps, hidden)) if cyclic else case.steps
-        w = average_weights(turns, options["feedback_lr"], options["warmup"])
+        w = case.average_weights(turns)
         mean, covariance = w.sum() * law[i][0], (w**2).sum() * law[i][1]
         feedback.append(tuple(v.reshape(p.outputs, -1) for v in (mean, np.diag(covariance))))
         maps = [np.kron(s.error[:, None], s.locals(options["site"])[i]) for s in samples]  # (O × units, P_l): g = Bᵀ map
@@ -374,6 +376,7 @@ def _grape(p: Problem, samples: list[Sample], case: ReferenceCase) -> Moments:
             cosine = (towards * b).sum(1, keepdims=True) / norm
             refined = b + options["feedback_lr"] / b.shape[1] * (towards - cosine * b / norm) / norm
             refined /= np.sqrt((refined**2).sum(1, keepdims=True))
+            refined = of_rank(refined, options.get("rank"))
             signals = [s.error @ refined @ s.locals(options["site"])[i] for s in batch]
             gradient.append(np.mean(signals, 0))
         exact = np.mean([s.readout for s in batch], 0)
@@ -387,7 +390,9 @@ _METHODS = {
     "drtp": _direct,
     "fa": _feedback_alignment,
     "fg-w": _weight_perturbation,
+    "zo": _zeroth_order,
     "fg-a": _activity_perturbation,
+    "guess": _guessed,
     "lg-fg-a": _local_activity_perturbation,
     "lg-fg-w": _local_weight_perturbation,
     "fdfa": _forward_feedback,

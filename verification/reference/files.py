@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from verification.reference.enumeration import Moments
 SCHEMA = 1
 FILES = ("problems", "cases")  # names of the files, and of what each holds
 UNCHANGED = 1e-12  # of numbers that are written again
-SOURCES = {"grape": "estimator", "fa": "estimator"}  # run on every outcome, where there is no closed form
+SOURCES = dict.fromkeys(("grape", "fa", "zo"), "estimator")  # run on every outcome, where there is no closed form
 MOMENTS = ("mean", "bias", "variance", "data_noise")
 REMEDY = "restore it with git, or remove it and run `fdfa reference write`"
 _DESCRIPTIONS = {
@@ -117,14 +118,14 @@ def difference(found: object, expected: object, scale: float = 0.0) -> float:
     return float(np.divide(np.abs(found - expected), size, out=np.zeros_like(size), where=size > 0).max(initial=0.0))
 
 
-def read(directory: Path) -> dict[str, object]:
-    """Return what the files hold, {"problems": …, "cases": …}.
+def read(directory: Path, names: Sequence[str] = FILES) -> dict[str, object]:
+    """Return what the files, or some of them, hold, {"problems": …, "cases": …}.
 
     Raises:
         InvalidInput: a file cannot be read, or is of another schema.
     """
     found = {}
-    for name in FILES:
+    for name in names:
         path = directory / f"{name}.json"
         try:
             file = json.loads(read_file(path))

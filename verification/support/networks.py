@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from fdfa_core import Block, BlockNetwork, cut
+from fdfa_core.networks.decorrelation import Decorrelation
 
 
 class Own(nn.Module):
@@ -360,6 +361,7 @@ LAYERS: dict[str, Row] = {
     "group normalisation": Row(shaped(2, 2, 2, a=_convolution(), b=nn.GroupNorm(3, 3))),
     "instance normalisation": Row(shaped(2, 2, 2, a=_convolution(), b=nn.InstanceNorm2d(3, affine=True))),
     "RMS normalisation": Row(shaped(8, a=linear(), b=nn.RMSNorm(8))),
+    "decorrelation": Row(lambda: around(nn.Sequential(Decorrelation(8, 0.1), linear(), nn.Tanh()))),
     "dropout": Row(shaped(8, a=linear(), b=nn.Dropout(0.3))),
     "embedding": Row(embedding(nn.Embedding(9, 8)), indices),
     "embedding, sparse gradients": Row(embedding(nn.Embedding(9, 8, sparse=True)), indices),

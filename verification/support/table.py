@@ -11,6 +11,7 @@ COLUMNS: dict[str, tuple[str, dict[str, object]]] = {
     name: (name, {"site": "post"} if "fg-a" in name else {})
     for name in sorted(packaged(), key=lambda name: (name != "bp", name))
 } | {"fg-a, slope of the batch": ("fg-a", {"site": "post", "slope": "batch"})}
+COLUMNS["fg-a, best shares"] = ("fg-a", {"site": "post", "tangents": 2, "allocation": "optimal"})
 COLUMNS |= {f"{name}, rank 2": (name, {"rank": 2}) for name in ("dfa", "dkp", "fdfa")}
 
 VERDICTS = {
@@ -21,7 +22,8 @@ VERDICTS = {
     "biased": "the mean of the draws is not the gradient, as the note says",
     "refused": "an error that names the cause and, where there is one, the remedy",
 }
-_USUAL = {"bp": "exact", "fg-w": "unbiased", "fg-a": "unbiased", "fg-a, slope of the batch": "unbiased"}
+_USUAL = {"bp": "exact", "fg-w": "unbiased", "fg-a": "unbiased", "fg-a, slope of the batch": "unbiased",
+          "fg-a, best shares": "unbiased"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def _all_but(*columns: str) -> tuple[str, ...]:
 
 
 _WITH_TANGENTS = ("cosine-dfa", "fdfa", "fdfa-averaged", "fg-a", "fg-a-averaged", "fg-w", "grape", "guess", "lg-fg-w",
-                  "fg-a, slope of the batch", "fdfa, rank 2")  # fmt: skip
+                  "fg-a, slope of the batch", "fg-a, best shares", "fdfa, rank 2")  # fmt: skip
 _INDICES = Cell(
     ("pepita",), "refused", "pepita adds an error to the input, which indices cannot take", "must hold floating-point numbers"
 )
@@ -57,10 +59,18 @@ _COUPLED = Cell(
     "`fg-a-averaged` and `lg-fg-a` are biased for the same reason, which is not measured here",
 )
 
+_COUPLED_SHARES = Cell(("fg-a, best shares",), _COUPLED.verdict, _COUPLED.note)
+
 EXCEPTIONS: dict[str, tuple[Cell, ...]] = {
-    "batch normalisation": (_COUPLED,),
-    "a linear layer without a batch": (_COUPLED,),
-    "sparse matrix": (_COUPLED,),
+    "batch normalisation": (
+        _COUPLED,
+        Cell(
+            ("fg-a, best shares",), "refused", "samples are coupled, and the best shares need each one's own error",
+            "where the error of a sample is not its own",
+        ),
+    ),
+    "a linear layer without a batch": (_COUPLED, _COUPLED_SHARES),
+    "sparse matrix": (_COUPLED, _COUPLED_SHARES),
     "embedding": (_INDICES,),
     "embedding, sparse gradients": (_INDICES,),
     "embedding bag": (

@@ -12,13 +12,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
+from torch import nn
 
 import twins
 from analysis.statistics import holm
 from analysis.theory import predict
 from fdfa_core.estimators import make_estimator
 from fdfa_core.gradients import true_gradient
+from fdfa_core.networks.blocks import Block, BlockNetwork
 from fdfa_core.networks.dense import fully_connected
 from toys import make_batch, make_toy
 from twins import Slow
@@ -243,6 +246,10 @@ DECLARED = [
     ("fg-a", {"readout": "perturbed"}),
     ("fg-a", {"slope": "batch", "perturbation": "rademacher", "readout": "perturbed"}),
     ("fg-a", {"mask": "active"}),
+    ("fg-a", {"allocation": "optimal"}),
+    ("fg-a", {"allocation": "optimal", "tangents": 3, "joint": False, "site": "post", "perturbation": "rademacher"}),
+    ("fg-a", {"allocation": "optimal", "tangents": 3, "readout": "perturbed", "perturbation": "sphere"}),
+    ("fg-a", {"allocation": "optimal", "tangents": 3, "mask": "active"}),
     ("guess", {}),
     ("guess", {"rank": 2, "tangents": 2}),
     ("frozen", {}),
@@ -278,6 +285,21 @@ def test_no_variance_is_declared_where_no_closed_form_is_known(method, options):
     x, y = make_batch(net)
     estimator = make_estimator(method, net, **options)
     assert (estimator.variance(x, y) if callable(estimator.variance) else estimator.variance) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"readout": "perturbed"}, {"allocation": "optimal", "tangents": 2}], ids=str)
+def test_outputs_of_any_shape_have_the_variance_of_flat_ones(options):
+    """A loss for each of four tokens sees (N, 4, 3), and flat outputs (N, 12) that are given that shape."""
+    torch.manual_seed(0)
+    hidden, readout = Block(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, 3)
+    nets = [BlockNetwork(hidden, readout, input_shape=(4, 6)), BlockNetwork(hidden, nn.Sequential(readout, nn.Flatten()))]
+    x, y = torch.randn(5, 4, 6), torch.randint(3, (5, 4))
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs.view(-1, 4, 3).transpose(1, 2), targets, reduction="none").mean(1)
+
+    shaped, flattened = (make_estimator("fg-a", net.double(), loss=loss, **options).variance(x.double(), y) for net in nets)
+    assert shaped == pytest.approx(flattened, rel=1e-12) and shaped > 0
 
 
 @pytest.mark.parametrize("method", ["fg-a", "guess", "lg-fg-a"])

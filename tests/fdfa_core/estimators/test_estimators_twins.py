@@ -1,6 +1,7 @@
 """Every estimator equals its slow twin, given the same perturbations, on every kind of network it serves."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -9,10 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import twins
-from fdfa_core import BlockNetwork, fully_connected
-from fdfa_core.errors import InvalidInput
+from analysis.theory import predict
+from analysis.theory.optimal import allocation
+from fdfa_core import Block, BlockNetwork, fully_connected, true_gradient
+from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import make_estimator, weight_perturbation
 from fdfa_core.estimators.activity_perturbation import first_linear
+from fdfa_core.estimators.tangents import best_counts
 from fdfa_core.perturbations import Gaussian, LowRank
 from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
 from twins import Recorder, Slow
@@ -156,6 +160,93 @@ def test_fg_a_of_active_units(toy):
     found, (u,), slow = Case("fg-a", toy, mask="active").estimate()
     moving = torch.cat([twins.active(slow, block) for block in slow.hidden], dim=-1)
     assert_equal(found, twins.fg_a(slow, [u * moving]))
+
+
+@pytest.mark.parametrize("toy", ["fc", "fc_bn_eval", "residual", "transformer", "mixed"])
+def test_fg_a_of_the_best_shares(toy):
+    """Sample by sample: the mean over its first K_p directions alone, with K_p from the closed form of the theory."""
+    net = make_toy(toy)
+    x, y = make_batch(net, seed=4)
+    case = make_estimator("fg-a", net, seed=3, site="post", tangents=6, allocation="optimal")
+    found, slow = case.estimate(x, y), Slow(net, x, y)
+    counts = allocation(net, x, y, site="post").counts(6 * len(x)).tolist()
+    assert sum(counts) == 6 * len(x) and len(set(counts)) > 1
+    units = sum(slow.site(block, "post").shape[1] for block in slow.hidden)
+    shape, stream = (max(counts), len(x), units), torch.Generator().manual_seed(3)
+    u = Gaussian().sample(shape, generator=stream, dtype=torch.float64)
+    expected = {name: torch.zeros_like(g) for name, g in slow.gradient().items()} | slow.readout()
+    for p, count in enumerate(counts):
+        alone = torch.zeros_like(u)
+        alone[:count, p] = u[:count, p]
+        for name, g in twins.fg_a(slow, [alone], site="post").items():
+            if int(name.split(".")[0]) < len(net) - 1:
+                expected[name] = expected[name] + g * len(u) / max(count, 1)
+    assert_equal(found, expected)
+
+
+def test_equal_shares_of_equal_samples_are_plain_fg_a():
+    net = make_toy("fc")
+    x, y = (v[:1].repeat(4, *[1] * (v.dim() - 1)) for v in make_batch(net))
+    plain, best = (make_estimator("fg-a", net, seed=1, tangents=2, allocation=a).sample(x, y, 3) for a in ("equal", "optimal"))
+    assert all(torch.equal(plain[name], best[name]) for name in plain)
+
+
+def test_a_sample_without_a_gradient_gets_no_directions_and_one_with_no_noise_gets_one():
+    net = BlockNetwork(Block(nn.Linear(2, 1), nn.ReLU()), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        net[0].affine.weight.copy_(torch.tensor([[1.0, 0.0]])), net[0].affine.bias.zero_()
+    x, y = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [2.0, 1.0]], dtype=torch.float64), torch.tensor([0, 1, 1])
+    signs = make_estimator("fg-a", net, perturbation="rademacher", tangents=2, allocation="optimal")  # one unit: s u is exact
+    assert_equal(signs.estimate(x, y), true_gradient(net, x, y))
+    assert signs.variance(x, y) == 0
+    normal = make_estimator("fg-a", net, tangents=2, allocation="optimal")
+    trace = normal.trace(x)
+    counts = normal.counts(trace, normal.loss.error(trace.output, y)[1]).tolist()
+    assert counts[1] == 0 and sum(counts) == 6 and min(counts[0], counts[2]) >= 1
+
+
+def test_a_run_that_diverges_is_not_stopped_by_the_shares():
+    net = make_toy("fc")
+    with torch.no_grad():
+        net.readout.weight.fill_(float("nan"))
+    estimator = make_estimator("fg-a", net, allocation="optimal", check=False)
+    estimator.backward(*make_batch(net))
+    assert net[0].affine.weight.grad.isnan().any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_whole_numbers_beat_the_best_counts(seed):
+    noise = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 4
+    noise[seed] = 0.0
+    needed = noise > 0
+    ways = [c for c in itertools.product(range(10), repeat=4) if sum(c) == 9]
+    ways = [c for c in ways if all(k > 0 for k, need in zip(c, needed, strict=True) if need)]
+    least = min(sum(float(b) / k for b, k in zip(noise, c, strict=True) if b > 0) for c in ways)
+    counts = best_counts(noise, needed, 9)
+    assert counts.sum() == 9 and float((noise / counts.clamp(min=1)).sum()) == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slope": "batch"}, '"equal" with slope="batch"'),
+        ({"combine": "projection"}, '"equal" with combine="projection"'),
+        ({"perturbation": Recorder(Gaussian())}, '"equal" with a law of your own'),
+    ],
+)
+def test_shares_that_nobody_knows_are_refused(options, message):
+    with pytest.raises(InvalidInput, match=message):
+        make_estimator("fg-a", make_toy("fc"), allocation="optimal", **options)
+
+
+def test_shares_of_coupled_samples_and_too_few_directions_are_refused():
+    net = make_toy("fc_bn")
+    with pytest.raises(Unsupported, match="cannot serve batch normalisation in training mode"):
+        make_estimator("fg-a", net, allocation="optimal").estimate(*make_batch(net))
+    with pytest.raises(InvalidInput, match="total: got 1; accepted: at least 2"):
+        best_counts(torch.ones(2), torch.ones(2), 1)
+    with pytest.raises(Unsupported, match="given the batch alone"):
+        predict("fg-a", make_toy("fc"), *make_batch(net), 2, allocation="optimal")
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 2, "tangents": 2}], ids=str)

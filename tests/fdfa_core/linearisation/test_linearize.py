@@ -19,6 +19,7 @@ from fdfa_core.linearisation.general import GeneralMap
 from fdfa_core.linearisation.maps import RULES, Context, linearize
 from fdfa_core.linearisation.trace import Trace
 from fdfa_core.networks.blocks import Block, BlockNetwork
+from fdfa_core.networks.decorrelation import Decorrelation
 from fdfa_core.networks.dense import fully_connected
 
 R = 3  # directions at once
@@ -136,6 +137,12 @@ def batch_norm(cls=nn.BatchNorm1d, training=True, channels=4, **options):
     return module
 
 
+def decorrelation(features):
+    module = Decorrelation(features, 0.1)
+    module.matrix += torch.randn(features, features)
+    return module
+
+
 def layer_norm(*shape, **options):
     module = nn.LayerNorm(shape, **options)
     with torch.no_grad():
@@ -173,6 +180,7 @@ RULED = {  # modules whose every layer has a rule: name → (factory, shape of t
     "batch-norm-2d-train": (lambda: batch_norm(nn.BatchNorm2d), IMAGE),
     "batch-norm-2d-eval": (lambda: batch_norm(nn.BatchNorm2d, training=False, affine=False), IMAGE),
     "layer-norm": (lambda: layer_norm(4), TOKENS),
+    "decorrelation": (lambda: decorrelation(4), TOKENS),
     "layer-norm-two-axes": (lambda: layer_norm(3, 4), TOKENS),
     "layer-norm-no-affine": (lambda: layer_norm(4, elementwise_affine=False), FLAT),
     "layer-norm-no-bias": (lambda: layer_norm(4, bias=False), FLAT),
@@ -671,8 +679,8 @@ def test_an_error_of_the_block_itself_stays_what_it_is():
         Trace(BlockNetwork(InplaceFirst(), nn.Linear(4, 2)), torch.randn(5, 7))
 
 
-def test_every_rule_is_of_a_module_that_torch_defines():
-    assert all(cls.__module__.startswith("torch.nn") for cls in RULES)
+def test_every_rule_is_of_a_module_that_torch_or_this_project_defines():
+    assert all(cls.__module__.startswith(("torch.nn", "fdfa_core.networks")) for cls in RULES)
 
 
 # Shortcuts ---------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from fdfa_core import alexnet, available_estimators, convolutional, fully_connected, make_estimator, residual, transformer
+from fdfa_core import (
+    Block,
+    BlockNetwork,
+    alexnet,
+    available_estimators,
+    convolutional,
+    fully_connected,
+    make_estimator,
+    residual,
+    transformer,
+    true_gradient,
+)
 from fdfa_core.errors import InvalidInput, UnknownName, Unsupported
 from fdfa_core.experiments.tables import RunConfig
+from fdfa_core.networks.decorrelation import Decorrelation, decorrelated
 from fdfa_core.networks.registry import ARCHITECTURES, architecture_options, build
 from fdfa_core.training.run import train
 from tiny import BASE, PROBE
@@ -125,6 +137,141 @@ def test_a_named_initialisation_is_a_function_of_the_seed_alone():
 def test_impossible_values_of_these_are_refused(architecture, options, message):
     with pytest.raises(InvalidInput, match=message):
         tiny(architecture, **options)
+
+
+# Decorrelated inputs -------------------------------------------------------------------------------------------------
+
+
+def mixed_inputs(samples=64, features=5):
+    generator = torch.Generator().manual_seed(3)
+    x, mix = (torch.randn(n, features, generator=generator, dtype=torch.float64) for n in (samples, features))
+    return 0.5 + x @ mix / 2, torch.arange(samples) % 3
+
+
+def test_a_decorrelating_layer_stands_before_every_linear_layer_and_changes_nothing_at_first():
+    plain, net = (tiny("fully_connected", batch_norm=True, decorrelation=rate) for rate in (None, 1e-3))
+    chains = [module for module in net.modules() if type(module) is nn.Sequential and len(module) > 1]
+    assert [[type(layer).__name__ for layer in chain[:2]] for chain in chains] == [["Decorrelation", "Linear"]] * 3
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), net.parameters(), strict=True))
+    x, _ = batch("fully_connected", 7)
+    assert torch.equal(plain.eval()(x), net.eval()(x))
+
+
+def test_the_matrix_moves_as_written_out_sample_by_sample():
+    """R ← R − η (C − diag C) R, from values before the step; three steps, against loops."""
+    (x, _), layer = mixed_inputs(4, 3), Decorrelation(3, rate=0.05).double()
+    expected = torch.eye(3, dtype=torch.float64)
+    for _ in range(3):
+        values = [[sum(float(expected[i, j] * row[j]) for j in range(3)) for i in range(3)] for row in x]
+        torch.testing.assert_close(layer(x), torch.tensor(values, dtype=torch.float64), rtol=1e-13, atol=1e-13)
+        step = torch.zeros(3, 3, dtype=torch.float64)
+        for i in range(3):
+            for k in range(3):
+                if i != k:
+                    c = sum(row[i] * row[k] for row in values) / 4
+                    step[i] += c * expected[k]
+        expected = expected - 0.05 * step
+        torch.testing.assert_close(layer.matrix, expected, rtol=1e-13, atol=1e-13)
+    before = layer.eval().matrix.clone()
+    layer(x)
+    assert torch.equal(layer.matrix, before)  # at rest in evaluation mode
+
+
+def test_training_decorrelates_the_inputs_of_every_layer():
+    x, y = mixed_inputs()
+    net = fully_connected([5, 4, 3], activation="tanh", decorrelation=0.02, seed=0).double()
+    estimator = make_estimator("fg-a", net, site="post")
+    shares = []
+    for step in range(301):
+        if step in (0, 300):
+            net.eval()
+            inputs = [net[0].affine[0](x), net[1][0](net[0](x).detach())]
+            moments = [h.mT @ h / len(h) for h in inputs]
+            shares.append([float((c - c.diagonal().diag()).norm() / c.norm()) for c in moments])
+        net.train()
+        estimator.backward(x, y)  # the weights rest: only the matrices move
+    assert min(shares[0]) > 0.7 and shares[1][0] < 1e-2
+    assert shares[1][1] < 0.6 * shares[0][1]  # the hidden units are small, and their moments move slowly
+
+
+@pytest.mark.parametrize("name", ["fg-a", "fg-w", "zo", "fdfa", "fa", "pepita", "grape", "guess"])
+def test_measuring_leaves_the_matrices_and_one_step_moves_them_once(name):
+    x, y = mixed_inputs(8)
+    options = {"site": "post"} if name == "fg-a" else {}
+    net, twin = (fully_connected([5, 4, 3], activation="tanh", decorrelation=0.01, seed=0).double() for _ in range(2))
+    estimator = make_estimator(name, net, **options)
+    estimator.sample(x, y, 3)
+    estimator.advance(x, y)
+    assert all(torch.equal(m, torch.eye(len(m), dtype=m.dtype)) for m in net.buffers())
+    estimator.backward(x, y)
+    twin(x)  # what one call in training mode makes of them
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))
+    assert all(not torch.equal(m, torch.eye(len(m), dtype=m.dtype)) for m in net.buffers())
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": True}], ids=str)
+def test_gradients_of_a_step_are_those_at_the_matrices_that_it_used(options):
+    x, y = mixed_inputs(8)
+    net = fully_connected([5, 4, 4, 3], activation="tanh", decorrelation=0.3, seed=0).double()
+    expected = true_gradient(net, x, y)
+    make_estimator("bp", net, **options).backward(x, y)
+    assert not torch.equal(net[0].affine[0].matrix, torch.eye(5, dtype=torch.float64))
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-12, atol=1e-14, msg=name)
+
+
+def test_any_network_gets_decorrelating_layers_and_keeps_its_outputs():
+    block = nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 4), nn.Tanh())
+    net = BlockNetwork(Block(nn.Linear(5, 5), nn.Tanh()), block, nn.Linear(4, 3)).double()
+    x, _ = mixed_inputs(6)
+    sizes = {name: p.shape[1] for name, p in net.named_parameters() if p.dim() == 2}
+    matrices = {name: torch.eye(n) + 0.3 * torch.ones(n, n).triu() for name, n in list(sizes.items())[1:]}
+    found = decorrelated(net, 0.01, matrices)
+    torch.testing.assert_close(found.eval()(x), net(x), rtol=1e-12, atol=1e-12)
+    assert len(layers(found, Decorrelation)) == 4 and not layers(net, Decorrelation)
+    assert torch.equal(layers(found, Decorrelation)[0].matrix, torch.eye(5, dtype=torch.float64))
+    assert BlockNetwork(Decorrelation(5), nn.Linear(5, 3)).input_shape == (5,)
+
+
+def shared():
+    layer = nn.Linear(4, 4)
+    return BlockNetwork(nn.Sequential(layer, nn.Tanh()), nn.Sequential(layer, nn.Tanh()), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Decorrelation(0), InvalidInput, "features: got 0; accepted: a positive integer"),
+        (lambda: Decorrelation(3, float("inf")), InvalidInput, "rate: got inf; accepted: a finite number of at least 0"),
+        (lambda: Decorrelation(3)(torch.ones(2, 4)), InvalidInput, r"Decorrelation: shape: got \(2, 4\)"),
+        (lambda: Decorrelation(3)(torch.ones(2, 1, 3, 3)), InvalidInput, r"put nn.Flatten\(\) before it"),
+        (lambda: tiny("fully_connected", decorrelation=-1), InvalidInput, "decorrelation: got -1; accepted: None for no"),
+        (lambda: tiny("fully_connected", decorrelation="1"), InvalidInput, "decorrelation: got '1'"),
+        (lambda: decorrelated(shared()), Unsupported, "0.0.weight stands in several places"),
+        (lambda: decorrelated(nn.Sequential(nn.Conv2d(1, 1, 1))), InvalidInput, "a network with a linear layer"),
+        (lambda: decorrelated(tiny("fully_connected"), matrices={"x": torch.eye(2)}), InvalidInput, "matrices: got x|'x'"),
+        (
+            lambda: decorrelated(fully_connected([2, 2, 2]), matrices={"1.weight": torch.ones(2, 2)}),
+            InvalidInput,
+            "matrices: 1.weight: got 'a matrix without an inverse'",
+        ),
+        (
+            lambda: decorrelated(fully_connected([2, 2, 2]), matrices={"1.weight": torch.eye(3)}),
+            InvalidInput,
+            r"matrices: shape for 1.weight: got \(3, 3\)",
+        ),
+    ],
+)
+def test_what_cannot_be_decorrelated_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_decorrelation_is_an_option_of_an_experiment(tmp_path):
+    network = {"architecture": "fully_connected", "hidden": [5], "decorrelation": 0.01}
+    table = {**BASE, "network": network, "estimator": {"name": "fg-a"}, "training": {"steps": 2, "batch_size": 32}}
+    summary = json.loads((train(RunConfig.model_validate(table), tmp_path) / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", 2)
 
 
 # Published sizes -----------------------------------------------------------------------------------------------------
