@@ -44,7 +44,7 @@ class GeneralMap(Map):
     taped: ClassVar[bool] = True
 
     def __init__(self, module, x, context):
-        self.module, self.where = module, context.where
+        self.module, self.context, self.where = module, context, context.where
         parameters = dict(module.named_parameters())
         self.names = {name: context.names[p] for name, p in parameters.items()}
         self.parametric = bool(parameters)
@@ -156,6 +156,8 @@ class GeneralMap(Map):
             now.restore()
 
     def pull(self, signal, need_input):
+        if self.context.release:
+            self.tape.lose("let go")
         wanted = {name: self.leaves[name] for name in self.names} | ({INPUT: self.leaves[INPUT]} if need_input else {})
         if not wanted:
             return {}, None
@@ -165,6 +167,8 @@ class GeneralMap(Map):
         else:
             with self._followed("reverse-mode AD inside the block"):
                 values = self._backward(signal, list(wanted.values()))
+            if self.context.release:
+                self.graph = self.graph.detach()
         named = {name: g if g.layout is torch.strided else g.to_dense() for name, g in zip(wanted, values, strict=True)}
         below = named.pop(INPUT, None)
         gradients: Gradients = {}
@@ -173,7 +177,7 @@ class GeneralMap(Map):
         return gradients, below
 
     def _backward(self, signal: Tensor, wanted: list[Tensor]) -> Sequence[Tensor]:
-        options = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
+        options = {"retain_graph": not self.context.release, "materialize_grads": True, "allow_unused": True}
         if signal.dim() == self.graph.dim():
             return torch.autograd.grad(self.graph, wanted, signal, **options)
         with contextlib.suppress(RuntimeError):
