@@ -140,12 +140,16 @@ def examine(
                     )
                     return findings
                 start.restore()
+                again = None
+                if graph is not None and push:
+                    again = _without_gradients(block, x)
+                    start.restore()
                 with explained(net, inputs, context.where):
                     mapped = BlockMap(block, x, context)
                 output = require_samples(mapped.output, len(x), finding.index, block)
                 if graph is not None:
                     after = Streams(x.device, block, host=True)
-                    _compare(finding, graph, mapped, push, pull, stream)
+                    _compare(finding, graph, mapped, again, push, pull, stream)
                     after.restore()
                     if finding.problem:
                         return findings
@@ -220,15 +224,34 @@ def _require_plain(loss: Loss, outputs: Tensor, y: Tensor, *parameters: dict[str
                 )
 
 
-def _compare(finding: BlockFinding, graph: _Graph, block: BlockMap, push: bool, pull: bool, stream: torch.Generator) -> None:
-    """Fill in what a block's two runs, local gradient and tangent show, and the first problem among them."""
+def _without_gradients(block: nn.Module, x: Tensor) -> Tensor:
+    """Run a block with gradients switched off, as passes of many tangents do."""
+    buffers, fused = {name: b.clone() for name, b in block.named_buffers()}, torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it has no tangents, and may fill padding otherwise
+    try:
+        with torch.no_grad(), as_written():
+            return functional_call(block, plain_parameters(block) | buffers, (x.clone(),))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _compare(
+    finding: BlockFinding,
+    graph: _Graph,
+    block: BlockMap,
+    again: Tensor | None,
+    push: bool,
+    pull: bool,
+    stream: torch.Generator,
+) -> None:
+    """Fill in what a block's runs, local gradient and tangent show, and the first problem among them."""
     value, dtype = graph.value.detach(), graph.value.dtype
     tolerance = TOLERANCE.get(dtype, 1e-2)
     if not bool(value.isfinite().all()):
         return  # a network that diverges has no derivative to look at: training goes on to say so
     finding.stops = any(part.stops for part in block.parts)
-    own = block.output.reshape(value.shape)
-    finding.value_error = _relative(own, value)
+    runs = [block.output.reshape(value.shape)] + ([] if again is None else [again])
+    finding.value_error = max(_relative(own, value) for own in runs)
     if finding.value_error > tolerance:
         finding.problem = (
             "a second run on the same input returns other values (they differ by "

@@ -18,6 +18,7 @@ from fdfa_core.estimators.registry import register
 from fdfa_core.linearisation.trace import Gradients, Trace, frozen
 from fdfa_core.perturbations import Design, design_sample, make_law
 
+Responses = dict[int, tuple[Tensor, Tensor]]
 DEFAULT_FEEDBACK_LR = {"momentum": 1e-2, "adam": 1e-4}
 
 
@@ -47,7 +48,7 @@ class OutputResponses:
 
     def measure(
         self, trace: Trace, site: str, step: int, replicas: tuple[int, ...], generator: torch.Generator
-    ) -> dict[int, tuple[Tensor, Tensor]]:
+    ) -> Responses:
         """Return for each perturbed block the responses d (*replicas, K N, O) and perturbations u (*replicas, K N, n_l)."""
         values = [block.site(site) for block in trace.hidden]
         samples = len(trace.output)
@@ -127,6 +128,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             raise InvalidInput("warmup", warmup, 'False with feedback_rule="adam"')
         self.responses = OutputResponses(perturbation, joint, tangents, directions)
         self.steps = 0
+        self._measured: Responses | None = None  # within a training step
         self._adam: torch.optim.Adam | None = None
 
     @classmethod
@@ -160,10 +162,27 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
             )
         return averages.JacobianAverage(self.site, self.weight)
 
+    def step(self, trace: Trace, error: Tensor, targets: Tensor) -> Gradients:
+        """Return the gradients of one training step and advance the state.
+
+        The tangents are taken first, so that each block can let go of its values as soon as it has its gradients.
+        """
+        self._measured = self._measure(trace)
+        try:
+            if type(self).gradients is DirectFeedback.gradients:  # which asks each block once
+                trace.release()
+            return super().step(trace, error, targets)
+        finally:
+            self._measured = None
+
+    def _measure(self, trace: Trace) -> Responses:
+        replicas = () if self.replicas is None else (self.replicas,)
+        return self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
+
     def update(self, trace: Trace, error: Tensor, targets: Tensor, gradients: Gradients | None = None) -> None:
         """Move the feedback towards this batch's Jacobian estimate D."""
         replicas = () if self.replicas is None else (self.replicas,)
-        measured = self.responses.measure(trace, self.site, self.steps, replicas, self.generator)
+        measured = self._measure(trace) if self._measured is None else self._measured
         self.steps += 1
         alpha = self.weight(self.steps)
         if self.feedback_rule == "adam":

@@ -29,6 +29,7 @@ class Context:
         update_buffers: let this pass move running statistics, as a training step does.
         need_pull: keep what `pull` needs.
         need_input: whether `pull` may be asked for the signal at the input of the map to be made.
+        release: whether a map may let go of what it holds once `pull` has been called.
         where: the block at hand, for messages.
     """
 
@@ -36,7 +37,7 @@ class Context:
         self.names = {p: name for name, p in net.named_parameters()}
         self.partial = not all([p.requires_grad for p in self.names])
         self.update_buffers, self.need_pull = update_buffers, need_pull
-        self.need_input, self.where = True, type(net).__name__
+        self.need_input, self.release, self.where = True, False, type(net).__name__
 
     @contextlib.contextmanager
     def above(self, parametric: bool) -> Iterator[None]:

@@ -181,7 +181,7 @@ class Trace:
         shortcuts: bool = False,
     ):
         context = Context(net, update_buffers, need_pull or shortcuts)
-        self.input = x
+        self.input, self._context = x, context
         self.blocks: list[BlockMap] = []
         self.shortcuts = shortcuts
         self._jacobians: dict[str, list[Tensor]] = {}
@@ -254,6 +254,10 @@ class Trace:
             return slopes if outputs is None else slopes + (outputs * error).sum(-1)
         tangent = added(self.push(perturbations, site), outputs)
         return (tangent * error).sum(-1)
+
+    def release(self) -> None:
+        """Let each block go of what its products need once `pull` has been called: nothing is asked of it afterwards."""
+        self._context.release = True
 
     def gradient(self, error: Tensor) -> Gradients:
         """Return the gradient of the loss for every parameter that it reaches, by a backward pass through all blocks.

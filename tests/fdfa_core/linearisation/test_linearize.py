@@ -242,13 +242,13 @@ def problem(name):
 
 
 def linearized(module, x, path, **options):
-    """The module's map: by its rule, by the general path, or by the general path with no help from rules of inner layers."""
+    """The module's map: by its rule, by the general path, or by the general path without a tape."""
     context = Context(module, **options)
     if path == "fast":
         return linearize(module, x, context)
     with pytest.MonkeyPatch.context() as patch:
         if path == "bare":
-            patch.setattr("fdfa_core.linearisation.general._stands_in", lambda part: False)
+            patch.setattr(GeneralMap, "taped", False)
         return GeneralMap(module, x, context)
 
 
