@@ -1,5 +1,6 @@
 """Imports go one way, floor by floor, and never in a circle. Proved on the source of every module, without importing any."""
 
+import ast
 import graphlib
 import itertools
 import re
@@ -186,3 +187,74 @@ def test_finding_out_which_figures_there_are_loads_no_torch():
 def _loads_no_torch(code: str) -> bool:
     code = f"import sys; {code}; sys.exit('torch' in sys.modules)"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+READERS = {"contains", "startswith", "endswith", "match", "fullmatch", "search", "extract", "findall", "split", "partition"}
+MEANT = ("options", "label", "labels", "estimator", "trained_with")  # names of what holds labels, or options as text
+OWNER = Path("analysis/options.py")  # reads the JSON, for all
+
+
+def holds(node: ast.AST) -> bool:
+    """Whether an expression mentions labels or options: by a variable, an attribute, or the name of a column."""
+    modules = {id(part.value) for part in ast.walk(node) if isinstance(part, ast.Attribute) and part.attr.isupper()}
+    for part in ast.walk(node):
+        if id(part) in modules:  # `options.PREFIX`
+            continue
+        name = {ast.Name: "id", ast.Attribute: "attr", ast.Constant: "value"}.get(type(part))
+        if name and getattr(part, name) in MEANT:
+            return True
+    return False
+
+
+def parsed_labels(source: str) -> list[str]:
+    """Return the expressions that look for text in a label or in options, or that parse options."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of_text = node.func.attr in READERS and (holds(node.func.value) or any(map(holds, node.args)))
+            of_json = node.func.attr == "loads" and any(map(holds, node.args))
+            found += [ast.unparse(node)] if of_text or of_json else []
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+            (right,) = node.comparators[:1]
+            looked_for = isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
+            found += [ast.unparse(node)] if looked_for and isinstance(right, ast.Name | ast.Attribute) and holds(right) else []
+    return found
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in ("analysis", "figures") and m != OWNER], ids=str)
+def test_options_are_asked_for_by_column(module):
+    assert parsed_labels((ROOT / module).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'rows["options"].str.contains("warmup")',
+        '~frame["estimator"].str.contains("tangents|site")',
+        'json.loads(row["options"]).get("joint")',
+        'rows["options"].map(lambda options: json.loads(options))',
+        're.fullmatch("(.*)", label)',
+        '"warmup" in label',
+        '"site" not in row.estimator',
+        'label.partition("(")[2]',
+    ],
+)
+def test_each_way_of_reading_text_is_found(source):
+    assert parsed_labels(source)
+
+
+@pytest.mark.parametrize("source", ['"estimator" in frame', "label in labels", 'json.loads(run.config)["training"]'])
+def test_what_reads_no_label_is_let_pass(source):
+    assert parsed_labels(source) == []
+
+
+FIGURES = [m for m in MODULES if m.parts[0] == "figures" and "\ndef compute(" in (ROOT / m).read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("module", FIGURES, ids=str)
+def test_every_figure_says_what_its_labels_stand_for(module):
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    decorators = {f.name: {ast.unparse(d) for d in f.decorator_list} for f in tree.body if isinstance(f, ast.FunctionDef)}
+    assert decorators["compute"] == {"_labels.labelled"}
+    assert decorators.get("draw", {"style.styled"}) == {"style.styled"}
+    assert decorators.get("show", {"_labels.understood"}) == {"_labels.understood"}
