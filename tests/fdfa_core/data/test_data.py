@@ -1,4 +1,8 @@
-"""Data sets: what is read equals what was written, and what is missing, damaged or larger than it says is named."""
+"""Data sets: what is read equals what was written, and what is missing, damaged or larger than it says is reported as that.
+
+The files are small ones that the tests write themselves; `test_published_files_…` reads the real ones where the environment
+variable FDFA_DATA names a directory that has them.
+"""
 
 import ast
 import gzip
