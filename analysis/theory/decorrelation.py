@@ -33,8 +33,14 @@ class InputForm(NamedTuple):
         return _along(self.variance, matrix)
 
     def relative(self, matrix: Tensor | None = None) -> float:
-        """Return the total variance over the squared norm of the mean gradient, where the inputs are R h."""
-        return _along(self.variance, matrix) / _along(self.gradient, matrix)
+        """Return the total variance over the squared norm of the mean gradient, where the inputs are R h.
+
+        Raises:
+            InvalidInput: no mean gradient.
+        """
+        if not (norm2 := _along(self.gradient, matrix)) > 0:
+            raise InvalidInput("the mean gradient of the weights", norm2, "one that is not zero; `total()` needs none")
+        return _along(self.variance, matrix) / norm2
 
 
 def input_forms(

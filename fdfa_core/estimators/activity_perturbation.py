@@ -289,7 +289,7 @@ def perturbed_units(
         for p in range(len(z)):  # one sample after another: k signals each
             signals = z.new_zeros(len(axes) + 1, *z.shape)
             signals[:-1, p], signals[-1, p] = axes, z[p]
-            moved = sum(norm2(_of_sample(g, p, len(z))) for g in block.pull(signals.reshape(-1, *shape), at).values())
+            moved = sum(norm2(_reached(g)) for g in block.pull(signals.reshape(-1, *shape), at).values())
             rows.append(moved[:-1]), own.append(moved[-1])
         whole = sum(norm2(g) for g in block.pull(z.reshape(1, *shape), at).values())
         found.append(PerturbedUnits(along, torch.stack(rows), torch.stack(own), float(whole)))
@@ -303,13 +303,12 @@ def mean_weights(counts: Tensor) -> Tensor:
     return drawn * most / counts.clamp(min=1).double()
 
 
-def _of_sample(gradient: Gradient, sample: int, samples: int) -> Gradient:
-    """Return gradients for signals that are zero at all other samples: of a factored one, the part of this sample."""
+def _reached(gradient: Gradient) -> Gradient:
+    """Return gradients without the outer products that are zero in every draw: most are, where one sample has a signal."""
     if not isinstance(gradient, Outer):
         return gradient
-    each = len(gradient.right) // samples  # a sequence has several rows
-    mine = slice(sample * each, (sample + 1) * each)
-    return Outer(gradient.left[:, mine], gradient.right[mine])
+    some = gradient.left.ne(0).any(0).any(-1)  # by value: a layer that is used twice has the rows of both uses
+    return Outer(gradient.left[:, some], gradient.right[some]) if some.any() else gradient
 
 
 def first_linear(block: nn.Module) -> nn.Linear | None:

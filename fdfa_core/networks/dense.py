@@ -15,7 +15,7 @@ from fdfa_core.networks.parts import (
     DecorrelationRate,
     Share,
     Sizes,
-    decorrelated,
+    behind_decorrelation,
     dropout_share,
     initialise,
     linear_block,
@@ -67,7 +67,7 @@ def fully_connected(
     own = {"bias": require_bool("bias", bias), "dropout": dropout_share(dropout), "decorrelation": decorrelation}
     with seeded(seed):
         blocks = [linear_block(*pair, activation, batch_norm, **own) for pair in pairwise(widths[:-1])]
-        readout = decorrelated(nn.Linear(*widths[-2:], bias=bias), decorrelation)
+        readout = behind_decorrelation(nn.Linear(*widths[-2:], bias=bias), decorrelation)
         net = BlockNetwork(*blocks, readout, input_shape=widths[:1])
         initialise(net, initialisation)
         return net

@@ -82,7 +82,7 @@ def normalised(layer: nn.Linear | nn.Conv2d, batch_norm: bool) -> nn.Module:
     return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels))
 
 
-def decorrelated(layer: nn.Linear, rate: float | None) -> nn.Module:
+def behind_decorrelation(layer: nn.Linear, rate: float | None) -> nn.Module:
     """Return the layer behind one that decorrelates its input (`Decorrelation`), or without a rate the layer itself."""
     return layer if rate is None else nn.Sequential(Decorrelation(layer.in_features, rate), layer)
 

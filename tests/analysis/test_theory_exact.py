@@ -258,6 +258,8 @@ def test_input_forms_refuse_what_they_have_no_form_for():
         input_forms(net, torch.ones(1, 1, 2, 2), torch.zeros(1).long(), 1, site="post")
     with pytest.raises(InvalidInput, match="batch_size: got 0"):
         input_forms(dense(), *data(dense()), 0)
+    with pytest.raises(InvalidInput, match="the mean gradient of the weights: got 0.0"):
+        input_forms(dense(), torch.zeros(2, 2).double(), torch.arange(2), 1)["0.affine.weight"].relative()
     with pytest.raises(InvalidInput, match="inputs of rank 1"):
         whitening(torch.ones(3, 2))
     with pytest.raises(InvalidInput, match=r"matrix: shape: got \(3, 3\)"):

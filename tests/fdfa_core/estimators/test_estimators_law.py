@@ -268,6 +268,17 @@ def test_the_declared_variance_is_the_closed_form_of_the_theory(method, options,
     assert declared == pytest.approx(theory.total("variance"), rel=1e-9)
 
 
+@pytest.mark.parametrize("toy", ["shared_inside", "residual", "transformer", "mixed"])
+@pytest.mark.parametrize("options", [{"perturbation": "rademacher"}, {"allocation": "optimal", "tangents": 3}], ids=str)
+def test_the_declared_variance_of_blocks_of_any_kind(options, toy):
+    """A layer that a block uses twice, tokens, a matrix that belongs to no layer."""
+    net = make_toy(toy)
+    x, y = make_batch(net, seed=4)
+    theory = predict("fg-a", net, x, y, len(x), sampling="given_batch", site="post", **options)
+    declared = make_estimator("fg-a", net, site="post", **options).variance(x, y)
+    assert declared == pytest.approx(theory.total("variance"), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("method", "options"),
     [
