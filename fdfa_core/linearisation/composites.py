@@ -200,3 +200,63 @@ def _attention_tangent(held: list[Tensor], moved: tuple[Tensor | None, ...], mas
             change = along.addcmul_(slopes.sum(-1, keepdim=True), value, value=-1)
         out[part] = change.view(-1, heads, *change.shape[1:])
     return out
+
+
+# Recurrent layers ------------------------------------------------------------------------------------------------------------
+
+
+@operation(torch.gru)
+def gru(tape: Tape, function, x, start, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first):
+    """One layer in one direction. All gates follow at once from the values h_t that the layer has returned.
+
+    With r, z = σ(a_r), σ(a_z), n = tanh(a_n + r ∘ c) and h_t = n + z ∘ (h_{t−1} − n), where a comes from x_t and c (and parts
+    of a_r and a_z) from h_{t−1}, only the tangents of h need a loop over time.
+    """
+    if not isinstance(weights, list) or num_layers > 1 or bidirectional or x.dim() != 3:
+        raise Uncovered
+    places = tape.slot(x), tape.slot(start), *map(tape.slot, weights)
+    value = function(x, start, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+    x, start, states, *held = map(tape.keep, (x, start, value[0], *weights))
+
+    def tangent(t, moved_start, *moved):
+        inputs, after = (x, states) if not batch_first else (x.transpose(0, 1), states.transpose(0, 1))
+        before = torch.cat([start, after[:-1]])
+        of_input, of_state = (_gates(v, held[i::2]) for i, v in enumerate((inputs, before)))
+        size = before.shape[-1]
+        r, z = torch.sigmoid((of_input + of_state)[..., : 2 * size]).chunk(2, -1)
+        candidate = of_state[..., 2 * size :]
+        n = torch.tanh(of_input[..., 2 * size :] + r * candidate)
+        t = None if t is None else t.transpose(0, 1) if batch_first else t
+        moved_input = _gates_tangent(inputs, t, held[0::2], moved[0::2])
+        moved_state = _gates_tangent(before, None, held[1::2], moved[1::2])
+        # ∂h over ∂a_r (with ∂c), ∂a_z, ∂a_n and ∂c, one beside the other
+        to_n = (1 - z) * (1 - n * n)
+        slopes = torch.cat([to_n * candidate * r * (1 - r), (before - n) * z * (1 - z), to_n], -1)
+        given = None if moved_input is None else slopes * moved_input
+        slopes = torch.cat([slopes[..., : 2 * size], to_n * r], -1)
+        if moved_state is not None:
+            given = slopes * moved_state if given is None else given.addcmul_(slopes, moved_state)
+        given = None if given is None else given.unflatten(-1, (3, size)).sum(-2)
+        h, out, weight = torch.zeros_like(start[0]) if moved_start is None else moved_start[0], [], held[1].mT
+        for i in range(len(inputs)):
+            following = torch.addcmul((slopes[i] * (h @ weight)).unflatten(-1, (3, size)).sum(-2), z[i], h)
+            h = following if given is None else following.add_(given[i])
+            out.append(h)
+        return torch.stack(out, 1 if batch_first else 0), h.unsqueeze(0)
+
+    return tape.put(value, places, tangent)
+
+
+def _gates(v: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Return W v + b for parameters W, or W and b."""
+    return F.linear(v, *parameters)
+
+
+def _gates_tangent(v: Tensor, t: Tensor | None, parameters, moved) -> Tensor | None:
+    """Return the tangent of W v + b."""
+    parts = [] if t is None else [F.linear(t, parameters[0])]
+    parts += [F.linear(v, moved[0])] if moved[0] is not None else []
+    parts += [moved[1]] if len(moved) > 1 and moved[1] is not None else []
+    if not parts:
+        return None
+    return sum(parts[1:], parts[0]).expand(*v.shape[:-1], len(parameters[0]))

@@ -57,6 +57,12 @@ def convolutions(x, W, b):
     return F.conv_transpose2d(z, W.reshape(6, 2, 1, 3), b[:2], 2, 0, 0, 1, 1)
 
 
+def recurrent(x, W, b, batch_first):
+    start = (x[:, :1].transpose(0, 1) if batch_first else x[:1])[..., :2].contiguous()
+    biases = [b, 2 * b] if len(b) else []
+    return torch.gru(x, start, [W, W[:, :2], *biases], bool(biases), 1, 0.0, True, False, batch_first)
+
+
 def batch_norm(training):
     def call(x, W, b):
         running = torch.ones(4, dtype=x.dtype), torch.full((4,), 2.0, dtype=x.dtype)
@@ -106,6 +112,9 @@ CASES = {
     "weight norm": lambda x, W, b: x @ torch._weight_norm(W, b.view(6, 1), 0) + x @ torch._weight_norm(W, b[0], -1),
     "opened": lambda x, W, b: F.normalize(x @ W, dim=-1) + F.softsign(x),
     "no rule": lambda x, W, b: (x @ W).logsumexp(-1, keepdim=True) + (x * b).logcumsumexp(1) + (x @ W).var(1, keepdim=True),
+    "gru": lambda x, W, b: recurrent(x, W, b, True)[0] + recurrent(x, W, b[:0], True)[1].transpose(0, 1),
+    "gru, time first": lambda x, W, b: recurrent(x, W, b, False)[0],
+    "gru without a start": lambda x, W, b: recurrent(x.detach(), W, b, True)[0],
     "stopped": lambda x, W, b: x.detach() * b + (x @ W).data * x + (x > 0) * b,
 }
 
