@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from fdfa_core.linearisation.operations import Uncovered, aten, named, operation
 if TYPE_CHECKING:
     from fdfa_core.linearisation.tape import Tape
 
-CHUNK_NUMBERS = 2**17  # weights of attention that are worked on at a time: what a core's own cache holds
+CHUNK_NUMBERS = 2**17  # weights of attention, or gates, that are worked on at a time: what a core's own cache holds
 
 # Normalisation ---------------------------------------------------------------------------------------------------------------
 
@@ -219,37 +220,41 @@ def gru(tape: Tape, function, x, start, weights, has_biases, num_layers, dropout
     x, start, states, *held = map(tape.keep, (x, start, value[0], *weights))
 
     def tangent(t, moved_start, *moved):
-        inputs, after = (x, states) if not batch_first else (x.transpose(0, 1), states.transpose(0, 1))
-        before = torch.cat([start, after[:-1]])
-        of_input, of_state = (_gates(v, held[i::2]) for i, v in enumerate((inputs, before)))
-        size = before.shape[-1]
-        r, z = torch.sigmoid((of_input + of_state)[..., : 2 * size]).chunk(2, -1)
-        candidate = of_state[..., 2 * size :]
-        n = torch.tanh(of_input[..., 2 * size :] + r * candidate)
-        t = None if t is None else t.transpose(0, 1) if batch_first else t
-        moved_input = _gates_tangent(inputs, t, held[0::2], moved[0::2])
-        moved_state = _gates_tangent(before, None, held[1::2], moved[1::2])
-        # ∂h over ∂a_r (with ∂c), ∂a_z, ∂a_n and ∂c, one beside the other
-        to_n = (1 - z) * (1 - n * n)
-        slopes = torch.cat([to_n * candidate * r * (1 - r), (before - n) * z * (1 - z), to_n], -1)
-        given = None if moved_input is None else slopes * moved_input
-        slopes = torch.cat([slopes[..., : 2 * size], to_n * r], -1)
-        if moved_state is not None:
-            given = slopes * moved_state if given is None else given.addcmul_(slopes, moved_state)
-        given = None if given is None else given.unflatten(-1, (3, size)).sum(-2)
-        h, out, weight = torch.zeros_like(start[0]) if moved_start is None else moved_start[0], [], held[1].mT
-        for i in range(len(inputs)):
-            following = torch.addcmul((slopes[i] * (h @ weight)).unflatten(-1, (3, size)).sum(-2), z[i], h)
-            h = following if given is None else following.add_(given[i])
-            out.append(h)
-        return torch.stack(out, 1 if batch_first else 0), h.unsqueeze(0)
+        inputs, after = (v.transpose(0, 1) if batch_first else v for v in (x, states))
+        t = t.transpose(0, 1) if batch_first and t is not None else t
+        h, out = torch.zeros_like(start[0]) if moved_start is None else moved_start[0], torch.empty_like(states)
+        into = out.transpose(0, 1) if batch_first else out
+        size = max(1, CHUNK_NUMBERS // (len(held[0]) * inputs.shape[1]))
+        for first in range(0, len(inputs), size):
+            part = slice(first, first + size)
+            before = after[max(0, first - 1) : min(first + size, len(inputs)) - 1]
+            before = torch.cat([start, before]) if first == 0 else before
+            steps = _gru_slopes(inputs[part], before, None if t is None else t[part], held, moved)
+            for i, (kept, slopes, given) in enumerate(zip(*steps, strict=True), start=first):
+                following = torch.addcmul((slopes * (h @ held[1].mT)).unflatten(-1, (3, -1)).sum(-2), kept, h)
+                h = following if given is None else following.add_(given)
+                into[i] = h
+        return out, h.unsqueeze(0)
 
     return tape.put(value, places, tangent)
 
 
-def _gates(v: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Return W v + b for parameters W, or W and b."""
-    return F.linear(v, *parameters)
+def _gru_slopes(inputs: Tensor, before: Tensor, t: Tensor | None, held: list[Tensor], moved: Sequence[Tensor | None]):
+    """Return z, ∂h over ∂(a_r, a_z, c), and what the tangents of inputs and parameters give to that of h, for each time."""
+    of_input, of_state = F.linear(inputs, *held[0::2]), F.linear(before, *held[1::2])
+    size = before.shape[-1]
+    r, z = torch.sigmoid((of_input + of_state)[..., : 2 * size]).chunk(2, -1)
+    candidate = of_state[..., 2 * size :]
+    n = torch.tanh(of_input[..., 2 * size :] + r * candidate)
+    to_n = (1 - z) * (1 - n * n)
+    slopes = torch.cat([to_n * candidate * r * (1 - r), (before - n) * z * (1 - z), to_n], -1)
+    given = None
+    if (moved_input := _gates_tangent(inputs, t, held[0::2], moved[0::2])) is not None:
+        given = slopes * moved_input
+    slopes[..., 2 * size :].mul_(r)
+    if (moved_state := _gates_tangent(before, None, held[1::2], moved[1::2])) is not None:
+        given = slopes * moved_state if given is None else given.addcmul_(slopes, moved_state)
+    return z, slopes, [None] * len(z) if given is None else given.unflatten(-1, (3, size)).sum(-2)
 
 
 def _gates_tangent(v: Tensor, t: Tensor | None, parameters, moved) -> Tensor | None:

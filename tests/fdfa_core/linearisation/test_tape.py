@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fdfa_core.linearisation import composites
 from fdfa_core.linearisation.general import INPUT, GeneralMap
 from fdfa_core.linearisation.maps import Context
 
@@ -152,6 +153,14 @@ def test_an_operation_has_the_tangents_and_gradients_of_torch(name):
     gradients, below = made.pull(signal, True)
     expected, expected_below = other.pull(signal, True)
     torch.testing.assert_close((gradients, below), (expected, expected_below), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["gru", "attention, mask"])
+def test_what_is_done_in_parts_is_what_is_done_at_once(name, monkeypatch):
+    made, moved, _ = mapped(name)
+    whole = made._taped(moved)
+    monkeypatch.setattr(composites, "CHUNK_NUMBERS", 24)
+    torch.testing.assert_close(made._taped(moved), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
