@@ -231,9 +231,9 @@ def gru(tape: Tape, function, x, start, weights, has_biases, num_layers, dropout
             before = torch.cat([start, before]) if first == 0 else before
             steps = _gru_slopes(inputs[part], before, None if t is None else t[part], held, moved)
             for i, (kept, slopes, given) in enumerate(zip(*steps, strict=True), start=first):
-                following = torch.addcmul((slopes * (h @ held[1].mT)).unflatten(-1, (3, -1)).sum(-2), kept, h)
-                h = following if given is None else following.add_(given)
-                into[i] = h
+                h, before = torch.mul(kept, h, out=into[i]) if given is None else torch.addcmul(given, kept, h, out=into[i]), h
+                for slope, gate in zip(slopes, (before @ held[1].mT).chunk(3, -1), strict=True):
+                    h.addcmul_(slope, gate)
         return out, h.unsqueeze(0)
 
     return tape.put(value, places, tangent)
@@ -254,7 +254,8 @@ def _gru_slopes(inputs: Tensor, before: Tensor, t: Tensor | None, held: list[Ten
     slopes[..., 2 * size :].mul_(r)
     if (moved_state := _gates_tangent(before, None, held[1::2], moved[1::2])) is not None:
         given = slopes * moved_state if given is None else given.addcmul_(slopes, moved_state)
-    return z, slopes, [None] * len(z) if given is None else given.unflatten(-1, (3, size)).sum(-2)
+    given = [None] * len(z) if given is None else given.unflatten(-1, (3, size)).sum(-2)
+    return z, slopes.unflatten(-1, (3, size)).movedim(-2, 1), given
 
 
 def _gates_tangent(v: Tensor, t: Tensor | None, parameters, moved) -> Tensor | None:
