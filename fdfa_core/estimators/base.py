@@ -17,6 +17,7 @@ from fdfa_core.estimators import consistency
 from fdfa_core.estimators.averages import JacobianAverage
 from fdfa_core.estimators.index import COMMON
 from fdfa_core.linearisation.factored import dense
+from fdfa_core.linearisation.functional import members
 from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch, explained
@@ -271,7 +272,7 @@ class Estimator(ABC):
             InvalidInput: x and y do not fit, or the network's parameters are others than when the estimator was made.
             Unsupported: the network computes what tangents or local gradients cannot follow.
         """
-        parameters = list(self.net.named_parameters())
+        parameters = list(members(self.net).parameters.items())
         same = len(parameters) == len(self._known) and parameters[0][1].dtype is self.dtype
         if not (same and all([a[1] is b[1] and a[0] == b[0] for a, b in zip(parameters, self._known, strict=True)])):
             given = "other parameters, or parameters of another type, than when the estimator was made"

@@ -169,8 +169,9 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         """
         self._measured = self._measure(trace)
         try:
-            if type(self).gradients is DirectFeedback.gradients:  # which asks each block once
-                trace.release()
+            kind, own = type(self), ForwardDirectFeedbackAlignment
+            if all(getattr(kind, name) is getattr(own, name) for name in ("gradients", "gradients_through", "update")):
+                trace.release()  # these ask each block once; those of a subclass may ask again
             return super().step(trace, error, targets)
         finally:
             self._measured = None

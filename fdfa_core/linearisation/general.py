@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fdfa_core.errors import Unsupported
 from fdfa_core.linearisation.calls import as_written
-from fdfa_core.linearisation.functional import functional_call, rewrites
+from fdfa_core.linearisation.functional import functional_call, members, rewrites
 from fdfa_core.linearisation.maps import Gradients, Map, lead_of, merge, rule, works_in_place
 from fdfa_core.linearisation.tape import SET_GRAD, Tape
 from fdfa_core.random_state import Streams
@@ -45,13 +46,13 @@ class GeneralMap(Map):
 
     def __init__(self, module, x, context):
         self.module, self.context, self.where = module, context, context.where
-        parameters = dict(module.named_parameters())
+        held = members(module)
+        parameters, parts = held.parameters, held.parts
         self.names = {name: context.names[p] for name, p in parameters.items()}
         self.parametric = bool(parameters)
-        self.primal = {INPUT: x.detach(), **{name: p.detach() for name, p in parameters.items()}}
-        parts = list(module.modules())
+        self.dims = {INPUT: x.dim(), **{name: p.dim() for name, p in parameters.items()}}
         self.overwrites = any(map(works_in_place, parts))
-        self.buffers = {name: b.clone() for name, b in module.named_buffers()}
+        self.buffers = {name: b if name in held.counted else b.clone() for name, b in held.buffers.items()}
         self.streams, version = Streams(x.device, module), x._version
         self.rewrites = any(map(rewrites, parts))
         self.recurrent = any(isinstance(part, nn.LSTM) for part in parts)
@@ -77,10 +78,15 @@ class GeneralMap(Map):
         if not context.need_pull or not (self.parametric or context.need_input):
             self.graph = self.output  # nobody asks for a gradient: let go of what it would need
 
+    @functools.cached_property
+    def primal(self) -> dict[str, Tensor]:
+        """The input and the parameters, without history."""
+        return {name: leaf.detach() for name, leaf in self.leaves.items()}
+
     def _call(self, tensors: dict[str, Tensor], tape: Tape | None = None) -> Tensor:
         """Call the module on other tensors: its input, parameters and buffers, of which those not given are its own."""
         tensors = dict(tensors)
-        x = tensors.pop(INPUT, self.primal[INPUT])
+        x = tensors.pop(INPUT) if INPUT in tensors else self.primal[INPUT]
         if self.overwrites:
             below, x = x, x.clone()  # it is also the output of the block below
             if tape is not None:
@@ -97,7 +103,7 @@ class GeneralMap(Map):
             moved |= {name: parameters[known] for name, known in self.names.items()}
         if not moved:
             return None
-        axes = {name: 0 if v.dim() > self.primal[name].dim() else None for name, v in moved.items()}
+        axes = {name: 0 if v.dim() > self.dims[name] else None for name, v in moved.items()}
         counts = [len(moved[name]) for name, axis in axes.items() if axis == 0]
         if not counts and (taped := self._taped(moved)) is not None:
             return taped
@@ -143,7 +149,7 @@ class GeneralMap(Map):
     @contextlib.contextmanager
     def _replayed(self) -> Iterator[None]:
         """Around a second run: random streams are put back, and fused kernels without tangents are switched off."""
-        now, fused = Streams(self.primal[INPUT].device, self.module), torch.backends.mha.get_fastpath_enabled()
+        now, fused = Streams(self.leaves[INPUT].device, self.module), torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         onednn = torch.backends.mkldnn.set_flags(_enabled=False)[0] if self.recurrent else None
         try:

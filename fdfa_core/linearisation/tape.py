@@ -79,7 +79,7 @@ class Tape(TorchFunctionMode):
         """Return a tensor for use in tangents, without its graph; it must not change from now on."""
         if not isinstance(value, Tensor):
             return value
-        if value.requires_grad:
+        if not value.is_leaf:
             value = value.detach()
         self._kept.append((value, value._version))
         return value
@@ -98,17 +98,14 @@ class Tape(TorchFunctionMode):
     def put(self, value: Any, inputs: tuple[int | None, ...], tangent: Callable) -> Any:
         """Put down an operation: its value, the places of its arguments, and the map from their tangents to the value's."""
         if isinstance(value, Tensor):
-            if value.requires_grad and not self._is_known(value):
-                self._steps.append((tangent, inputs, self._place(value)))
+            if value.requires_grad:
+                known = self._slots.get(id(value))
+                if known is None or known[2]() is not value or known[1] != value._version:  # else there was nothing to do
+                    self._steps.append((tangent, inputs, self._place(value)))
         elif any(isinstance(v, Tensor) and v.requires_grad for v in value):
             places = tuple(self._place(v) if isinstance(v, Tensor) and v.requires_grad else None for v in value)
             self._steps.append((tangent, inputs, places))
         return value
-
-    def _is_known(self, value: Tensor) -> bool:
-        """Whether an operation had nothing to do, and has returned its argument."""
-        known = self._slots.get(id(value))
-        return known is not None and known[2]() is value and known[1] == value._version
 
     def _place(self, value: Tensor) -> int:
         if type(value) not in (Tensor, nn.Parameter) or value.layout is not torch.strided:
@@ -203,9 +200,9 @@ class Tape(TorchFunctionMode):
                 tangents[self.leaves[name]] = tangent
         for (tangent, inputs, place), drops in zip(self._steps, self._drops, strict=True):
             given = [None if i is None else tangents[i] for i in inputs]
-            if any(t is not None for t in given):
+            if given.count(None) < len(given):
                 value = tangent(*given)
-                if isinstance(place, int):
+                if type(place) is int:
                     tangents[place] = value
                 else:
                     for i, v in zip(place, value, strict=True):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fdfa_core.linearisation import composites
 from fdfa_core.linearisation.general import INPUT, GeneralMap
 from fdfa_core.linearisation.maps import Context
 
@@ -55,6 +56,12 @@ def convolutions(x, W, b):
     z = F.conv2d(z, W[:, :4].reshape(6, 4, 1, 1), b, padding="same")
     z = F.conv2d(z, W.reshape(6, 1, 2, 3), None, (1, 1), 1, 1, 6)
     return F.conv_transpose2d(z, W.reshape(6, 2, 1, 3), b[:2], 2, 0, 0, 1, 1)
+
+
+def recurrent(x, W, b, batch_first):
+    start = (x[:, :1].transpose(0, 1) if batch_first else x[:1])[..., :2].contiguous()
+    biases = [b, 2 * b] if len(b) else []
+    return torch.gru(x, start, [W, W[:, :2], *biases], bool(biases), 1, 0.0, True, False, batch_first)
 
 
 def batch_norm(training):
@@ -106,6 +113,9 @@ CASES = {
     "weight norm": lambda x, W, b: x @ torch._weight_norm(W, b.view(6, 1), 0) + x @ torch._weight_norm(W, b[0], -1),
     "opened": lambda x, W, b: F.normalize(x @ W, dim=-1) + F.softsign(x),
     "no rule": lambda x, W, b: (x @ W).logsumexp(-1, keepdim=True) + (x * b).logcumsumexp(1) + (x @ W).var(1, keepdim=True),
+    "gru": lambda x, W, b: recurrent(x, W, b, True)[0] + recurrent(x, W, b[:0], True)[1].transpose(0, 1),
+    "gru, time first": lambda x, W, b: recurrent(x, W, b, False)[0],
+    "gru without a start": lambda x, W, b: recurrent(x.detach(), W, b, True)[0],
     "stopped": lambda x, W, b: x.detach() * b + (x @ W).data * x + (x > 0) * b,
 }
 
@@ -143,6 +153,14 @@ def test_an_operation_has_the_tangents_and_gradients_of_torch(name):
     gradients, below = made.pull(signal, True)
     expected, expected_below = other.pull(signal, True)
     torch.testing.assert_close((gradients, below), (expected, expected_below), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["gru", "attention, mask"])
+def test_what_is_done_in_parts_is_what_is_done_at_once(name, monkeypatch):
+    made, moved, _ = mapped(name)
+    whole = made._taped(moved)
+    monkeypatch.setattr(composites, "CHUNK_NUMBERS", 24)
+    torch.testing.assert_close(made._taped(moved), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
