@@ -61,8 +61,16 @@ def activations(probes: pd.DataFrame) -> pd.DataFrame:
 _OF_ESTIMATORS = {"estimator", "method", "options", "source", "sampling", "draws", "size", "valid"}
 
 
-def growth(probes: pd.DataFrame, by: Sequence[str], level: float = statistics.LEVEL) -> pd.DataFrame:
+def growth(
+    probes: pd.DataFrame, by: Sequence[str], *, last: bool = False, level: float = statistics.LEVEL
+) -> pd.DataFrame:
     """Return `growth` and `amplification` (see `activations`) over seeds: geometric means, since both are ratios.
+
+    Args:
+        probes: rows of `probes.parquet`, the first probe of every run among them.
+        by: columns that name a group.
+        last: take the last probe of every run alone.
+        level: coverage of the t-intervals.
 
     Returns:
         Columns of `statistics.over_seeds` and `quantity`; no row where a ratio does not exist.
@@ -72,12 +80,13 @@ def growth(probes: pd.DataFrame, by: Sequence[str], level: float = statistics.LE
         >>> from analysis import layers
         >>> probes = pd.DataFrame({"run": list("aabb"), "seed": [0, 0, 1, 1], "step": [0, 9, 0, 9], "block": 0})
         >>> probes = probes.assign(level="block", role="hidden", activation_rms=[1.0, 2.0, 1.0, 8.0])
-        >>> layers.growth(probes[probes["step"] == 9], ["block"])["estimate"].tolist()  # the first probe is now the last
-        [1.0]
         >>> layers.growth(probes, ["block", "step"])["estimate"].round(6).tolist()
         [1.0, 4.0]
+        >>> layers.growth(probes, ["block"], last=True)["estimate"].round(6).tolist()
+        [4.0]
     """
     rows = activations(probes)
+    rows = select.last_step(rows) if last else rows
     parts = [
         statistics.over_seeds(rows[np.isfinite(rows[name])], name, by, log=True, level=level).assign(quantity=name)
         for name in GROWTHS
