@@ -115,6 +115,41 @@ def references(probes: pd.DataFrame, by: Sequence[str], level: float = statistic
     return statistics.over_seeds(rows, "share", by, bounds=(0, 1), level=level)
 
 
+def mean_cosines(
+    probes: pd.DataFrame, by: Sequence[str], against: str = "target", level: float = statistics.LEVEL
+) -> pd.DataFrame:
+    """Return mean cosines with intervals over seeds, and with what tells whether their reference can be trusted.
+
+    Returns:
+        Columns of `angles`, with `estimate`, `low` and `high` as cosines.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from analysis import alignment
+        >>> probes = pd.DataFrame({"estimator": "dfa", "seed": [0, 1], "cosine_mean": [0.5, 0.6]})
+        >>> probes = probes.assign(cosine_m2=0.01, draws=101, valid=True, size=10_000)
+        >>> probes = probes.assign(reference_norm=1.0, reference_stability=0.2, reference_batches=16)
+        >>> alignment.mean_cosines(probes, ["estimator"])[["estimate", "share", "stable"]].round(2).iloc[0].to_dict()
+        {'estimate': 0.55, 'share': 0.8, 'stable': True}
+    """
+    by = list(by)
+    rows = cosines(probes, against)
+    rows = rows.assign(share=share(rows["reference_stability"], rows["reference_batches"]))
+    kept = rows[rows["trusted"]]
+    if kept.empty:
+        measures = ["estimate", "low", "high", "seeds", "interval", "untrusted", "of", "chance", "stability", "share", "stable"]
+        return pd.DataFrame(columns=[*by, *measures])
+    means = statistics.over_seeds(kept, "cosine_to", by, se="cosine_to_se", bounds=(-1, 1), level=level)
+    extra = rows.groupby(by, sort=False, dropna=False).agg(
+        untrusted=("trusted", lambda t: int((~t).sum())), of=("trusted", "size"), size=("size", "first")
+    )
+    reference = kept.fillna({"reference_stability": 0.0}).groupby(by, sort=False, dropna=False)
+    reference = reference.agg(stability=("reference_stability", "mean"), share=("share", "mean"), lowest=("share", "min"))
+    reference["stable"] = reference.pop("lowest") >= STABLE
+    extra = extra.join(reference, how="inner").assign(chance=lambda f: chance(f["size"])).drop(columns="size")
+    return means.merge(extra.reset_index(), on=by)
+
+
 def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", level: float = statistics.LEVEL) -> pd.DataFrame:
     """Return angles in degrees with intervals over seeds.
 
@@ -136,23 +171,9 @@ def angles(probes: pd.DataFrame, by: Sequence[str], against: str = "target", lev
         >>> alignment.angles(probes, ["estimator"])[["estimate", "low", "high", "chance"]].round(1).iloc[0].to_dict()
         {'estimate': 56.6, 'low': 0.0, 'high': 94.9, 'chance': 0.6}
     """
-    by = list(by)
-    rows = cosines(probes, against)
-    rows = rows.assign(share=share(rows["reference_stability"], rows["reference_batches"]))
-    kept = rows[rows["trusted"]]
-    if kept.empty:
-        measures = ["estimate", "low", "high", "seeds", "interval", "untrusted", "of", "chance", "stability", "share", "stable"]
-        return pd.DataFrame(columns=[*by, *measures])
-    means = statistics.over_seeds(kept, "cosine_to", by, se="cosine_to_se", bounds=(-1, 1), level=level)
+    means = mean_cosines(probes, by, against, level)
     means["estimate"], means["low"], means["high"] = (degrees(means[c]) for c in ("estimate", "high", "low"))
-    extra = rows.groupby(by, sort=False, dropna=False).agg(
-        untrusted=("trusted", lambda t: int((~t).sum())), of=("trusted", "size"), size=("size", "first")
-    )
-    reference = kept.fillna({"reference_stability": 0.0}).groupby(by, sort=False, dropna=False)
-    reference = reference.agg(stability=("reference_stability", "mean"), share=("share", "mean"), lowest=("share", "min"))
-    reference["stable"] = reference.pop("lowest") >= STABLE
-    extra = extra.join(reference, how="inner").assign(chance=lambda f: chance(f["size"])).drop(columns="size")
-    return means.merge(extra.reset_index(), on=by)
+    return means
 
 
 def vanished(probes: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

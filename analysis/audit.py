@@ -19,7 +19,7 @@ from fdfa_core.errors import InvalidInput, RunError
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.runs import validation
-from fdfa_core.runs.schema import OWN_COLUMNS
+from fdfa_core.runs.schema import LATER_COLUMNS
 from fdfa_core.runs.store import Store
 
 ROUNDING = 1e-4  # of a number, or of the largest in its column: float32 adds 10⁶ numbers to about that
@@ -103,7 +103,7 @@ def siblings(config: RunConfig, experiment: Experiment) -> list[RunConfig]:
 
 def _comparable(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return both tables without the columns that did not exist when the run was recorded."""
-    later = [column for column in OWN_COLUMNS if column in old and old[column].isna().all()]
+    later = [column for column in LATER_COLUMNS if column in old and old[column].isna().all()]
     return old.drop(columns=later), new.drop(columns=later)
 
 

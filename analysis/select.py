@@ -9,9 +9,9 @@ import pandas as pd
 
 from analysis.logs import RUN_COLUMNS, Logs
 from fdfa_core.errors import InvalidInput
-from fdfa_core.runs.schema import PROBE_COLUMNS
+from fdfa_core.runs.schema import LATER_COLUMNS, PROBE_COLUMNS
 
-_MEASURED = frozenset(PROBE_COLUMNS) - {"size", "valid"}
+_MEASURED = frozenset(PROBE_COLUMNS + LATER_COLUMNS) - {"size", "valid"}
 
 
 def settings(log: Logs) -> pd.DataFrame:

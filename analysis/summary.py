@@ -6,7 +6,7 @@ import json
 
 import pandas as pd
 
-from analysis import accuracy, alignment, bias, convergence, select, statistics, variance
+from analysis import accuracy, alignment, bias, convergence, layers, select, statistics, variance
 from analysis.logs import Logs
 
 SETTING = ("dataset", "architecture", "width", "depth", "batch_size", "learning_rate")
@@ -21,7 +21,9 @@ def tables(log: Logs) -> dict[str, pd.DataFrame]:
     Returns:
         Where networks were trained, `accuracy` (see `accuracy.table`) and `convergence` (`convergence.curves`, with the column
         `quantity`: "train_loss" or "test_accuracy"); where gradients were probed, `variance` (`variance.normalised`) and
-        `bias` (`bias.split`), both over seeds, and `alignment` (`alignment.angles`).
+        `bias` (`bias.split`), both over seeds, `alignment` (`alignment.angles`), `activations` (`layers.growth`; absent where
+        the logs are older than what it measures), and, where each draw had a batch of its own, `agreement`
+        (`layers.agreements`).
     """
     extra = select.settings(log)
     setting = [*SETTING, *extra]
@@ -38,6 +40,10 @@ def tables(log: Logs) -> dict[str, pd.DataFrame]:
         written["variance"] = statistics.over_seeds(variance.normalised(probes), "nsr", by, se="nsr_se", log=True)
         written["bias"] = statistics.over_seeds(bias.split(probes), "value", [*by, "quantity"], se="se")
         written["alignment"] = alignment.angles(probes, by)
+        activations = layers.growth(probes, [*setting, "trained_with", "step", "block"])
+        written |= {"activations": activations} if len(activations) else {}
+        if (probes["sampling"] == "fresh_batches").all():
+            written["agreement"] = layers.agreements(probes, by)
     return written
 
 

@@ -10,7 +10,7 @@ from .networks.convolutional import alexnet, convolutional
 from .networks.cutting import cut
 from .networks.dense import fully_connected
 from .networks.registry import register_architecture
-from .networks.residual import residual
+from .networks.residual import residual, residual_mlp
 from .networks.transformer import transformer
 from .training.monitor import Monitor
 
@@ -31,6 +31,7 @@ __all__ = [
     "register_architecture",
     "register_dataset",
     "residual",
+    "residual_mlp",
     "transformer",
     "true_gradient",
     "unchecked",

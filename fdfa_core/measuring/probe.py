@@ -9,6 +9,7 @@ from the same random numbers, first for their mean, then for the scalars.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -20,6 +21,7 @@ from fdfa_core.estimators.base import Estimator
 from fdfa_core.gradients import true_gradient
 from fdfa_core.linearisation import factored
 from fdfa_core.linearisation.trace import Gradients
+from fdfa_core.measuring.activations import activation_rms
 from fdfa_core.measuring.reference import Reference
 from fdfa_core.measuring.scalars import measure_draws
 from fdfa_core.measuring.summary import own_columns, summarise_all
@@ -78,12 +80,14 @@ def probe(
         raw |= {f"reference/{name}": g for name, g in reference.gradient.items()}
     batches = None if given else _fresh_batches(reference, len(x), replicates, generator)
     groups = _groups(net)
+    activations = activation_rms(net, [inputs for inputs, _ in reference.disjoint_batches()])
     about = {
         key: {
             "reference_variance": sum(reference.variance[name] for name in names),
             "reference_stability": reference.stability(names),
             "reference_batches": reference.batches,
             "size": sum(target[name].numel() for name in names),
+            "activation_rms": activations[key[1]] if key[0] == "block" and key[2] == "hidden" else math.nan,
         }
         for key, names in groups.items()
     }

@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, str | Callable[..., BlockNetwork]] = {
     "convolutional": "fdfa_core.networks.convolutional:convolutional",
     "alexnet": "fdfa_core.networks.convolutional:build_alexnet",
     "residual": "fdfa_core.networks.residual:residual",
+    "residual_mlp": "fdfa_core.networks.residual:residual_mlp",
     "transformer": "fdfa_core.networks.transformer:transformer",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,18 @@ from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.networks.blocks import BlockNetwork
-from fdfa_core.networks.parts import Sizes, convolutional_block, image_shape, normalised, positive_sizes, seeded
+from fdfa_core.networks.parts import (
+    MOST_BLOCKS,
+    TORCH,
+    Sizes,
+    convolutional_block,
+    image_shape,
+    initialise,
+    make_activation,
+    normalised,
+    positive_sizes,
+    seeded,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -81,3 +93,81 @@ def residual(
                 fan_in = fan_out
         readout = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, outputs))
         return BlockNetwork(*blocks, readout, input_shape=input_shape)
+
+
+class PreNormBlock(nn.Module):
+    """h = x + W₂ act(W₁ LN(x) + b₁) + b₂: a residual block of a perceptron, normalised before its weights.
+
+    Nothing bounds h itself: what a block adds stays in the sum, and only the next block's LayerNorm takes the scale away.
+
+    Args:
+        width: of x and h.
+        inner: units between W₁ and W₂.
+        activation: "relu", "tanh" or "identity".
+    """
+
+    def __init__(self, width: int, inner: int, activation: str = "relu"):
+        super().__init__()
+        first, second = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.body = nn.Sequential(nn.LayerNorm(width), first, make_activation(activation), second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, width) to (N, width)."""
+        return x + self.body(x)
+
+
+def residual_mlp(
+    input_shape: Sequence[int],
+    outputs: int,
+    *,
+    width: int = 256,
+    blocks: int = 4,
+    mlp_ratio: int = 1,
+    activation: str = "relu",
+    initialisation: str = TORCH,
+    seed: int | None = None,
+) -> BlockNetwork:
+    """Return a pre-norm residual perceptron: a linear embedding, residual blocks, and a readout behind a last LayerNorm.
+
+    Hidden block 0 is the embedding h₀ = W x + b, and the others are `PreNormBlock`. All have only the "post" site: feedback
+    enters after the sum. The scale of the stream h_l may grow without bound, and the last LayerNorm divides the gradient by
+    it, so that the true gradient of the hidden blocks can vanish while the outputs stay as they are.
+
+    The kind of network is that of the evaluation protocol of arXiv 2606.21126: pre-norm, four blocks, 256 wide, an embedding
+    below and a last LayerNorm. That is second hand, from its authors' public notes; of its blocks, the activation, the inner
+    width and the initialisation could not be read, and are choices of this project.
+
+    Args:
+        input_shape: shape of one sample, which is flattened.
+        outputs: number of outputs.
+        width: of the embedding and of every block's output.
+        blocks: number of residual blocks; the network has one hidden block more, the embedding.
+        mlp_ratio: units inside a block over `width`.
+        activation: "relu", "tanh" or "identity".
+        initialisation: of all weights: "torch" or a name in `parts.INITIALISATIONS`.
+        seed: of the initial weights; None draws them from torch's global stream.
+
+    Raises:
+        InvalidInput: a size below one.
+        UnknownName: unknown activation or initialisation.
+
+    Examples:
+        >>> from fdfa_core import residual_mlp
+        >>> net = residual_mlp((1, 8, 8), 10, width=6, blocks=2, seed=0)
+        >>> net.site_shapes()
+        [(6,), (6,), (6,)]
+    """
+    shape = positive_sizes("input_shape", input_shape)
+    width, blocks, mlp_ratio, outputs = (
+        positive_sizes(name, [value])[0]
+        for name, value in {"width": width, "blocks": blocks, "mlp_ratio": mlp_ratio, "outputs": outputs}.items()
+    )
+    if blocks > MOST_BLOCKS:
+        raise InvalidInput("blocks", blocks, f"at most {MOST_BLOCKS}")
+    with seeded(seed):
+        hidden: list[nn.Module] = [nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))]
+        hidden += [PreNormBlock(width, mlp_ratio * width, activation) for _ in range(blocks)]
+        readout = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs))
+        net = BlockNetwork(*hidden, readout, input_shape=shape)
+        initialise(net, initialisation)
+        return net

@@ -32,7 +32,7 @@ class Rows:
             self.add(rows)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows, all with the same keys and types as those before."""
+        """Append rows, with the keys and types of those before; a key that those lack reads as missing in them."""
         import pyarrow as pa
 
         self._parts.append(pa.Table.from_pylist(list(rows)))
@@ -42,7 +42,8 @@ class Rows:
         import pyarrow as pa
 
         # one chunk, whatever the parts were: so the same rows give the same bytes of Parquet
-        return pa.concat_tables(self._parts).combine_chunks() if self._parts else None
+        # a checkpoint of an earlier version holds rows that lack the columns that were added since
+        return pa.concat_tables(self._parts, promote_options="default").combine_chunks() if self._parts else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows as a tensor of bytes."""

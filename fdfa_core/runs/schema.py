@@ -34,8 +34,12 @@ PROBE_COLUMNS = (
     "reference_norm",
     "valid",
 )
-# Of methods whose estimate is of a gradient of their own, NaN for all others; tables of earlier versions lack them.
+# Of methods whose estimate is of a gradient of their own, NaN for all others.
 OWN_COLUMNS = ("own_error", "own_error_se", "own_norm")
+ACTIVATION_COLUMNS = ("activation_rms",)  # of whole hidden blocks, NaN in all other rows
+# What later versions added, in the order in which they did: a table of an earlier one lacks a group, which reads as NaN.
+ADDED_COLUMNS = (OWN_COLUMNS, ACTIVATION_COLUMNS)
+LATER_COLUMNS = OWN_COLUMNS + ACTIVATION_COLUMNS
 FEEDBACK_COLUMNS = (
     "jacobian_norm",
     "error2",
@@ -54,7 +58,7 @@ FEEDBACK_COLUMNS = (
     "expected_bias2",
 )
 # All columns of a table that has rows, in the order in which a run writes them. A table without rows has its keys only.
-COLUMNS = TABLES | {"probes": PROBES + PROBE_COLUMNS + OWN_COLUMNS, "feedback": FEEDBACK + FEEDBACK_COLUMNS}
+COLUMNS = TABLES | {"probes": PROBES + PROBE_COLUMNS + LATER_COLUMNS, "feedback": FEEDBACK + FEEDBACK_COLUMNS}
 
 
 def expected_tables(probed: bool, feedback: bool) -> list[str]:

@@ -25,7 +25,7 @@ from fdfa_core.errors import RunError, shown
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.files import open_file, read_file
 from fdfa_core.runs import seal
-from fdfa_core.runs.schema import COLUMNS, METRICS, OWN_COLUMNS, TABLES, TYPES, expected_tables
+from fdfa_core.runs.schema import ADDED_COLUMNS, COLUMNS, METRICS, TABLES, TYPES, expected_tables
 from fdfa_core.signatures import in_words
 
 if TYPE_CHECKING:
@@ -236,9 +236,10 @@ def conform(table: pa.Table, name: str, place: str | Path) -> pa.Table:
     import pyarrow as pa
 
     wanted = COLUMNS[name] if len(table) else TABLES[name]
-    if name == "probes" and len(table) and not {*OWN_COLUMNS} & {*table.column_names}:
-        for column in OWN_COLUMNS:
-            table = table.append_column(column, pa.repeat(math.nan, len(table)))
+    for added in ADDED_COLUMNS if name == "probes" and len(table) else ():
+        if not {*added} & {*table.column_names}:  # written before there were such columns
+            for column in added:
+                table = table.append_column(column, pa.repeat(math.nan, len(table)))
     missing = [column for column in wanted if column not in table.column_names]
     if missing:
         raise RunError(f"{place}: lacks the column {missing[0]!r} of a {name} table; it has {', '.join(table.column_names)}")

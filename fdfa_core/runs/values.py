@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fdfa_core.experiments.tables import RunConfig
-from fdfa_core.runs.schema import METRICS, OWN_COLUMNS, QUANTITIES
+from fdfa_core.runs.schema import LATER_COLUMNS, METRICS, QUANTITIES
 
 LEVELS = ("parameter", "block", "hidden", "network")
 _SLACK = 1e-5  # by which rounding may carry a cosine beyond one
@@ -19,7 +19,7 @@ _NOT_NEGATIVE = {
     "metrics": ("step", "epoch"),
     "timing": ("step", "training_seconds", "instrument_seconds", "evaluation_seconds"),
     "probes": ("step", "epoch", "variance", "variance_se", "bias2_se", "mean_norm2", "target_norm", "reference_norm",
-               "reference_variance", "deviation_mean", "norm2_mean", "error_mean", *OWN_COLUMNS, *_EVEN_MOMENTS),
+               "reference_variance", "deviation_mean", "norm2_mean", "error_mean", *LATER_COLUMNS, *_EVEN_MOMENTS),
     "feedback": ("step", "epoch", "jacobian_norm", "error2", "error2_se", "variance", "variance_se", "bias2_se",
                  "gradient_norm", "gradient_bias2_se", "averaging2", "lag2", "start2", "sampling2", "expected_bias2"),
 }  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import alignment, bias, variance
+from analysis import alignment, bias, layers, variance
 from fdfa_core.errors import InvalidInput
 from synthetic_logs import row
 
@@ -227,3 +227,69 @@ def test_chance_is_the_spread_of_random_directions():
 def test_an_unknown_reference_is_refused(unbiased):
     with pytest.raises(InvalidInput, match='"target" or "reference"'):
         alignment.cosines(unbiased, against="truth")
+
+
+# --- what batches agree on, and how activations grow -----------------------------------------------------------------
+
+
+def pairs(draws):
+    """Return the mean of ⟨g_r, g_s⟩ over r ≠ s, the slow way."""
+    return np.mean([draws[r] @ draws[s] for r in range(len(draws)) for s in range(len(draws)) if r != s])
+
+
+@pytest.mark.parametrize("equally_long", [True, False])
+def test_agreement_is_the_mean_over_all_pairs_of_draws(equally_long):
+    draws = TARGET + np.random.default_rng(3).standard_normal((9, SIZE))
+    draws *= 1 / np.linalg.norm(draws, axis=1)[:, None] if equally_long else np.arange(1, 10)[:, None]
+    frame = pd.DataFrame([row(draws, TARGET, TARGET) | {"sampling": "fresh_batches"}])
+    found = layers.agreement(frame)["agreement"].item()
+    assert found == pytest.approx(pairs(draws) / (draws**2).sum(1).mean(), rel=1e-9)
+    cosines = pairs(draws / np.linalg.norm(draws, axis=1)[:, None])
+    assert (found == pytest.approx(cosines, rel=1e-9)) == equally_long
+
+
+def test_batches_without_any_signal_agree_on_the_samples_that_they_share():
+    """N/(N + M) for batches of N that are drawn with replacement from M samples, as the docstring says."""
+    rng, batch, samples = np.random.default_rng(4), 20, 60
+    each = rng.standard_normal((samples, 400))
+    draws = np.stack([each[rng.integers(samples, size=batch)].mean(0) for _ in range(600)])
+    frame = pd.DataFrame([row(draws, each[0], each[0]) | {"sampling": "fresh_batches"}])
+    assert layers.agreement(frame)["agreement"].item() == pytest.approx(batch / (batch + samples), rel=0.08)
+
+
+def test_draws_that_share_a_batch_have_no_agreement(unbiased):
+    with pytest.raises(InvalidInput, match="sampling: got 'given_batch'; accepted: \"fresh_batches\".*run it again"):
+        layers.agreement(unbiased.assign(sampling="given_batch"))
+
+
+def test_estimates_that_are_all_zero_have_no_direction_to_agree_on():
+    frame = pd.DataFrame({"sampling": "fresh_batches", "variance": [0.0, 1.0], "norm2_mean": [0.0, 2.0]})
+    assert layers.agreement(frame)["agreement"].tolist() == [0.5]
+
+
+def stream(**rms):
+    """Return probes of two estimators: run → {(step, block): root mean square}."""
+    rows = [
+        {"run": run, "seed": i, "step": step, "block": block, "estimator": estimator, "activation_rms": value}
+        for i, (run, values) in enumerate(rms.items())
+        for (step, block), value in values.items()
+        for estimator in ("bp", "fg-w")
+    ]
+    return pd.DataFrame(rows).assign(level="block", role="hidden")
+
+
+def test_growth_is_over_the_first_probe_and_amplification_over_the_block_below():
+    one = {(1, 0): 2.0, (1, 1): 4.0, (1, 3): 1.0, (9, 0): 3.0, (9, 1): 12.0, (9, 3): 5.0}  # block 2 has no parameters
+    other = {key: value * (8 if key == (9, 1) else 1) for key, value in one.items()}
+    found = layers.growth(stream(a=one, b=other), ["block", "step"]).set_index(["quantity", "block", "step"])
+    last = found.xs(9, level="step")["estimate"]
+    assert last["growth"].to_dict() == pytest.approx({0: 1.5, 1: 3 * 8**0.5, 3: 5.0})
+    assert last["amplification"].to_dict() == pytest.approx({1: 4 * 8**0.5})  # nothing is known below blocks 0 and 3
+    assert (found.loc["growth"].xs(1, level="step")["estimate"] == 1).all() and (found["seeds"] == 2).all()
+
+
+def test_activations_that_vanished_or_were_not_measured_divide_nothing():
+    rows = layers.activations(stream(a={(1, 0): 0.0, (1, 1): 1.0, (9, 0): 3.0, (9, 1): 0.0}))
+    assert rows[["growth", "amplification"]].isna().to_numpy().sum() == 5
+    assert rows.set_index(["step", "block"]).loc[(9, 1), ["growth", "amplification"]].tolist() == [0, 0]
+    assert layers.growth(stream(a={(1, 0): np.nan}), ["block"]).empty

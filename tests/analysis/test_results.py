@@ -208,6 +208,13 @@ def test_tables_keep_apart_whatever_an_experiment_varies(grid):
         assert (table["seeds"] == 2).all(), name
 
 
+def test_newer_logs_have_tables_of_activations_and_of_what_batches_agree_on(grid):
+    tables = summary.tables(dataclasses.replace(grid, probes=grid.probes.assign(activation_rms=2.0, sampling="fresh_batches")))
+    assert list(tables)[-2:] == ["activations", "agreement"]
+    assert (tables["activations"].query("quantity == 'growth'")["estimate"] == 1).all()
+    assert set(tables["agreement"]["network.activation"]) == {"relu", "tanh"} and (tables["agreement"]["seeds"] == 2).all()
+
+
 def test_networks_that_were_not_trained_have_no_accuracy(grid):
     assert list(summary.tables(with_optimizer(grid, "none"))) == ["variance", "bias", "alignment"]
 

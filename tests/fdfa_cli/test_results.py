@@ -14,7 +14,7 @@ def test_analyse_shows_accuracies_and_writes_tables(fdfa, file, trained, tmp_pat
     assert result.exit_code == 0, result.output
     assert "bp" in result.output and "accuracy" in result.output
     written = sorted(path.name for path in (tmp_path / "statistics" / "experiment").iterdir())
-    assert written == ["accuracy.csv", "alignment.csv", "bias.csv", "convergence.csv", "variance.csv"]
+    assert written == ["accuracy.csv", "activations.csv", "alignment.csv", "bias.csv", "convergence.csv", "variance.csv"]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def swept(fdfa, tmp_path):
 def test_analyse_keeps_apart_whatever_an_experiment_varies(fdfa, swept, tmp_path):
     result = fdfa("analyse", swept, "--out", "statistics")
     assert result.exit_code == 0, result.output
-    for name in ("accuracy", "alignment", "bias", "convergence", "variance"):
+    for name in ("accuracy", "activations", "alignment", "bias", "convergence", "variance"):
         table = pd.read_csv(tmp_path / "statistics" / "swept" / f"{name}.csv")
         assert set(table["network.activation"]) == {"relu", "tanh"} and (table["seeds"] == 2).all()
     assert len(pd.read_csv(tmp_path / "statistics" / "swept" / "accuracy.csv")) == 4

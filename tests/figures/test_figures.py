@@ -24,6 +24,7 @@ FIGURES = (
     "alignment_angles",
     "bias_variance",
     "convergence",
+    "depth_profile",
     "momentum_tradeoff",
     "variance_during_training",
     "variance_vs_width",
@@ -136,6 +137,27 @@ def test_angles_to_a_reference_that_is_mostly_noise_are_marked(place):
     assert marked["stability"].to_numpy() == pytest.approx((0.6 + 0.6 + 0.1) / 3)
     texts = [text.get_text() for text in render.discover()["alignment_angles"].draw(frame).legends[0].get_texts()]
     assert any("∇ is not stable" in text.replace("\n", " ") for text in texts)
+
+
+def test_a_depth_profile_shows_how_activations_grew_where_that_was_measured(place):
+    """Older logs have no such rows; the accuracies are those of the table."""
+    experiments, root, out = place
+    old, accuracies = (pd.read_csv(out / f"{name}.csv") for name in ("depth_profile", "accuracy"))
+    assert set(old["quantity"]) == {"cosine", "norm", "share", "accuracy"}
+    found = old[old["quantity"] == "accuracy"].set_index("trained_with")["estimate"]
+    assert found.to_dict() == pytest.approx(accuracies.set_index("trained_with")["accuracy"].to_dict())
+
+    def measured(frame):
+        size = (1.0 + frame["step"]) * 3.0 ** frame["block"]
+        return frame.assign(activation_rms=size.where(frame["role"] == "hidden"))
+
+    for run in (path for path in root.iterdir() if (path / "probes.parquet").exists()):
+        synthetic_logs.rewrite(run, "probes", measured)
+    assert again(place, ["depth_profile"]) == ["depth_profile"]
+    new = pd.read_csv(out / "depth_profile.csv")
+    assert np.isfinite(new.select_dtypes("number").to_numpy()).all()
+    last = new[new["trained_with"] == "bp"].set_index(["quantity", "block"])["estimate"]
+    assert last["growth"].to_dict() == pytest.approx({0: 5, 1: 5}) and last["amplification"].to_dict() == pytest.approx({1: 3})
 
 
 def test_bias_of_fdfa_is_seen_in_the_block_that_has_one(rendered):

@@ -147,6 +147,18 @@ def aligned() -> pd.DataFrame:
     return frame.assign(**error, **times, draws=32, steps=100, machine=MACHINE)
 
 
+def profiles() -> pd.DataFrame:
+    """Return what `depth_profile` shows: many blocks, wide ranges, and accuracies close to one another."""
+    ranges = {"cosine": (0.01, 1), "growth": (1e-3, 1e5), "amplification": (1e-2, 1e4), "norm": (1e-12, 10), "share": (0.01, 1)}
+    parts = [
+        measured(crossed(trained_with=METHODS, block=range(12)), *bounds, "trained_with").assign(quantity=quantity)
+        for quantity, bounds in ranges.items()
+    ]
+    ends = measured(crossed(trained_with=METHODS, block=[-1]), 0.985, 0.995, "trained_with").assign(quantity="accuracy")
+    frame = pd.concat([*parts, ends.assign(low=0.98, high=0.996)], ignore_index=True)
+    return frame.assign(stable=frame["block"] < 6)
+
+
 def compared() -> pd.DataFrame:
     """Return what `theory_vs_measured` shows."""
     frame = measured(pd.DataFrame({"estimator": NOISY * 5}), fewer="estimator")
@@ -189,6 +201,7 @@ def frames() -> dict[str, pd.DataFrame]:
             seconds=lambda f: np.geomspace(0.02, 400, len(f)),
             memory=lambda f: np.linspace(2e5, 9e8, len(f)),
         ),
+        "depth_profile": profiles(),
         "descent_frequency": measured(crossed(block=[0, 1, 2, -1], estimator=METHODS, window=[0, 1, 2]), 0.01, 0.9).assign(
             first=lambda f: f["window"] * 1024, last=lambda f: f["window"] * 4096, draws=16, stable=False, interval="binomial"
         ),

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fdfa_core import Block, BlockNetwork, cut
 from fdfa_core.networks.decorrelation import Decorrelation
+from fdfa_core.networks.residual import PreNormBlock
 
 
 class Own(nn.Module):
@@ -371,6 +372,7 @@ LAYERS: dict[str, Row] = {
     "LSTM": Row(lambda: around(Own(unrolled, layer=nn.LSTM(2, 3, batch_first=True)))),
     "scaled dot-product attention": Row(lambda: around(Own(attending, project=nn.Linear(2, 6)))),
     "nn.MultiheadAttention": Row(lambda: around(Own(many_heads, attention=nn.MultiheadAttention(4, 2, batch_first=True)))),
+    "pre-norm residual block": Row(lambda: around(PreNormBlock(8, 8, "tanh"))),
     "nn.TransformerEncoderLayer": Row(shaped(2, 4, a=nn.TransformerEncoderLayer(**_TRANSFORMER))),
 }
 CODE: dict[str, Row] = {

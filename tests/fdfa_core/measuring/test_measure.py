@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fdfa_core import Block, BlockNetwork, available_estimators, fully_connected
 from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import label, make_estimator
 from fdfa_core.linearisation.factored import dense
+from fdfa_core.measuring.activations import activation_rms
 from fdfa_core.measuring.cost import peak_memory
 from fdfa_core.measuring.probe import probe
 from fdfa_core.measuring.reference import Reference
@@ -105,6 +107,44 @@ def test_variance_of_a_local_method_about_its_own_gradient_is_that_of_theory():
         spread = row["own_error_se"] / row["own_norm"] ** 2
         assert spread < 0.1 * size and abs(row["own_error"] / row["own_norm"] ** 2 - (size + 1)) < 4 * spread
     assert blocks.loc[1, "own_error"] == pytest.approx(blocks.loc[1, "error_mean"])  # the last block's loss is the network's
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_activations_are_the_root_mean_square_of_what_each_hidden_block_gives(training):
+    """By hand, in float64, over the reference's batches as they pass; nothing of the network or of a random stream moves."""
+    blocks = [nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU()), nn.Sequential(nn.Linear(5, 6), nn.Tanh())]
+    network = BlockNetwork(*blocks, nn.Linear(6, 3)).train(training)
+    with torch.no_grad():
+        network[0][1].running_mean.uniform_(-1, 1)
+    before, stream = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    reference = Reference.compute(network, X, Y, 4)
+    rows = pd.DataFrame(probe(network, X[:2], Y[:2], {"bp": make_estimator("bp", network)}, reference, replicates=2))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream) and network.training == network[0].training == training
+    held = {name: value.double().numpy() for name, value in before.items()}
+    squares = [[], []]
+    for x in np.split(X.double().numpy(), 2):
+        z = x @ held["0.0.weight"].T + held["0.0.bias"]
+        mean, var = (z.mean(0), z.var(0)) if training else (held["0.1.running_mean"], held["0.1.running_var"])
+        h = np.maximum((z - mean) / np.sqrt(var + 1e-5), 0)
+        squares[0].append(h**2)
+        squares[1].append(np.tanh(h @ held["1.0.weight"].T + held["1.0.bias"]) ** 2)
+    whole = rows[(rows["level"] == "block") & (rows["role"] == "hidden")]
+    expected = [float(np.mean(each)) ** 0.5 for each in squares]
+    assert whole["activation_rms"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert rows.drop(index=whole.index)["activation_rms"].isna().all()
+
+
+def test_activations_under_dropout_are_those_that_training_sees_and_move_no_stream():
+    blocks = [nn.Sequential(nn.Linear(4, 400), nn.Dropout(0.75)), nn.Identity()]
+    network, stream = BlockNetwork(*blocks, nn.Linear(400, 3)), torch.get_rng_state()
+    dropped, same = activation_rms(network, [X])
+    assert torch.equal(torch.get_rng_state(), stream) and dropped == same
+    (kept, _), plain = activation_rms(network.eval(), [X]), blocks[0][0](X).double().square().mean().sqrt().item()
+    assert kept == pytest.approx(plain, rel=1e-6)
+    assert dropped / kept == pytest.approx(2, rel=0.15)  # a quarter is left, each four times as large
+    with pytest.raises(InvalidInput, match="batches: got .*at least one batch"):
+        activation_rms(network, [])
 
 
 def test_draws_that_are_made_twice_are_the_same_also_before_the_state_has_its_shapes(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from fdfa_core import (
     fully_connected,
     make_estimator,
     residual,
+    residual_mlp,
     transformer,
     true_gradient,
 )
@@ -31,6 +33,7 @@ TINY = {
     "fully_connected": {"hidden": [5, 4]},
     "convolutional": {"channels": (2, 3), "hidden": (4,), "kernel_size": 3, "padding": 1},
     "residual": {"channels": (2, 3)},
+    "residual_mlp": {"width": 4, "blocks": 2},
     "transformer": {"patch": 4, "dimension": 4},
 }
 
@@ -334,6 +337,36 @@ def test_stages_of_the_residual_network_halve_the_image():
     assert net.site_shapes() == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
 
 
+@pytest.mark.parametrize("activation, act", [("relu", lambda z: np.maximum(z, 0)), ("tanh", np.tanh)])
+def test_residual_perceptron_is_what_its_formula_says(activation, act):
+    net = residual_mlp((1, 2, 3), 3, width=4, blocks=2, mlp_ratio=3, activation=activation, seed=0).double()
+    x = torch.randn(5, 1, 2, 3, dtype=torch.float64)
+    w = {name: p.detach().numpy() for name, p in net.named_parameters()}
+
+    def normalised(h):
+        return (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5)
+
+    h = x.flatten(1).numpy() @ w["0.1.weight"].T + w["0.1.bias"]
+    for i in (1, 2):
+        z = act(normalised(h) @ w[f"{i}.body.1.weight"].T + w[f"{i}.body.1.bias"])
+        assert z.shape == (5, 12)
+        h = h + z @ w[f"{i}.body.3.weight"].T + w[f"{i}.body.3.bias"]
+    expected = normalised(h) @ w["3.1.weight"].T + w["3.1.bias"]
+    np.testing.assert_allclose(net(x).detach().numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_stream_that_has_grown_leaves_no_gradient_to_the_blocks_of_a_residual_perceptron():
+    """The last LayerNorm takes the scale of the stream away, and divides the gradient of all below by it."""
+    net, (x, y) = tiny("residual_mlp").double(), batch("residual_mlp")
+    direction, norms = torch.tensor([1.0, -2.0, 0.5, 3.0]), []
+    for scale in (1e2, 1e6):
+        with torch.no_grad():
+            net[0][1].bias.copy_(scale * direction)
+        gradient = true_gradient(net, x.double(), y)
+        norms.append(float(sum(g.square().sum() for name, g in gradient.items() if name.startswith("1.")) ** 0.5))
+    assert norms[1] == pytest.approx(1e-4 * norms[0], rel=0.1) and norms[0] > 1e-6
+
+
 def test_transformer_keeps_a_token_per_patch():
     assert transformer((1, 8, 8), 10, patch=2, dimension=6).site_shapes() == [(16, 6)] * 3
 
@@ -386,7 +419,7 @@ def test_local_methods_serve_the_architecture(architecture, estimator):
     assert all(found[name].shape == (2, *p.shape) and found[name].isfinite().all() for name, p in net.named_parameters())
 
 
-@pytest.mark.parametrize("architecture", ["residual", "transformer"])
+@pytest.mark.parametrize("architecture", ["residual", "residual_mlp", "transformer"])
 def test_every_estimator_serves_ordinary_modules_or_says_why_not(architecture):
     net, (x, y) = tiny(architecture), batch(architecture)
     for name in available_estimators():
@@ -448,6 +481,9 @@ def test_equal_seeds_give_equal_weights_on_a_gpu(architecture):
         (lambda: residual((1, 8, 8), 3, channels=()), r"channels: got \[\]"),
         (lambda: residual((1, 8, 8), 3, channels=8), "channels: got 8; accepted: a list of positive integers"),
         (lambda: residual(8, 3), "input_shape: got 8; accepted: a list of positive integers"),
+        (lambda: residual_mlp((1, 8, 8), 3, width=0), r"width: got \[0\]; accepted: positive integers"),
+        (lambda: residual_mlp((1, 8, 8), 3, blocks=1001), "blocks: got 1001; accepted: at most 1000"),
+        (lambda: residual_mlp((1, 8, 8), 3, activation="gelu"), "activation: got 'gelu'; accepted: one of relu, tanh"),
         (lambda: transformer((1, 8, 8), 3, patch=3), r"patch: got 3; accepted: a divisor"),
         (lambda: transformer((1, 8, 8), 3, dimension=6, heads=4), "heads: got 4; accepted: a divisor of the dimension 6"),
         (lambda: build("alexnet", (3, 32, 64), 10), r"input_shape: got \(3, 32, 64\); accepted: square images"),

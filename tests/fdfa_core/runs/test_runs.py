@@ -138,6 +138,14 @@ def test_rows_taken_from_a_checkpoint_give_the_same_bytes(partial):
     assert (partial.path / "metrics.parquet").read_bytes() == whole
 
 
+def test_rows_of_a_checkpoint_that_lacks_a_later_column_go_on_with_it(partial):
+    resumed = Rows()
+    resumed.load_state_dict(rows([{"step": 0, "loss": 0.5}]).state_dict())
+    resumed.add([{"step": 1, "loss": 0.25, "later": 2.0}])
+    found = resumed.table().to_pandas()
+    assert found["step"].tolist() == [0, 1] and np.isnan(found["later"][0]) and found["later"][1] == 2.0
+
+
 def test_a_checkpoint_is_read_back(partial):
     state = {"tensors": [torch.arange(3.0)], "nested": {"step": 3, "name": "x", "none": None, "rows": [{"a": 0.5}]}}
     partial.write_checkpoint(state)

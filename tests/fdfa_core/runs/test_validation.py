@@ -244,6 +244,32 @@ def test_the_seal_is_of_values_and_not_of_how_a_table_holds_them(run):
     assert seal.table_sha256(table.slice(3, 2)) == seal.table_sha256(pieces.slice(3, 2))
 
 
+@pytest.mark.parametrize("lost", [schema.ACTIVATION_COLUMNS, schema.LATER_COLUMNS])
+def test_a_table_from_before_a_column_was_added_reads_as_not_a_number(run, lost):
+    old = pq.read_table(run / "probes.parquet")
+    table = old.drop_columns([column for column in schema.LATER_COLUMNS if column in old.column_names])
+    for column in schema.LATER_COLUMNS:
+        table = table.append_column(column, pa.repeat(0.5, len(table)))
+    pq.write_table(table.drop_columns(list(lost)), run / "probes.parquet")
+    frame = check(run).tables["probes"]
+    assert frame[list(lost)].isna().all(axis=None)
+    assert (frame[[column for column in schema.LATER_COLUMNS if column not in lost]] == 0.5).all(axis=None)
+
+
+def test_a_table_that_lost_one_of_the_columns_added_together_is_refused(run):
+    table = validation.conform(pq.read_table(run / "probes.parquet"), "probes", run)
+    pq.write_table(table.drop_columns("own_norm"), run / "probes.parquet")
+    with pytest.raises(RunError, match="lacks the column 'own_norm' of a probes table"):
+        check(run)
+
+
+def test_a_negative_size_of_activations_is_refused(run):
+    table = pd.read_parquet(run / "probes.parquet").assign(activation_rms=-0.5)
+    table.to_parquet(run / "probes.parquet")
+    with pytest.raises(RunError, match="activation_rms is -0.5 .*not negative"):
+        check(run)
+
+
 # --- what a sweep sees without reading a table -----------------------------------------------------------------------
 
 SEEN = {
