@@ -92,6 +92,8 @@ def compare(recorded: Store, anew: Store, config: RunConfig, siblings: Iterable[
     if exact := _first(pairs, 0.0):
         if not (beyond := _first(pairs, ROUNDING)):
             return Found(ROUNDED, exact)
+        if not _first({"metrics": pairs["metrics"]}, 0.0):
+            beyond = f"training is equal in every bit; {beyond}"
         return Found(NOISE if _among_seeds(pairs, recorded, config, siblings) else DIFFERENT, beyond)
     return Found(EQUAL)
 
@@ -119,7 +121,8 @@ def _first(pairs: Pairs, tolerance: float) -> str:
         if wrong.to_numpy().any():
             row = int(wrong.any(axis="columns").to_numpy().argmax())
             column = wrong.columns[int(wrong.iloc[row].to_numpy().argmax())]
-            return f"{name}, row {row}, {column}: recorded {old[column].iloc[row]!r}, anew {new[column].iloc[row]!r}"
+            before, after = (frame[column].tolist()[row] for frame in (old, new))  # Python's numbers, as they are written
+            return f"{name}, row {row}, {column}: recorded {before!r}, anew {after!r}"
     return ""
 
 

@@ -72,6 +72,12 @@ def test_another_path_to_an_end_like_that_of_other_seeds_is_noise(found):
     assert outcome == audit.NOISE and where.startswith("metrics, row 2, train_loss")
 
 
+def test_training_that_is_equal_in_every_bit_is_told_from_what_measured_it(found):
+    outcome, where = found(probes=scaled("variance", 1.001, first=5))
+    assert outcome == audit.NOISE and where.startswith("training is equal in every bit; probes, row 5, variance: recorded ")
+    assert "float64" not in where
+
+
 @pytest.mark.parametrize("changes, said", [
     ({"metrics": scaled("train_loss", 1.001)}, "metrics, row 0, train_loss"),
     ({"metrics": scaled("test_accuracy", 0.5, first=2)}, "metrics, row 2, test_accuracy"),
