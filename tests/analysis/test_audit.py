@@ -74,7 +74,7 @@ def test_another_path_to_an_end_like_that_of_other_seeds_is_noise(found):
 
 def test_training_that_is_equal_in_every_bit_is_told_from_what_measured_it(found):
     outcome, where = found(probes=scaled("variance", 1.001, first=5))
-    assert outcome == audit.NOISE and where.startswith("training is equal in every bit; probes, row 5, variance: recorded ")
+    assert outcome == audit.NOISE and where.startswith("training is equal in every bit; probes, row 6, variance: recorded ")
     assert "float64" not in where
 
 
