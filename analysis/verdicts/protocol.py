@@ -282,10 +282,12 @@ TUNING = Tuning(
             "sgd": Axis((3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0), (1e-3, 3e-4), (3.0, 10.0)),
         }
     ),
-    grids=MappingProxyType({"mnist_fc": 30, "cifar_fc": 15, "mnist_cnn": 3, "cifar_cnn": 10, "mnist_fc_sgd": 10}),
+    grids=MappingProxyType(
+        {"mnist_fc": 30, "cifar_fc": 15, "mnist_cnn": 3, "cifar_cnn": 10, "mnist_fc_sgd": 10, "residual_mlp": 5}
+    ),
     uses=MappingProxyType(
         dict.fromkeys(("mnist_fc", "fashion_fc", "mnist_fc_100", "trajectory", "momentum", "depth"), "mnist_fc")
         | dict.fromkeys(("mnist_cnn", "fashion_cnn"), "mnist_cnn")
-        | {"cifar_fc": "cifar_fc", "cifar_cnn": "cifar_cnn", "sgd": "mnist_fc_sgd"}
+        | {"cifar_fc": "cifar_fc", "cifar_cnn": "cifar_cnn", "sgd": "mnist_fc_sgd", "residual_mlp": "residual_mlp"}
     ),
 )

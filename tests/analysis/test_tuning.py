@@ -370,7 +370,7 @@ def test_a_grid_has_every_method_that_is_compared_with_its_choices(name):
     assert asked <= set(rows["method"])
     variants = set(rows.loc[rows["method"] == "fdfa", "given"])
     assert variants == {"{}", json.dumps({"feedback_rule": protocol.BESIDE})}
-    assert set(rows.loc[rows["method"] == "fg-a", "given"]) == {"{}"}
+    assert set(rows.loc[rows["method"] == "fg-a", "given"]) <= {"{}"}  # `asked` says where there has to be one
 
 
 # --- the experiments that take their settings from them ------------------------------------------------------------------
@@ -396,7 +396,9 @@ def alphas(name):
 
 
 def test_the_experiments_to_come_are_those_of_the_protocol():
-    assert plan.departures(TO_COME.values(), protocol.SETTINGS) == {"sgd": "the protocol does not ask for it"}
+    assert plan.departures(TO_COME.values(), protocol.SETTINGS) == dict.fromkeys(
+        ("sgd", "residual_mlp"), "the protocol does not ask for it"
+    )
     assert TO_COME.keys() == OF_PROTOCOL
     for name, seeds in protocol.VARIANCE_EXPERIMENTS.items():
         assert {run.seed for run in TO_COME[name].runs()} == set(seeds)
