@@ -123,7 +123,7 @@ def _() -> Iterator[Row]:
 def _() -> Iterator[Row]:
     networks = {"residual": 6, "residual-digits": 20, "transformer": 5, "transformer-wide": 8, "transformer-digits": 20}
     for network, rounds in networks.items():
-        methods = {"FDFA": ("fdfa", {}, 2.0), "FG-W": ("fg-w", {}, None)}
+        methods = {"FDFA": ("fdfa", {}, 1.8), "FG-W": ("fg-w", {}, 1.6)}
         yield from _steps(network, rounds, methods)
 
 

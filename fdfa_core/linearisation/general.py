@@ -62,7 +62,7 @@ class GeneralMap(Map):
         needed = (context.need_input or follow) and x.is_floating_point()
         self.leaves = {**parameters, **frozen, INPUT: x.detach().requires_grad_(needed)}
         given = frozen | {INPUT: self.leaves[INPUT]} | ({} if context.update_buffers else self._fresh_buffers())
-        self.tape = Tape(self.leaves)
+        self.tape = Tape(self.leaves, detached=not context.need_pull)
         if not follow:
             self.tape.lose("not asked for")
         recording = torch.set_grad_enabled(context.need_pull or follow)

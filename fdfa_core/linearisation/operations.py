@@ -290,7 +290,8 @@ def matrix_product(tape: Tape, function, a, b):
     places, lead = (tape.slot(a), tape.slot(b)), a.shape[:-2]
     if None not in places and a.dim() > 2 and lead == b.shape[:-2]:  # as torch does inside, so that both keep one copy
         a, b = (v.reshape(-1, *v.shape[-2:]) for v in (a, b))
-        value, function = torch.bmm(a, b).unflatten(0, lead), torch.bmm
+        value, function = torch.bmm(a, b), torch.bmm
+        value = value.view(*lead, *value.shape[1:])
     else:
         value, lead = function(a, b), None
     a, b = None if places[1] is None else tape.keep(a), None if places[0] is None else tape.keep(b)
@@ -301,7 +302,7 @@ def matrix_product(tape: Tape, function, a, b):
         out = function(a, t) if s is None else function(s, b)
         if s is not None and t is not None:
             out = out.add_(function(a, t)) if lead is None else out.baddbmm_(a, t)
-        return out if lead is None else out.unflatten(0, lead)
+        return out if lead is None else out.view(*lead, *out.shape[1:])
 
     return tape.put(value, places, tangent)
 

@@ -41,6 +41,7 @@ class Tape(TorchFunctionMode):
 
     Args:
         leaves: the tensors at which the pass begins, by name; all of a floating-point type require a gradient.
+        detached: hold values without their graph, which would live as long as the tape.
 
     Attributes:
         lost: why the tape cannot be used, or "".
@@ -48,8 +49,9 @@ class Tape(TorchFunctionMode):
         bare: whether every operation has a rule of its own.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor]):
+    def __init__(self, leaves: Mapping[str, Tensor], detached: bool = True):
         super().__init__()
+        self.detached = detached
         self.lost, self.stops, self.bare = "", False, True
         self._steps: list[tuple[Callable, tuple[int | None, ...], int | tuple[int | None, ...]]] = []
         self._slots: dict[int, tuple[int, int, weakref.ref]] = {}
@@ -76,10 +78,10 @@ class Tape(TorchFunctionMode):
         return known[0]
 
     def keep(self, value: Any) -> Any:
-        """Return a tensor for use in tangents, without its graph; it must not change from now on."""
+        """Return a tensor for use in tangents; it must not change from now on."""
         if not isinstance(value, Tensor):
             return value
-        if not value.is_leaf:
+        if self.detached and not value.is_leaf:
             value = value.detach()
         self._kept.append((value, value._version))
         return value
