@@ -41,7 +41,7 @@ class Decorrelation(nn.Module):
         >>> layer, generator = Decorrelation(2, rate=0.05), torch.Generator().manual_seed(0)
         >>> x = torch.randn(64, 2, generator=generator) @ torch.tensor([[1.0, 0.8], [0.0, 0.6]])
         >>> f"{torch.corrcoef(layer.eval()(x).T)[0, 1]:.2f}"
-        '0.83'
+        '0.80'
         >>> for step in range(200):
         ...     output = layer.train()(x)
         >>> f"{layer.eval()(x).T.matmul(layer(x))[0, 1].abs() / 64:.2f}"
