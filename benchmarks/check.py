@@ -14,8 +14,8 @@ import pandas as pd
 
 from benchmarks.report import line
 
-MARGIN = 0.03  # as a share of the recorded upper quartile
-ONCE = 0.25  # the same of a time that was taken once
+MARGIN = 0.03  # as a share of the recorded quartile
+MARGINS = {"sweep": 0.25, "theory": 0.25, "memory": 0.1}  # of benches that take a time, or what a whole process holds, once
 Row = Mapping[str, object]
 
 
@@ -30,15 +30,9 @@ def plan(old: pd.DataFrame, only: Sequence[str] | None, threads: Sequence[int]) 
     return {n: names for n, names in benches.items() if names}
 
 
-def margin(old: Row) -> float:
-    """Return how far above a recorded quartile a row may be, as a share of it."""
-    timed = old["unit"] == "s" or not pd.isna(old["baseline_milliseconds"])  # the rest is memory
-    return ONCE if timed and old["low"] == old["high"] else MARGIN
-
-
 def verdict(new: Row, old: Row) -> str:
     """Say "worse", "better" or "same" of a row measured now and the one recorded; of every figure, less is better."""
-    factor = 1 + margin(old)
+    factor = 1 + MARGINS.get(old["bench"], MARGIN)
     if not new["low"] <= old["high"] * factor:  # so that what is no number counts as worse
         return "worse"
     return "better" if old["low"] > new["high"] * factor else "same"

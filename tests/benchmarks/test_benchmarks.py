@@ -119,14 +119,17 @@ def test_row_is_worse_or_better_when_its_quartiles_leave_the_recorded_ones(sampl
 
 
 @pytest.mark.parametrize(
-    ("unit", "baseline", "value", "verdict"),
-    [("s", None, 1.24, "same"), ("s", None, 1.26, "worse"), ("", 8.0, 1.24, "same"), ("", 8.0, 0.79, "better")]
-    + [("GiB", None, 1.04, "worse"), ("", None, 1.04, "worse"), ("", None, 1.02, "same")],
+    ("bench", "value", "verdict"),
+    [("sweep", 1.24, "same"), ("sweep", 1.26, "worse"), ("theory", 0.79, "better"), ("memory", 1.09, "same")]
+    + [("memory", 1.11, "worse"), ("steps-transformers", 1.04, "worse"), ("steps-transformers", 1.02, "same")],
 )
-def test_times_taken_once_have_a_wider_margin_than_memory(tmp_path, unit, baseline, value, verdict):
-    old, new = (report.pooled([asdict(Row("a", [v], None, baseline, unit))], "theory", 1) for v in (1.0, value))
-    pd.DataFrame(old).assign(date="2030-01-01").to_csv(tmp_path / "record.csv", index=False)
-    assert check.verdict(new[0], pd.read_csv(tmp_path / "record.csv").to_dict("records")[0]) == verdict
+def test_benches_that_measure_once_have_margins_of_their_own(bench, value, verdict):
+    (old,), (new,) = measured([1.0], bench), measured([value], bench)
+    assert check.verdict(new, old) == verdict
+
+
+def test_margins_are_those_of_benches():
+    assert set(check.MARGINS) <= set(report.benches(tables=False))
 
 
 @pytest.mark.parametrize("where", [{"threads": 2}, {"figure": "another figure"}, {"bench": "probe"}])
