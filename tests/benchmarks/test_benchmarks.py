@@ -120,8 +120,8 @@ def test_row_is_worse_or_better_when_its_quartiles_leave_the_recorded_ones(sampl
 
 @pytest.mark.parametrize(
     ("bench", "value", "verdict"),
-    [("sweep", 1.24, "same"), ("sweep", 1.26, "worse"), ("theory", 0.79, "better"), ("memory", 1.09, "same")]
-    + [("memory", 1.11, "worse"), ("steps-transformers", 1.04, "worse"), ("steps-transformers", 1.02, "same")],
+    [("sweep", 1.24, "same"), ("sweep", 1.26, "worse"), ("theory", 0.79, "better"), ("memory", 1.14, "same")]
+    + [("memory", 1.16, "worse"), ("steps-transformers", 1.04, "worse"), ("steps-transformers", 1.02, "same")],
 )
 def test_benches_that_measure_once_have_margins_of_their_own(bench, value, verdict):
     (old,), (new,) = measured([1.0], bench), measured([value], bench)
