@@ -24,7 +24,7 @@ PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_f
 .DEFAULT_GOAL := help
 # Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.
 .NOTPARALLEL:
-.PHONY: help setup figures test test-oldest test-wheel test-gallery bench paper reproduce docs readme report verify audit matrix previews lint clean distclean
+.PHONY: help setup figures test test-oldest test-wheel test-gallery bench bench-check paper reproduce docs readme report verify audit matrix previews lint clean distclean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=$(PYTHON)] [PIP_ARGS=...] [PROFILE=smoke|quick|paper] [JOBS=processes]"
@@ -70,6 +70,9 @@ $(GALLERY): $(STAMP)
 
 bench: $(STAMP) ## measure speed and memory: table and CSV
 	$(VENV_PY) -m benchmarks
+
+bench-check: $(STAMP) ## measure again what make bench recorded, and name what got worse (BENCHES=names: these alone)
+	$(VENV_PY) -m benchmarks --check $(if $(BENCHES),--only $(BENCHES))
 
 paper: $(STAMP) ## draw the paper-scale figures and tables from the recorded results
 	$(FDFA) figures --profile paper --runs results/paper

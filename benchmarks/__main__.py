@@ -2,6 +2,8 @@
 
     python -m benchmarks                           all: benchmarks/results/*.csv and the table in docs/performance.md
     python -m benchmarks --only steps-fc draws-fc  some: printed, nothing written (with --record: these rows anew)
+    python -m benchmarks --check                   what is recorded, or --only some of it: printed beside the record, nothing
+                                                   written; exit code 1 if a row got worse, 2 if a bench failed
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import check, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,40 +28,55 @@ ROOT = Path(__file__).parents[1]
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure speed and memory.")
     parser.add_argument("--only", nargs="+", metavar="BENCH", help="these benches alone; print and write nothing")
-    parser.add_argument("--record", action="store_true", help="write what --only measured in place of what is recorded of it")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--record", action="store_true", help="write what --only measured in place of what is recorded of it")
+    what.add_argument("--check", action="store_true", help="compare with what is recorded; write nothing")
     parser.add_argument("--threads", nargs="+", type=int, help="numbers of threads (default: 1 and, with two cores, 2)")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         return _measure(options.only, options.threads[0])
     threads = options.threads or [1, 2][: os.cpu_count()]
+    if options.check:
+        record, known = check.recorded(ROOT), report.benches(tables=False)
+        if unknown := sorted(set(options.only or ()) - set(known)):
+            parser.error(f"{', '.join(unknown)}: no bench that measures rows of performance.csv; there are {', '.join(known)}")
+        if not (plan := check.plan(record, options.only, threads)):
+            parser.error(f"nothing is recorded with --threads {' '.join(map(str, threads))}")
+    else:
+        plan = {n: options.only or report.benches(tables=n == threads[0]) for n in threads}
     machine = report.machine()
     if machine["load"] > 0.3:
         print(f"Other processes keep {machine['load']:.1f} cores busy: ratios will be disturbed.", file=sys.stderr)
+    if options.check and (others := sorted(set(record["machine"]) - {report.place(machine)})):
+        print(f"Recorded on {'; '.join(others)}, and this is {report.place(machine)}: ratios may differ.", file=sys.stderr)
     rows, tables = [], {}
-    for n in threads:
-        measured = _in_child(options.only, n, first=n == threads[0])
-        for (kind, name), contents in groupby(measured, key=itemgetter(0, 1)):
+    for n, benches in plan.items():
+        for (kind, name), contents in groupby(_in_child(benches, n), key=itemgetter(0, 1)):
             if kind == "row":
                 for row in report.pooled([content for *_, content in contents], name, n):
                     rows.append(row)
                     print(report.line(row), flush=True)
             else:
                 tables.setdefault(name, []).extend(content for *_, content in contents)
+    if options.check:
+        asked = [(name, n) for n, benches in plan.items() for name in benches]
+        found = check.compare(rows, record, asked)
+        print(f"\n{check.summary(found)}")
+        raise SystemExit(1 if found["worse"] else 0)
     if options.record or not options.only:
         report.write(ROOT, rows, tables, machine)
 
 
-def _in_child(only: list[str] | None, threads: int, first: bool):
+def _in_child(benches: list[str], threads: int):
     """Yield (kind, bench, content) as a process with this many threads finds them."""
-    benches = only or report.benches(tables=first)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--child", "--threads", str(threads), "--only", *benches]
     with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         for text in child.stdout:
             yield json.loads(text)
     if child.returncode:
-        raise SystemExit(child.returncode)
+        raise SystemExit(2)
 
 
 def _measure(benches: list[str], threads: int) -> None:

@@ -101,6 +101,11 @@ def machine() -> dict[str, object]:
     }
 
 
+def place(about: Mapping[str, object]) -> str:
+    """Return the machine in words, as the records name it."""
+    return f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"
+
+
 def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: dict[str, object]) -> None:
     """Write benchmarks/results and the table in docs/performance.md.
 
@@ -112,7 +117,7 @@ def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: di
     """
     results = root / "benchmarks" / "results"
     results.mkdir(parents=True, exist_ok=True)
-    where = {"machine": f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"}
+    where = {"machine": place(about)}
     for name, contents in tables.items():
         pd.DataFrame(contents).assign(**where).to_csv(results / f"{name}.csv", index=False, float_format="%.6g")
     if not rows:

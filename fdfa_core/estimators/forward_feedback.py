@@ -195,10 +195,7 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
                 product(feedback, d.mT, u, beta=1 - alpha, alpha=alpha / u.shape[-2], out=feedback)
             else:
                 gradient = product(feedback, d.mT, u, beta=1, alpha=-1 / u.shape[-2])
-                self.feedback[i].grad = gradient.view_as(self.feedback[i])
-        if self.feedback_rule == "adam":
-            self._adam.step()
-            self._adam.zero_grad()
+                _adam_step(self._adam, self.feedback[i], gradient.view_as(self.feedback[i]))
 
     def stationary_steps(self) -> int:
         """Return the steps after which less than 1e-3 of the start's bias is left.
@@ -227,3 +224,22 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
         if state["adam"] is not None:
             self._adam = torch.optim.Adam(self.feedback, lr=self.feedback_lr)
             self._adam.load_state_dict(state["adam"])
+
+
+def _adam_step(adam: torch.optim.Adam, parameter: Tensor, gradient: Tensor) -> None:
+    """Move one tensor as `adam.step()` does on a processor, bit by bit, and write over its gradient.
+
+    For few small tensors most of the time of `adam.step()` goes to what surrounds these lines.
+    """
+    if parameter not in adam.state:  # torch makes the moments
+        parameter.grad = gradient
+        adam.step()
+        parameter.grad = None
+        return
+    group, state = adam.param_groups[0], adam.state[parameter]
+    state["step"] += 1
+    step, (beta1, beta2), mean, square = state["step"].item(), group["betas"], state["exp_avg"], state["exp_avg_sq"]
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    scale = torch.sqrt(square, out=gradient).div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+    parameter.addcdiv_(mean, scale, value=-(group["lr"] / (1 - beta1**step)))

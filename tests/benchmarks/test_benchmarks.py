@@ -5,7 +5,8 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from benchmarks import report, timing
+from benchmarks import __main__ as command
+from benchmarks import check, report, timing
 from benchmarks.rows import Row
 from places import ROOT
 
@@ -79,3 +80,114 @@ def test_projects_page_shows_the_projects_record():
 def test_every_recorded_bench_can_be_repeated():
     known = set(report.benches(tables=False))
     assert set(recorded(ROOT)["bench"]) == known, "not recorded: python -m benchmarks --record --only"
+
+
+# Against the record ------------------------------------------------------------------------------------------------------
+
+
+def measured(samples, bench="steps-fc", threads=1, figure="a figure"):
+    return report.pooled([asdict(Row(figure, samples, None, 8.0))], bench, threads)
+
+
+def against(samples, now, **where):
+    """Compare rows with a record of one row, whose quartiles are 1.1 and 1.3."""
+    old = pd.DataFrame(measured([1.0, 1.1, 1.2, 1.3, 1.4])).assign(date="2030-01-01")
+    return check.compare(measured(samples, **where), old, now)
+
+
+@pytest.mark.parametrize(
+    ("samples", "verdict"),
+    [
+        ([1.34] * 3, "worse"),
+        ([1.33] * 3, "same"),  # above the upper quartile, within the margin
+        ([1.2, 2.0, 2.0, 2.0, 2.1], "worse"),
+        ([1.1, 1.3, 1.5, 1.7, 1.9], "same"),  # its median is above the upper quartile, its lower quartile is not
+        ([1.2] * 3, "same"),
+        ([1.07] * 3, "same"),
+        ([1.06] * 3, "better"),
+        ([float("nan")] * 3, "worse"),
+    ],
+)
+def test_row_is_worse_or_better_when_its_quartiles_leave_the_recorded_ones(samples, verdict):
+    found = against(samples, [("steps-fc", 1)])
+    assert {key: len(rows) for key, rows in found.items() if rows} == {verdict: 1}
+    counts = ", ".join(f"{int(key == verdict)} {key}" for key in ("worse", "better", "same"))
+    assert check.summary(found).endswith(f"1 compared: {counts}.")
+    assert "; recorded on 2030-01-01: 1.2 [1.1, 1.3]" in found[verdict][0]
+    assert (found[verdict][0] in check.summary(found)) == (verdict != "same")
+
+
+@pytest.mark.parametrize(
+    ("bench", "value", "verdict"),
+    [("sweep", 1.24, "same"), ("sweep", 1.26, "worse"), ("theory", 0.79, "better"), ("memory", 1.14, "same")]
+    + [("memory", 1.16, "worse"), ("steps-transformers", 1.04, "worse"), ("steps-transformers", 1.02, "same")],
+)
+def test_benches_that_measure_once_have_margins_of_their_own(bench, value, verdict):
+    (old,), (new,) = measured([1.0], bench), measured([value], bench)
+    assert check.verdict(new, old) == verdict
+
+
+def test_margins_are_those_of_benches():
+    assert set(check.MARGINS) <= set(report.benches(tables=False))
+
+
+@pytest.mark.parametrize("where", [{"threads": 2}, {"figure": "another figure"}, {"bench": "probe"}])
+def test_rows_that_are_not_recorded_are_named_and_not_compared(where):
+    asked = [(where.get("bench", "steps-fc"), where.get("threads", 1))]
+    found = against([9.0], asked, **where)
+    missed = ["1 thread  a figure (steps-fc)"] if "figure" in where else []  # the record has it, and it was asked for
+    assert {key: len(rows) for key, rows in found.items()} == {
+        "worse": 0, "better": 0, "same": 0, "not recorded": 1, "not found": len(missed)
+    }  # fmt: skip
+    assert found["not found"] == missed
+    text = check.summary(found)
+    assert where.get("figure", "a figure") in text and text.endswith("0 compared: 0 worse, 0 better, 0 same.")
+
+
+def test_check_measures_what_is_recorded_with_each_number_of_threads():
+    old = pd.DataFrame([*measured([1.0]), *measured([1.0], "probe"), *measured([1.0], "probe", 2)])
+    assert check.plan(old, None, [1, 2, 4]) == {1: ["steps-fc", "probe"], 2: ["probe"]}
+    assert check.plan(old, ["monitor"], [1, 2]) == {1: ["monitor"], 2: ["monitor"]}
+
+
+@pytest.fixture
+def checked(place, monkeypatch, capsys):
+    """Call `python -m benchmarks --check` on a record in which every row is 1.0, and give what it finds all of one value."""
+
+    def call(value, *arguments):
+        def found(benches, threads):
+            for name in benches:
+                yield "row", name, asdict(Row(f"a figure of {name}", [value], None, 8.0))
+
+        monkeypatch.setattr(command, "ROOT", place)
+        monkeypatch.setattr(command, "_in_child", found)
+        monkeypatch.setattr(report, "machine", lambda: ABOUT | {"cpu": "another processor", "load": 1.5})
+        files = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        with pytest.raises(SystemExit) as ended:
+            command.main(["--check", *arguments])
+        assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == files
+        return ended.value.code, capsys.readouterr()
+
+    return call
+
+
+def test_check_names_what_got_worse_and_writes_nothing(checked):
+    code, said = checked(1.5, "--threads", "1", "2")
+    assert code == 1 and said.out.count("; recorded on 2030-01-01: 1 [1, 1]") == 6
+    assert said.out.endswith("6 compared: 6 worse, 0 better, 0 same.\n")
+    assert "1.5 cores busy" in said.err
+    assert "Recorded on 2 cores of a processor, torch 2, and this is 2 cores of another processor, torch 2" in said.err
+
+
+def test_check_of_named_benches_passes_if_none_got_worse(checked):
+    code, said = checked(1.0, "--threads", "2", "--only", "probe")
+    assert code == 0 and said.out.endswith("1 compared: 0 worse, 0 better, 1 same.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--only", "cost_scaling"], "cost_scaling"), (["--threads", "7"], "--threads 7"), (["--record"], "--record")],
+)
+def test_check_refuses_what_it_cannot_compare(checked, arguments, named):
+    code, said = checked(1.0, *arguments)
+    assert code == 2 and named in said.err

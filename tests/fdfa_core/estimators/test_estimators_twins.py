@@ -14,7 +14,7 @@ from analysis.theory import predict
 from analysis.theory.optimal import allocation
 from fdfa_core import Block, BlockNetwork, fully_connected, true_gradient
 from fdfa_core.errors import InvalidInput, Unsupported
-from fdfa_core.estimators import make_estimator, weight_perturbation
+from fdfa_core.estimators import forward_feedback, make_estimator, weight_perturbation
 from fdfa_core.estimators.activity_perturbation import first_linear
 from fdfa_core.estimators.tangents import best_counts
 from fdfa_core.perturbations import Gaussian, LowRank
@@ -444,6 +444,22 @@ def test_fdfa_feedback_by_adam(toy, joint):
             expected[block].grad = expected[block] - estimate
         adam.step()
     assert_equal({i: b.flatten(1) for i, b in enumerate(case.estimator.feedback)}, dict(enumerate(expected)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fdfa_feedback_moves_as_torchs_adam_bit_by_bit(dtype):
+    generator = torch.Generator().manual_seed(0)
+    found, expected = ([torch.zeros(10, 37, dtype=dtype), torch.zeros(10, 8, 3, dtype=dtype)] for _ in range(2))
+    ours, torchs = torch.optim.Adam(found, lr=1e-3), torch.optim.Adam(expected, lr=1e-3)
+    for step in range(20):
+        for i in (0, 1) if step % 3 else (0,):  # as blocks that take turns, each with its own count
+            gradient = torch.randn(found[i].shape, generator=generator).to(dtype)
+            expected[i].grad = gradient.clone()
+            forward_feedback._adam_step(ours, found[i], gradient)
+        torchs.step()
+        torchs.zero_grad()
+    assert all(torch.equal(a, b) and a.abs().min() > 0 and a.grad is None for a, b in zip(found, expected, strict=True))
+    torch.testing.assert_close(ours.state_dict(), torchs.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("toy", PRE)
