@@ -161,9 +161,9 @@ def _drawn(artist: _Artist, tasks: list[tuple[Job, str, str]], processes: int) -
         results = parallel(joblib.delayed(_draw_for)(key, artist, *task) for task in tasks)
         for (job, _, _), (reason, caught) in zip(tasks, results, strict=True):
             for warning in caught:
-                if warning not in known:  # by another process
+                if warning[:2] not in known:  # from another figure
                     warnings.warn_explicit(*warning)
-                known.add(warning)
+                known.add(warning[:2])
             yield job.name, reason
 
 
