@@ -103,13 +103,18 @@ class ActivityPerturbation(Estimator):
             error = self.loss.error(trace.output, y)[1]
             groups = self.perturbed(trace, error)
             if self.allocation == "optimal" and groups:
-                noise = sum(self.tangents.sample_noise(group) for group in groups).cpu()
-                return float((noise / self.counts(trace, error).clamp(min=1)).sum())
+                noise, counts = self.shares(groups, len(error))
+                return float((noise / counts.clamp(min=1)).sum())
             parts = [self.tangents.activity_noise(group, self.slope == "batch") for group in groups]
         return None if None in parts else float(sum(parts))
 
     def perturbed(self, trace: Trace, error: Tensor) -> list[list[PerturbedUnits]]:
         """Return what directions meet and move, a list for the blocks that are perturbed together."""
+        if self.allocation == "optimal" and coupled(self.net):
+            raise Unsupported(
+                'fg-a with allocation="optimal" cannot serve batch normalisation in training mode, where the error of a sample '
+                'is not its own: use allocation="equal", or the network in evaluation mode'
+            )
         units = perturbed_units(trace, error, self.site)
         if self.readout == "exact":
             units.pop()
@@ -119,17 +124,14 @@ class ActivityPerturbation(Estimator):
         groups = [units] if self.joint else [[each] for each in units]
         return [group for group in groups if group]
 
-    def counts(self, trace: Trace, error: Tensor) -> Tensor:
-        """Return the best numbers of directions of the samples, (N,) on the CPU; groups of blocks get the same ones."""
-        if coupled(self.net):
-            raise Unsupported(
-                'fg-a with allocation="optimal" cannot serve batch normalisation in training mode, where the error of a sample '
-                'is not its own: use allocation="equal", or the network in evaluation mode'
-            )
-        groups = self.perturbed(trace, error)
+    def shares(self, groups: list[list[PerturbedUnits]], samples: int) -> tuple[Tensor, Tensor]:
+        """Return what one direction of each sample adds to the variance, and the best numbers of directions, (N,) on the CPU.
+
+        Groups of blocks get the same ones.
+        """
         noise = sum(self.tangents.sample_noise(group) for group in groups).cpu()
         own = sum(each.own for group in groups for each in group).cpu()
-        return best_counts(noise, (noise > 0) | (own > 0), self.tangents.count * len(error))
+        return noise, best_counts(noise, (noise > 0) | (own > 0), self.tangents.count * samples)
 
     def trace(self, x: Tensor, **options: bool) -> Trace:
         """Run the network forward; an oracle keeps what a backward pass needs, and takes its tangents as ever."""
@@ -149,7 +151,7 @@ class ActivityPerturbation(Estimator):
         gradients: Gradients = {}
         tangents, weights = self.tangents, None
         if self.allocation == "optimal" and live:
-            weights = mean_weights(self.counts(trace, error)).to(error)
+            weights = mean_weights(self.shares(self.perturbed(trace, error), len(error))[1]).to(error)
             tangents = Tangents(tangents.law, len(weights), "mean")
         for group in ([live] if self.joint else [[i] for i in live]) if live else ():
             sizes = [sites[i][0].numel() for i in group]

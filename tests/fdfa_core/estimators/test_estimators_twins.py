@@ -201,7 +201,8 @@ def test_a_sample_without_a_gradient_gets_no_directions_and_one_with_no_noise_ge
     assert signs.variance(x, y) == 0
     normal = make_estimator("fg-a", net, tangents=2, allocation="optimal")
     trace = normal.trace(x)
-    counts = normal.counts(trace, normal.loss.error(trace.output, y)[1]).tolist()
+    groups = normal.perturbed(trace, normal.loss.error(trace.output, y)[1])
+    counts = normal.shares(groups, len(x))[1].tolist()
     assert counts[1] == 0 and sum(counts) == 6 and min(counts[0], counts[2]) >= 1
 
 
