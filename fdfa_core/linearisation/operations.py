@@ -152,7 +152,7 @@ def elementwise(tangent: Callable[..., Tensor], *names: str, of: str = "x") -> N
 
 
 def _power(t: Tensor, x: Tensor, exponent: float) -> Tensor:
-    return t * x.pow(exponent - 1).mul_(exponent)
+    return t * x.pow(exponent - 1).mul_(exponent) if exponent else torch.zeros_like(t)  # elsewhere 0 · ∞ at zero
 
 
 def _within(t: Tensor, x: Tensor, min=None, max=None) -> Tensor:

@@ -89,6 +89,7 @@ CASES = {
     "linear": lambda x, W, b: F.linear(F.linear(x, W, b), W),
     "activations": lambda x, W, b: sum(f(x @ W) for f in (F.gelu, F.silu, F.mish, F.hardswish, F.relu6, F.elu)),
     "more": lambda x, W, b: sum(f(x + b) for f in (torch.tanh, torch.sigmoid, torch.exp, F.softplus, F.relu, torch.sin)),
+    "powers at zero": lambda x, W, b: (F.relu(x) ** 0 + F.relu(x) ** 2 + F.relu(x) ** 1) * b,
     "roots": lambda x, W, b: b.sqrt() + b.rsqrt() * b.log() + x.abs() + x**3 + b.reciprocal() + x.clamp(-0.5, 0.7),
     "options": lambda x, W, b: F.gelu(x, approximate="tanh") + F.hardtanh(x * b, -0.3, 0.4) + F.hardsigmoid(x) + x.cos(),
     "softmax": lambda x, W, b: (x @ W).softmax(-1) * b + F.softmax(x, 0) + torch.softmax(x, 1, dtype=torch.float64),
