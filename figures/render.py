@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from analysis import benches, own
 from analysis import logs as log_frames
 from analysis.rebuilt import cache
-from fdfa_core.errors import FdfaError, RunError, UnknownName
+from fdfa_core.errors import FdfaError, InvalidInput, RunError, UnknownName
 from fdfa_core.files import make_directory, write_atomically
 from fdfa_core.workers import worker_processes
 from figures import _verdicts, layout, style
@@ -83,7 +83,10 @@ def render(
     Raises:
         UnknownName: no such figure or profile.
         RunError: an experiment or run is missing, a log cannot be read, or `out` cannot be used.
+        InvalidInput: fewer than one process.
     """
+    if processes is not None and processes < 1:
+        raise InvalidInput("processes", processes, "a positive integer, or None for one a core")
     store = log_frames.open_store(root)
     coverage = coverage or Coverage(store)
     planned, missing = plan(profile, store, only, experiments=experiments, partial=skip is not None, coverage=coverage)
@@ -93,14 +96,14 @@ def render(
         reason = next(iter(missing.values()), "there are no figures")
         raise RunError(f"{store.root}: holds nothing that the figures asked for could show; {reason}")
     out = open_directory(Path(out))
-    artist = _Artist(store, out, profile, partial=skip is not None)
-    tasks = [(job, note, artist.stamp(job, note)) for job in planned for note in [gaps(job, coverage)]]
+    painter = _Painter(store, out, profile, partial=skip is not None)
+    tasks = [(job, note, painter.stamp(job, note)) for job in planned for note in [gaps(job, coverage)]]
     waiting = [task for task in tasks if not _is_current(out, task[0], task[2])]
     if report:
         for name in sorted({task[0].name for task in tasks} - {task[0].name for task in waiting}):
             report(name, False)
     lost = set()
-    for name, reason in _drawn(artist, waiting, processes):
+    for name, reason in _drawn(painter, waiting, processes):
         if reason is not None:
             lost.add(name)
             skip(name, reason)
@@ -109,7 +112,7 @@ def render(
     return [path for job in planned if job.name not in lost for path in _files(out, job)]
 
 
-class _Artist:
+class _Painter:
     """Draws jobs from a store into a directory; what it read once it keeps."""
 
     def __init__(self, store: log_frames.Store, out: Path, profile: str, partial: bool):
@@ -148,17 +151,17 @@ class _Artist:
         return self._fingerprints[experiment.path]
 
 
-def _drawn(artist: _Artist, tasks: list[tuple[Job, str, str]], processes: int) -> Iterator[tuple[str, str | None]]:
+def _drawn(painter: _Painter, tasks: list[tuple[Job, str, str]], processes: int | None) -> Iterator[tuple[str, str | None]]:
     """Draw jobs, with their notes and stamps; yield each one's name in turn, and the reason where it cannot be drawn."""
     processes = min(processes or joblib.cpu_count(), len(tasks) // LEAST)
     if processes < 2:
         for task in tasks:
-            yield task[0].name, artist.draw(*task)
+            yield task[0].name, painter.draw(*task)
         return
     key, known = uuid.uuid4().hex, set()
     with worker_processes():
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator", batch_size=1)
-        results = parallel(joblib.delayed(_draw_for)(key, artist, *task) for task in tasks)
+        results = parallel(joblib.delayed(_draw_for)(key, painter, *task) for task in tasks)
         for (job, _, _), (reason, caught) in zip(tasks, results, strict=True):
             for warning in caught:
                 if warning[:2] not in known:  # from another figure
@@ -167,14 +170,14 @@ def _drawn(artist: _Artist, tasks: list[tuple[Job, str, str]], processes: int) -
             yield job.name, reason
 
 
-_ARTISTS: dict[str, _Artist] = {}  # of this worker process, so that it reads each experiment once
+_PAINTERS: dict[str, _Painter] = {}  # of this worker process, so that it reads each experiment once
 
 
-def _draw_for(key: str, artist: _Artist, *task) -> tuple[str | None, list[tuple]]:
+def _draw_for(key: str, painter: _Painter, *task) -> tuple[str | None, list[tuple]]:
     """Draw a job in a worker process, and return the reason where that cannot be, and what it warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        reason = _ARTISTS.setdefault(key, artist).draw(*task)
+        reason = _PAINTERS.setdefault(key, painter).draw(*task)
     return reason, [(str(w.message), w.category, w.filename, w.lineno) for w in caught]
 
 

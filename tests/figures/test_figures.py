@@ -15,7 +15,7 @@ import pytest
 
 import synthetic_logs
 from analysis import benches
-from fdfa_core.errors import FdfaError, RunError, UnknownName
+from fdfa_core.errors import FdfaError, InvalidInput, RunError, UnknownName
 from figures import _labels, render, style
 from places import ROOT
 from tiny import Child
@@ -353,6 +353,8 @@ def test_figures_drawn_side_by_side_have_the_same_bytes_and_say_what_is_wrong(pl
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(RunError, match=path.parent.name):
         draw("damaged")
+    with pytest.raises(InvalidInput, match="processes: got 0; accepted: a positive integer, or None"):
+        render.render("tiny", root, tmp_path / "by none", ("accuracy",), processes=0, experiments=experiments)
 
 
 def test_two_that_draw_for_the_first_time_at_once_both_end_with_whole_files(place, rendered, tmp_path):
