@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         return _measure(options.only, options.threads[0])
     threads = options.threads or [1, 2][: os.cpu_count()]
     if options.check:
-        record, known = check.recorded(ROOT), report.benches(tables=False)
+        record, known = report.recorded(ROOT), report.benches(tables=False)
         if unknown := sorted(set(options.only or ()) - set(known)):
             parser.error(f"{', '.join(unknown)}: no bench that measures rows of performance.csv; there are {', '.join(known)}")
         if not (plan := check.plan(record, options.only, threads)):

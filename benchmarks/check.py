@@ -2,13 +2,12 @@
 
 A row got worse if its lower quartile is above the recorded upper quartile by more than a margin, and better if the same holds
 with the two exchanged. The margin is for what quartiles do not show: all rounds of a process share the memory that it got, and
-what was measured once has no quartiles at all. docs/performance.md says which false alarms this gives.
+what was measured once has no quartiles at all (docs/performance.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -17,11 +16,6 @@ from benchmarks.report import line
 MARGIN = 0.03  # as a share of the recorded quartile
 MARGINS = {"sweep": 0.25, "theory": 0.25, "memory": 0.15}  # of benches that take a time, or what a whole process holds, once
 Row = Mapping[str, object]
-
-
-def recorded(root: Path) -> pd.DataFrame:
-    """Return the rows of performance.csv."""
-    return pd.read_csv(root / "benchmarks" / "results" / "performance.csv")
 
 
 def plan(old: pd.DataFrame, only: Sequence[str] | None, threads: Sequence[int]) -> dict[int, list[str]]:

@@ -106,6 +106,11 @@ def place(about: Mapping[str, object]) -> str:
     return f"{about['cores']} cores of {about['cpu']}, torch {about['torch']}"
 
 
+def recorded(root: Path) -> pd.DataFrame:
+    """Return the rows of performance.csv."""
+    return pd.read_csv(root / "benchmarks" / "results" / "performance.csv")
+
+
 def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: dict[str, object]) -> None:
     """Write benchmarks/results and the table in docs/performance.md.
 
@@ -127,7 +132,7 @@ def write(root: Path, rows: list[dict], tables: dict[str, list[dict]], about: di
     new = pd.DataFrame(rows).assign(**where, load=about["load"], date=about["date"])
     record = results / "performance.csv"
     merged(record, new).to_csv(record, index=False, float_format="%.6g")
-    page.write_text(f"{before}{BEGIN}\n\n{table(pd.read_csv(record))}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{table(recorded(root))}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def merged(path: Path, new: pd.DataFrame) -> pd.DataFrame:

@@ -130,8 +130,7 @@ def sweep(
     What was recorded on one machine need not be made again on another: --without names that record, or directory of runs.
     """
     experiments = load_experiments(files, profile)
-    how = {"without": without} if without else {}
-    how |= {"processes": jobs, "cluster": cluster, "checkpoint_seconds": checkpoint_seconds}
+    how = {"without": without, "processes": jobs, "cluster": cluster, "checkpoint_seconds": checkpoint_seconds}
     carry_out_all(experiments, root, data_dir, **how)
 
 

@@ -39,7 +39,7 @@ OWN_COLUMNS = ("own_error", "own_error_se", "own_norm")
 ACTIVATION_COLUMNS = ("activation_rms",)  # of whole hidden blocks, NaN in all other rows
 # What later versions added, in the order in which they did: a table of an earlier one lacks a group, which reads as NaN.
 ADDED_COLUMNS = (OWN_COLUMNS, ACTIVATION_COLUMNS)
-LATER_COLUMNS = OWN_COLUMNS + ACTIVATION_COLUMNS
+LATER_COLUMNS = sum(ADDED_COLUMNS, ())
 FEEDBACK_COLUMNS = (
     "jacobian_norm",
     "error2",

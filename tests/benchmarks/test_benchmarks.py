@@ -28,14 +28,10 @@ def place(tmp_path):
     return tmp_path
 
 
-def recorded(place):
-    return pd.read_csv(place / "benchmarks" / "results" / "performance.csv")
-
-
 def test_rows_measured_anew_take_the_place_of_theirs(place):
     new = [row("draws-fc", 1.5, 2, 1.2), row("draws-fc", 3.0, 2, figure="another of {}")]
     report.write(place, new, {}, ABOUT | {"date": "2030-01-02"})
-    found = recorded(place)
+    found = report.recorded(place)
     assert found[["threads", "bench", "value"]].values.tolist() == [
         [1, "steps-fc", 1.0], [1, "draws-fc", 1.0], [1, "probe", 1.0],
         [2, "steps-fc", 1.0], [2, "draws-fc", 1.5], [2, "draws-fc", 3.0], [2, "probe", 1.0],
@@ -74,12 +70,12 @@ def test_page_shows_the_record_and_keeps_its_text(place):
 
 def test_projects_page_shows_the_projects_record():
     text = (ROOT / "docs" / "performance.md").read_text()
-    assert report.table(recorded(ROOT)) in text
+    assert report.table(report.recorded(ROOT)) in text
 
 
 def test_every_recorded_bench_can_be_repeated():
     known = set(report.benches(tables=False))
-    assert set(recorded(ROOT)["bench"]) == known, "not recorded: python -m benchmarks --record --only"
+    assert set(report.recorded(ROOT)["bench"]) == known, "not recorded: python -m benchmarks --record --only"
 
 
 # Against the record ------------------------------------------------------------------------------------------------------
