@@ -141,6 +141,8 @@ def whitening(h: Tensor) -> Tensor:
         tensor([[0.7071, 0.0000],
                 [0.0000, 0.3536]], dtype=torch.float64)
     """
+    if h.dim() != 2:
+        raise InvalidInput("h: shape", tuple(h.shape), "a matrix (M, n), one row of inputs for each sample")
     values, vectors = torch.linalg.eigh(h.double().mT @ h.double() / len(h))
     if not values[0] > 1e-12 * values[-1]:
         accepted = f"inputs that span all {h.shape[1]} dimensions; leave out those that are always zero, or add samples"

@@ -262,6 +262,8 @@ def test_input_forms_refuse_what_they_have_no_form_for():
         input_forms(dense(), torch.zeros(2, 2).double(), torch.arange(2), 1)["0.affine.weight"].relative()
     with pytest.raises(InvalidInput, match="inputs of rank 1"):
         whitening(torch.ones(3, 2))
+    with pytest.raises(InvalidInput, match=r"h: shape: got \(3,\); accepted: a matrix \(M, n\)"):
+        whitening(torch.ones(3))
     with pytest.raises(InvalidInput, match=r"matrix: shape: got \(3, 3\)"):
         input_forms(dense(), *data(dense()), 1)["0.affine.weight"].total(torch.eye(3))
 
