@@ -50,14 +50,14 @@ def finals(experiment: Experiment, rows: pd.DataFrame, command: str) -> str:
     progress = tuning.progress(rows)
     short = progress[~progress["complete"]]
     if len(short):
-        counts = ", ".join(f"{row.trained_with} {row.done} of {row.planned}" for row in short.itertuples())
+        counts = ", ".join(f"{tuning.said(row, rows)} {row.done} of {row.planned}" for row in short.itertuples())
         raise InvalidInput(where, counts, "a grid whose trials are all there", f"Make them with: fdfa sweep {where}")
     at_edge = tuning.edges(rows).dropna(subset=["next"])
     if len(at_edge):
-        shown = ", ".join(f"{row.trained_with} {row.setting} {row.best:g}" for row in at_edge.itertuples())
+        shown = ", ".join(f"{tuning.said(row, rows)} {row.setting} {row.best:g}" for row in at_edge.itertuples())
         raise InvalidInput(where, shown, "best trials inside their grids", f"Extend them with: fdfa tuned {where} --extend")
     best = tuning.finalists(rows)
-    lost = [row.trained_with for row in progress.itertuples() if not _of(best, row.method, row.given).any()]
+    lost = [tuning.said(row, rows) for row in progress.itertuples() if not tuning.same_method(best, row).any()]
     if lost:
         raise InvalidInput(where, ", ".join(lost), "a trial of every method that did not diverge", "Smaller rates may help.")
     tables = _read(experiment)
@@ -68,7 +68,8 @@ def finals(experiment: Experiment, rows: pd.DataFrame, command: str) -> str:
     }
     kept = {key: tables[key] for key in ("data", "network", "training", "evaluation") if key in tables}
     kept["training"] = {key: of for key, of in kept["training"].items() if key != "steps"} | {"epochs": epochs}
-    cases = [_case(row.method, row.given, row.second, row.value, row.learning_rate) for row in best.itertuples()]
+    several = rows["hidden"].nunique() > 1
+    cases = [_case(row, several) for row in best.itertuples()]
     grid = {"seed": list(TUNING.final.seeds)}
     comment = (
         f"Written by: {command}\n"
@@ -94,7 +95,7 @@ def extended(experiment: Experiment, rows: pd.DataFrame) -> str:
         own = dict(case.get("grid", {}))
         swept = {key.removeprefix("estimator."): None for key in own if key.startswith("estimator.")}
         given = {name: value for name, value in estimator.items() if name not in swept}
-        mine = more[_of(more, method, json.dumps(given, sort_keys=True))]
+        mine = more[_of(more, method, given, _network(tables, case))]
         for row in mine.itertuples():
             key = RATE if row.setting == "learning_rate" else f"estimator.{row.setting}"
             own[key] = sorted([*own.get(key, tables["grid"].get(key, [])), float(row.next)])
@@ -123,7 +124,8 @@ def applied(text: str, chosen: pd.DataFrame, where: str) -> str:
     for index, case in enumerate(tables.get("cases", ())):
         if "estimator" not in case:
             raise InvalidInput(f"{where}: cases[{index}]", sorted(case), "cases with an estimator each")
-        estimator, rate = _chosen(case["estimator"], chosen, f"{where}: cases[{index}].estimator")
+        network = _network(tables, case)
+        estimator, rate = _chosen(case["estimator"], chosen, f"{where}: cases[{index}].estimator", network)
         training = {**case.get("training", {}), "learning_rate": rate}
         for key, old, new in (("estimator", case["estimator"], estimator), ("training", case.get("training"), training)):
             if new != old:
@@ -133,7 +135,7 @@ def applied(text: str, chosen: pd.DataFrame, where: str) -> str:
     for i, line in enumerate(lines):
         if marked := _MARKED.match(line):
             old = tomllib.loads(f"x = {marked[2]}")["x"]
-            new, _ = _chosen(old, chosen, f"{where}: line {i + 1}")
+            new, _ = _chosen(old, chosen, f"{where}: line {i + 1}", _network(tables, {}))
             lines[i] = f"{marked[1]}{writing.value(new)}{marked[3]}" if new != old else line
             probe = tables["probe"]
             probe["estimators"] = [new if estimator == old else estimator for estimator in probe["estimators"]]
@@ -151,26 +153,41 @@ def _require_like(tables: Mapping[str, Any], chosen: pd.DataFrame, where: str) -
             raise InvalidInput(f"{where}: {table}.{key}", ", ".join(sorted(said)), accepted)
 
 
-def _chosen(estimator: Mapping[str, Any], chosen: pd.DataFrame, where: str) -> tuple[dict[str, Any], float]:
-    """Return an estimator's table with its chosen second setting, and its chosen rate."""
+def _chosen(estimator: Mapping[str, Any], chosen: pd.DataFrame, where: str, hidden: str) -> tuple[dict[str, Any], float]:
+    """Return an estimator's table with its chosen second setting, and its chosen rate.
+
+    Finals of one network serve others, too; finals of several serve each with its own.
+    """
     given = dict(estimator)
     method = given.pop("name")
     rest, second, _ = tuning.split(method, given)
-    mine = chosen[_of(chosen, method, json.dumps(rest, sort_keys=True))]
+    several = chosen["hidden"].nunique() > 1
+    mine = chosen[_of(chosen, method, rest, hidden if several else None)]
     if len(mine) != 1:
-        known = ", ".join(chosen["trained_with"]) or "none yet"
-        raise InvalidInput(where, label(method, rest), f"a method that the finals chose settings for ({known})")
+        known = ", ".join(chosen["trained_with"].unique()) or "none yet"
+        asked = f"{label(method, rest)} with hidden layers {hidden}" if several else label(method, rest)
+        raise InvalidInput(where, asked, f"a method that the finals chose settings for ({known})")
     row = mine.iloc[0]
     return {**estimator, **({second: float(row["value"])} if second else {})}, float(row["learning_rate"])
 
 
-def _case(method: str, given: str, second: str, value: float, rate: float) -> dict[str, Any]:
-    estimator = {"name": method, **json.loads(given), **({second: float(value)} if second else {})}
-    return {"estimator": estimator, "training": {"learning_rate": float(rate)}}
+def _case(row, several: bool) -> dict[str, Any]:
+    """Return the case of a pair; of a grid of several networks, with its network."""
+    second = {row.second: float(row.value)} if row.second else {}
+    case = {"estimator": {"name": row.method, **json.loads(row.given), **second}}
+    network = {"network": {"hidden": json.loads(row.hidden)}} if several else {}
+    return network | case | {"training": {"learning_rate": float(row.learning_rate)}}
 
 
-def _of(frame: pd.DataFrame, method: str, given: str) -> pd.Series:
-    return (frame["method"] == method) & (frame["given"] == given)
+def _network(tables: Mapping[str, Any], case: Mapping[str, Any]) -> str:
+    """Return the hidden layers of a case as `tuning.hidden` writes them."""
+    return tuning.hidden({**tables.get("network", {}), **case.get("network", {})})
+
+
+def _of(frame: pd.DataFrame, method: str, given: Mapping[str, Any], hidden: str | None) -> pd.Series:
+    """Return which rows are those of a method with its options, in a network; in whichever where that is None."""
+    mine = (frame["method"] == method) & (frame["given"] == json.dumps(dict(given), sort_keys=True))
+    return mine if hidden is None else mine & (frame["hidden"] == hidden)
 
 
 def _read(experiment: Experiment) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How settings are chosen (docs/protocol.md, "Tuning"): trials of grids, finalists, edges, and the one-standard-error rule.
 
-A *method* here is an estimator with the options that are not tuned. Its second setting and its rate come from the runs'
-configurations and never from a label. `chosen` and `best_rates` read the grids of one round, from before this protocol.
+A *method* here is an estimator with the options that are not tuned, in a network: a grid may hold several depths, each of which
+has choices of its own. Its second setting and its rate come from the runs' configurations and never from a label. `chosen` and
+`best_rates` read the grids of one round, from before this protocol.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fdfa_core.estimators.labels import label
 from fdfa_core.experiments.loading import Experiment
 
 SETTING = ("dataset", "architecture", "width", "depth", "batch_size")
-METHOD = ["method", "given"]
+METHOD = ["method", "given", "hidden"]
 PAIR = [*METHOD, "learning_rate", "value"]
 ROLES = ("trials", "finals")  # of the experiments of the two rounds
 
@@ -34,24 +35,25 @@ def trials(experiment: Experiment, log: Logs | None = None) -> pd.DataFrame:
 
     Returns:
         Columns `dataset`, `architecture`, `optimizer`, `method`, `given` (JSON of the options that are not tuned),
-        `trained_with` (label of these two), `second` (name of the second setting, "" without one), `value` (its value, NaN
+        `hidden` (JSON of the widths of the hidden layers; "" where the network has no such option), `trained_with` (label of
+        `method` and `given`), `second` (name of the second setting, "" without one), `value` (its value, NaN
         without one), `learning_rate`, `planned` (seeds), `seeds` (that are there), `diverged` (of these), `accuracy`
         (mean over seeds of the validation accuracy after the last step; NaN unless all seeds are there and none diverged),
         `se` (its standard error; NaN with fewer than two seeds) and `train_loss`.
 
     Raises:
-        InvalidInput: runs are judged on the test set, or differ in more than rate, second setting and seed.
+        InvalidInput: runs are judged on the test set, or differ in more than rate, second setting, hidden layers and seed.
     """
     rows = [_planned(run, experiment) for run in experiment.runs()]
     frame = pd.DataFrame(rows)
     twice = frame[frame.duplicated([*PAIR, "seed"])]
     if len(twice) or frame[["dataset", "architecture", "optimizer", "epochs"]].drop_duplicates().shape[0] > 1:
-        accepted = "runs that differ in the learning rate, the second setting and the seed alone"
+        accepted = "runs that differ in the learning rate, the second setting, the hidden layers and the seed alone"
         raise InvalidInput(experiment.path.as_posix(), "a grid that varies something else", accepted)
     names = ["run", "test_accuracy", "train_loss", "status"]
     nothing = pd.DataFrame(columns=names) if log is None or log.metrics.empty else accuracy.final(log.metrics)[names]
     frame = frame.merge(nothing, on="run", how="left")
-    by = ["dataset", "architecture", "optimizer", "trained_with", "method", "given", "second", "learning_rate", "value"]
+    by = ["dataset", "architecture", "optimizer", "trained_with", *METHOD, "second", "learning_rate", "value"]
     groups = frame.groupby(by, sort=False, dropna=False)
     out = groups.agg(
         planned=("seed", "size"),
@@ -99,14 +101,14 @@ def edges(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for best in finalists(rows, 1).itertuples():
-        mine = rows[(rows["method"] == best.method) & (rows["given"] == best.given)]
+        mine = rows[same_method(rows, best)]
         second = TUNING.second(best.method, json.loads(best.given))
         axes = TUNING.fine if second is None else TUNING.coarse
         checked = [("learning_rate", best.learning_rate, mine["learning_rate"], axes.get(best.optimizer))]
         checked += [(best.second, best.value, mine["value"], second.axis)] if second else []
         for setting, at, tried, axis in checked:
             line = [] if axis is None else [*axis.below, *axis.start, *axis.above]
-            about, low, high = [best.trained_with, best.method, best.given, setting], tried.min(), tried.max()
+            about, low, high = [best.trained_with, *(getattr(best, key) for key in METHOD), setting], tried.min(), tried.max()
             if at == low:
                 found.append([*about, "below", at, max((v for v in line if v < low), default=np.nan)])
             if at == high:
@@ -159,11 +161,43 @@ def _planned(run, experiment: Experiment) -> dict[str, object]:
         "trained_with": label(method, rest),
         "method": method,
         "given": json.dumps(rest, sort_keys=True),
+        "hidden": hidden(run.network.options),
         "second": second,
         "value": value,
         "learning_rate": run.training.learning_rate,
         "seed": run.seed,
     }
+
+
+def hidden(network: Mapping[str, object]) -> str:
+    """Return the widths of the hidden layers in a network's options as JSON, "" where it has no such option.
+
+    Examples:
+        >>> hidden({"hidden": [400, 400], "activation": "relu"})
+        '[400, 400]'
+    """
+    return json.dumps(list(network["hidden"])) if "hidden" in network else ""
+
+
+def layers(hidden: str) -> str:
+    """Return the hidden layers that `hidden` wrote, for people.
+
+    Examples:
+        >>> layers("[400, 400, 400]"), layers("[800, 400]"), layers("")
+        ('3 × 400', '800-400', '')
+    """
+    widths = json.loads(hidden or "[]")
+    return f"{len(widths)} × {widths[0]}" if len(widths) > 1 and len(set(widths)) == 1 else "-".join(map(str, widths))
+
+
+def said(row, rows: pd.DataFrame) -> str:
+    """Return the name of a row's method; with its network where the rows have several."""
+    return f"{row.trained_with}, {layers(row.hidden)}" if rows["hidden"].nunique() > 1 else row.trained_with
+
+
+def same_method(rows: pd.DataFrame, row) -> pd.Series:
+    """Return which rows belong to the method of a row: those that agree with it in all of `METHOD`."""
+    return pd.concat([rows[key] == getattr(row, key) for key in METHOD], axis=1).all(axis=1)
 
 
 def split(method: str, given: Mapping[str, object]) -> tuple[dict[str, object], str, float]:

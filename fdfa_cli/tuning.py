@@ -67,8 +67,8 @@ def _show_trials(rows) -> None:
 
     best, edges = tuning.finalists(rows), tuning.edges(rows)
     for row in tuning.progress(rows).itertuples():
-        line = f"  {row.trained_with:36}{row.done:3} of {row.planned} trials"
-        mine = best[(best["method"] == row.method) & (best["given"] == row.given)]
+        line = f"  {tuning.said(row, rows):36}{row.done:3} of {row.planned} trials"
+        mine = best[tuning.same_method(best, row)]
         line += f", {row.lost} diverged" if row.lost else ""
         if not row.complete:
             click.echo(f"{line}: nothing is chosen before all are there")
@@ -76,7 +76,7 @@ def _show_trials(rows) -> None:
         click.echo(line + ("" if len(mine) else ": none ended well"))
         for trial in mine.itertuples():
             click.echo(f"    {trial.rank}. {_pair(trial):44}accuracy {trial.accuracy:.4f}")
-        for edge in edges[(edges["method"] == row.method) & (edges["given"] == row.given)].itertuples():
+        for edge in edges[tuning.same_method(edges, row)].itertuples():
             more = f"to be extended {edge.side} to {edge.next:g}" if edge.next == edge.next else "extended as far as it may be"
             click.echo(f"    at the edge of its grid: {edge.setting.replace('_', ' ')} {edge.best:g}, {more}")
     _show_lost(rows)
@@ -88,10 +88,10 @@ def _show_finals(rows) -> None:
 
     judged = tuning.choices(rows)
     for row in tuning.progress(rows).itertuples():
-        mine = judged[(judged["method"] == row.method) & (judged["given"] == row.given)]
+        mine = judged[tuning.same_method(judged, row)]
         left = "" if row.complete else ": nothing is chosen before all are there"
         left = ": none ended well, nothing is chosen" if row.complete and not mine["chosen"].any() else left
-        click.echo(f"  {row.trained_with:36}{row.done:3} of {row.planned} finals{left}")
+        click.echo(f"  {tuning.said(row, rows):36}{row.done:3} of {row.planned} finals{left}")
         for trial in mine.dropna(subset=["accuracy"]).itertuples():
             said = [name for name in ("best", "chosen") if getattr(trial, name)]
             spread = f"accuracy {trial.accuracy:.4f} ± {trial.se:.4f} ({trial.seeds} seeds)"
@@ -100,8 +100,10 @@ def _show_finals(rows) -> None:
 
 
 def _show_lost(rows) -> None:
+    from analysis import tuning
+
     for trial in rows[rows["diverged"] > 0].itertuples():
-        who = f"{trial.trained_with}, {_pair(trial)}"
+        who = f"{tuning.said(trial, rows)}, {_pair(trial)}"
         click.echo(f"  out, since it diverged with {trial.diverged} of {trial.seeds} seeds: {who}")
 
 

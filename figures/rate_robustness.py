@@ -12,7 +12,7 @@ OPTIONAL = ("finals",)
 POOLED = True
 PLANNED = True  # a trial counts only where all its seeds are there
 PROFILES = ("tuning",)
-PANEL = ["dataset", "architecture", "optimizer"]
+PANEL = ["dataset", "architecture", "optimizer", "layers"]
 
 
 @_labels.labelled
@@ -20,7 +20,7 @@ def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
     """Return one row per method and learning rate of a grid (`round` 1), and one per finalist (`round` 2).
 
     Columns are those of `analysis.tuning.trials`, with `chosen` by the one-standard-error rule. `value` is 0 where `second` is
-    "", and `se` is 0 where there is one seed.
+    "", and `se` is 0 where there is one seed. `layers` names the network in a grid of several, and is "" in others.
     """
     parts = []
     for experiment in planned:
@@ -32,6 +32,8 @@ def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
             parts.append(tuning.by_rate(rows).assign(round=1, chosen=False))
         else:
             parts.append(tuning.choices(rows).drop(columns=["best", "within"]).dropna(subset=["accuracy"]).assign(round=2))
+        several = rows["hidden"].nunique() > 1
+        parts[-1] = parts[-1].assign(layers=parts[-1]["hidden"].map(tuning.layers) if several else "")
     frame = pd.concat(parts, ignore_index=True).fillna({"value": 0.0, "se": 0.0})
     # a method here is an estimator without its second setting, which no log has a label for
     return frame.assign(**{"trained_with.method": frame["method"], "trained_with.options": frame["given"]})
@@ -90,6 +92,7 @@ def _finals(ax: Axes, rows: pd.DataFrame, labels: list[str]) -> None:
 RING = {"markerfacecolor": "none", "markeredgecolor": style.INK, "markeredgewidth": 0.8}
 
 
-def _title(dataset: str, architecture: str, optimizer: str) -> str:
+def _title(dataset: str, architecture: str, optimizer: str, layers: str) -> str:
     by = "" if optimizer == "adam" else f", {optimizer.upper()}"
-    return f"{style.dataset(dataset)}, {architecture.replace('_', ' ')}{by}"
+    which = f" {layers}" if layers else ""
+    return f"{style.dataset(dataset)}, {architecture.replace('_', ' ')}{which}{by}"

@@ -283,11 +283,12 @@ TUNING = Tuning(
         }
     ),
     grids=MappingProxyType(
-        {"mnist_fc": 30, "cifar_fc": 15, "mnist_cnn": 3, "cifar_cnn": 10, "mnist_fc_sgd": 10, "residual_mlp": 5}
+        {"mnist_fc": 30, "depth": 3, "cifar_fc": 15, "mnist_cnn": 3, "cifar_cnn": 10, "mnist_fc_sgd": 10, "residual_mlp": 5}
     ),
     uses=MappingProxyType(
-        dict.fromkeys(("mnist_fc", "fashion_fc", "mnist_fc_100", "trajectory", "momentum", "depth"), "mnist_fc")
+        dict.fromkeys(("mnist_fc", "fashion_fc", "mnist_fc_100", "trajectory", "momentum"), "mnist_fc")
         | dict.fromkeys(("mnist_cnn", "fashion_cnn"), "mnist_cnn")
-        | {"cifar_fc": "cifar_fc", "cifar_cnn": "cifar_cnn", "sgd": "mnist_fc_sgd", "residual_mlp": "residual_mlp"}
+        | {"depth": "depth", "cifar_fc": "cifar_fc", "cifar_cnn": "cifar_cnn"}
+        | {"sgd": "mnist_fc_sgd", "residual_mlp": "residual_mlp"}
     ),
 )

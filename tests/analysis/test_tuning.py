@@ -297,7 +297,7 @@ CHOSEN = pd.DataFrame(
     [["bp", "bp", "{}", "", np.nan, 3e-4], ["fdfa", "fdfa", "{}", "feedback_lr", 0.01, 2e-3],
      ["fdfa(adam)", "fdfa", json.dumps({"feedback_rule": "adam"}), "feedback_lr", 1e-5, 0.1]],
     columns=["trained_with", "method", "given", "second", "value", "learning_rate"],
-).assign(optimizer="adam", architecture="fully_connected")  # fmt: skip
+).assign(optimizer="adam", architecture="fully_connected", hidden="[8]")  # fmt: skip
 
 
 def test_choices_are_written_into_the_cases_and_the_marked_estimators(tmp_path):
@@ -331,6 +331,64 @@ def test_a_layout_that_cannot_be_changed_in_place_is_refused():
     text = TARGET.replace('estimator = { name = "bp" }', '  estimator = { name = "bp" }\ntraining.learning_rate = 1e-3')
     with pytest.raises(InvalidInput, match="by hand"):
         tuned_files.applied(text, CHOSEN, "target")
+
+
+DEEP = TRIALS.replace('estimator = { name = "fdfa" }', 'network = { hidden = [8, 8] }\nestimator = { name = "fdfa" }') + (
+    """
+[[cases]]
+estimator = { name = "fdfa" }
+grid = { "training.learning_rate" = [1e-4, 3e-4, 1e-3], "estimator.feedback_lr" = [1e-3, 0.01, 0.1] }
+"""
+)
+
+
+def by_depth(run):
+    """Best trials inside both grids, but for FDFA in the deep network."""
+    return peak(1e-3)(run) if len(run.network.options["hidden"]) == 2 else inside(run)
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A grid in which FDFA has trials in two networks: the deep one is best at its edge, the other inside."""
+    grid = experiment(tmp_path, DEEP)
+    return grid, tuning.trials(grid, log(grid, by_depth))
+
+
+def test_a_grid_of_several_depths_has_choices_for_each(deep, tmp_path):
+    grid, rows = deep
+    best = tuning.finalists(rows, 1)
+    assert dict(zip(best["hidden"] + best["method"], best["learning_rate"], strict=True)) == {
+        "[8]bp": 6.3e-4,
+        "[8, 8]fdfa": 1e-3,
+        "[8]fdfa": 3e-4,
+    }
+    at_edge = tuning.edges(rows)
+    assert at_edge[["method", "hidden", "next"]].to_numpy().tolist() == [["fdfa", "[8, 8]", 3e-3]]
+    with pytest.raises(InvalidInput, match="fdfa, 2 × 8 learning_rate 0.001"):
+        tuned_files.finals(grid, rows, "")
+
+    grid.path.write_text(tuned_files.extended(grid, rows))
+    tried = {"[8]": {1e-4, 3e-4, 1e-3}, "[8, 8]": {1e-4, 3e-4, 1e-3, 3e-3}}
+    larger = load_experiment(grid.path)
+    fdfa = [run for run in larger.runs() if run.estimator.name == "fdfa"]
+    assert {h: {r.training.learning_rate for r in fdfa if tuning.hidden(r.network.options) == h} for h in tried} == tried
+
+    rows = tuning.trials(larger, log(larger, by_depth))
+    finals = experiment(tmp_path, tuned_files.finals(larger, rows, ""), "mnist_fc_finals")
+    found = {(r.method, r.hidden) for r in tuning.trials(finals).itertuples()}
+    assert found == {("bp", "[8]"), ("fdfa", "[8]"), ("fdfa", "[8, 8]")} and len(finals.runs()) == 3 * 3 * 3
+
+
+def test_choices_of_several_depths_are_written_where_that_depth_is(tmp_path):
+    both = pd.concat([CHOSEN, CHOSEN.assign(hidden="[8, 8]", learning_rate=[1e-5, 2e-5, 3e-5], value=[np.nan, 0.1, 1e-3])])
+    target = TARGET.replace("  # tuned", "").replace(
+        "[grid]", '[[cases]]\nnetwork = { hidden = [8, 8] }\nestimator = { name = "fdfa", feedback_lr = 0.5 }\n[grid]'
+    )
+    runs = experiment(tmp_path, tuned_files.applied(target, both, "target"), "target").runs()
+    found = {(r.estimator.name, tuning.hidden(r.network.options), r.training.learning_rate) for r in runs}
+    assert found == {("bp", "[8]", 3e-4), ("fdfa", "[8]", 2e-3), ("fdfa", "[8, 8]", 2e-5)}
+    with pytest.raises(InvalidInput, match=r"with hidden layers \[9\]"):
+        tuned_files.applied(target.replace("[8, 8]", "[9]"), both, "target")
 
 
 # --- the grids of this repository ------------------------------------------------------------------------------------
@@ -431,11 +489,15 @@ def test_choices_of_a_whole_grid_fit_into_every_experiment(name):
     target = TO_COME[name]
     text = tuned_files.applied(target.path.read_text(encoding="utf-8"), chosen, name)
     assert "open =" not in text and tuned_files.applied(text, chosen, name) == text
-    wanted = {(row.method, row.given): (row.learning_rate, row.value) for row in chosen.itertuples()}
+    several = chosen["hidden"].nunique() > 1
+    wanted = {
+        (row.method, row.given, row.hidden if several else ""): (row.learning_rate, row.value) for row in chosen.itertuples()
+    }
 
     for case in tomllib.loads(text)["cases"]:
         method, options = case["estimator"]["name"], {k: v for k, v in case["estimator"].items() if k != "name"}
         rest, _, value = tuning.split(method, options)
-        rate, second = wanted[method, json.dumps(rest, sort_keys=True)]
+        network = tuning.hidden(case["network"]) if several else ""
+        rate, second = wanted[method, json.dumps(rest, sort_keys=True), network]
         assert case["training"]["learning_rate"] == rate and (value == second or np.isnan(second))
     assert text.count("# tuned") == {"trajectory": 3, "momentum": 1}.get(name, 0)
