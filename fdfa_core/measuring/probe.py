@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.base import Estimator
@@ -25,7 +25,7 @@ from fdfa_core.measuring.activations import activation_rms
 from fdfa_core.measuring.reference import Reference
 from fdfa_core.measuring.scalars import measure_draws
 from fdfa_core.measuring.summary import own_columns, summarise_all
-from fdfa_core.networks.blocks import BlockNetwork
+from fdfa_core.networks.blocks import Block, BlockNetwork
 
 SAMPLINGS = ("given_batch", "fresh_batches")
 CHUNK_BYTES = 2**28  # of dense draws held at a time
@@ -95,7 +95,7 @@ def probe(
     members = [[place[name] for name in names] for names in groups.values()]
     heads: list[dict[str, object]] = []
     values, fixed, owned = [], [], []
-    objective = [(x, y)] if given else reference.disjoint_batches()
+    objective = [(x, y)] if given else _objective_batches(net, reference)
     for label, estimator in estimators.items():
         of_its_own = estimator.own_gradients(*objective[0], replica=0) is not None  # makes a state whose shapes were unknown
         produce = draws_on_batch(estimator, x, y, replicates) if given else draws_on_fresh_batches(estimator, batches)
@@ -192,19 +192,46 @@ def measure_own(
         Per parameter ‖g_r − t_r‖² and ‖t_r‖² (2, R), float64.
     """
     squares: dict[str, list[Tensor]] = {}
-    own: Gradients = {}
+    own, norms2 = {}, {}
     made = 0
     for chunk in produce():
         for r in range(next(iter(chunk.values())).shape[0]):
             if not own or estimator.replicas is not None:
-                each = [estimator.own_gradients(*batch, replica=made) for batch in batches]
-                own = {name: torch.stack([g[name] for g in each]).mean(0) for name in each[0]}
+                own = _mean(estimator.own_gradients(*batch, replica=made) for batch in batches)
+                norms2 = {name: _norm2(g) for name, g in own.items()}
             for name, g in chunk.items():
-                draw = factored.dense(factored.pick(g, r))[0]
-                pair = torch.stack([(draw - own[name]).flatten(), own[name].flatten()])
-                squares.setdefault(name, []).append(pair.double().square().sum(1))
+                distance2 = _norm2(factored.dense(factored.pick(g, r))[0] - own[name])
+                squares.setdefault(name, []).append(torch.stack([distance2, norms2[name]]))
             made += 1
     return {name: torch.stack(pairs, 1) for name, pairs in squares.items()}
+
+
+def _norm2(g: Tensor) -> Tensor:
+    """Return ‖g‖², summed in float64 without a copy in it."""
+    return torch.linalg.vector_norm(g, dtype=torch.float64).square()
+
+
+# Of these a sample's output depends on that sample alone, and on no random number.
+_APART = (BlockNetwork, Block, nn.Linear, nn.Conv2d, nn.Flatten, nn.Identity, nn.ReLU, nn.Tanh)
+
+
+def _objective_batches(net: BlockNetwork, reference: Reference) -> list[tuple[Tensor, Tensor]]:
+    """Return the batches over which the gradient of an own objective is averaged.
+
+    They are the reference's disjoint batches. Where samples are certainly apart, the mean over these is the gradient on all of
+    them at once, which takes one backward pass in place of many.
+    """
+    apart = all(type(module) in _APART for module in net.modules())
+    return [(reference.x, reference.y)] if apart else reference.disjoint_batches()
+
+
+def _mean(gradients: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of gradients, of which few are held at a time: a reference set has many batches."""
+    total, count = {}, 0
+    for count, gradient in enumerate(gradients, 1):  # noqa: B007
+        for name, g in gradient.items():
+            total[name] = g if count == 1 else total[name] + g
+    return {name: g / count for name, g in total.items()}
 
 
 def _fresh_batches(

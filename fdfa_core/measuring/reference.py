@@ -47,10 +47,10 @@ class Reference:
         x, y = x[: batches * batch_size], y[: batches * batch_size]  # what is drawn from the set is what its gradient is of
         each = [true_gradient(net, *batch, loss) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
         gradient, variance, gram = {}, {}, {}
-        for name in each[0]:
-            stacked = torch.stack([g[name].flatten() for g in each])
+        for name, first in list(each[0].items()):
+            stacked = torch.stack([g.pop(name).flatten() for g in each])  # which need not be held twice
             mean = stacked.mean(0)
-            gradient[name] = mean.view_as(each[0][name])
+            gradient[name] = mean.view_as(first)
             # differences to the mean first: E[g²] − E[g]² would cancel where the mean dominates
             variance[name] = float((stacked - mean).double().square().sum() / (batches - 1))
             wide = stacked.double()

@@ -88,10 +88,10 @@ def test_variance_of_weight_perturbation_is_that_of_theory():
     assert row["relative_variance"] == pytest.approx(theory, abs=4 * row["variance_se"] / row["target_norm"] ** 2)
 
 
-@pytest.mark.parametrize("sampling", ["given_batch", "fresh_batches"])
-def test_local_methods_are_held_against_their_own_objective(sampling):
+@pytest.mark.parametrize(("sampling", "coupled"), [("given_batch", False), ("fresh_batches", False), ("fresh_batches", True)])
+def test_local_methods_are_held_against_their_own_objective(sampling, coupled):
     """Each draw against the exact gradient in its own replica's readouts, by hand; BP has no objective but the network's."""
-    network, replicas = fully_connected([4, 5, 4, 3], seed=0), 6
+    network, replicas = fully_connected([4, 5, 4, 3], batch_norm=coupled, seed=0), 6
     reference = Reference.compute(network, X, Y, 4)
     local, again = (make_estimator("lg-fg-w", network, seed=1, replicas=replicas) for _ in range(2))
     options = {"replicates": replicas, "sampling": sampling, "generator": torch.Generator().manual_seed(2)}
@@ -557,3 +557,27 @@ def test_a_process_that_keeps_freed_memory_takes_no_new_pages_for_what_it_needs_
     large_pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if large_pages.exists() and "[always]" not in large_pages.read_text():
         assert handed_back > 5 * 3 * 4000
+
+
+GROWN = """
+import resource, torch
+from fdfa_core.memory import keep_freed_memory
+
+KEEP
+held = []
+for _ in range(20):
+    total = torch.ones(10_000_000)  # 40 MB
+    for _ in range(3):
+        total = total + torch.ones(10_000_000)
+    held.append(torch.stack([total, total]).double().square().sum(1))  # small, and lives on
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_a_process_that_keeps_freed_memory_does_not_grow_where_blocks_are_large():
+    handed_back, kept = (
+        int(subprocess.check_output([sys.executable, "-c", GROWN.replace("KEEP", code)], text=True))
+        for code in ("", "assert keep_freed_memory()")
+    )
+    assert kept < 1.2 * handed_back
