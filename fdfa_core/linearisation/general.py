@@ -68,7 +68,7 @@ class GeneralMap(Map):
         recording = torch.set_grad_enabled(context.need_pull or follow)
         with recording, self._followed("reverse-mode AD inside the block", "in-place"):
             self.graph = self._call(given, self.tape)
-        self.random, self.stops = self.streams.moved(), self.tape.stops
+        self.random, self.stops, self.differentiates = self.streams.moved(), self.tape.stops, self.tape.differentiates
         if not isinstance(self.graph, Tensor):
             raise Unsupported(f"{self.where}: its result is a {type(self.graph).__name__}; a block returns one tensor")
         if x._version != version:
@@ -110,7 +110,7 @@ class GeneralMap(Map):
         with self._replayed(), self._followed(FORWARD):
             if not counts:
                 return self._dual(moved)
-            if not (self.random or self.stops or self.rewrites):
+            if not (self.random or self.stops or self.differentiates or self.rewrites):
                 with contextlib.suppress(RuntimeError):
                     return vmap(self._tangent, (axes,))(moved)
             each = ({name: v if axes[name] is None else v[r] for name, v in moved.items()} for r in range(counts[0]))
@@ -133,13 +133,16 @@ class GeneralMap(Map):
     def _dual(self, moved: Mapping[str, Tensor]) -> Tensor:
         """Return the tangent of one direction by dual numbers: quicker than `jvp`, but `vmap` does not know them."""
         self.streams.restore()
-        # a block that switches gradients by itself must find them on, as in the first pass, but no graph to build
-        still = self.primal if self.stops else {}
-        with forward_ad.dual_level(), forward_ad._set_fwd_grad_enabled(True), torch.set_grad_enabled(self.stops):
-            duals = {**still, **{name: forward_ad.make_dual(self.primal[name], v) for name, v in moved.items()}}
+        # a block that switches gradients by itself must find them on, as in the first pass, but no graph to build,
+        # unless it takes gradients itself
+        primal = {name: v.requires_grad_(self.differentiates and v.is_floating_point()) for name, v in self.primal.items()}
+        still = primal if self.stops or self.differentiates else {}
+        recording = torch.set_grad_enabled(self.stops or self.differentiates)
+        with forward_ad.dual_level(), forward_ad._set_fwd_grad_enabled(True), recording:
+            duals = {**still, **{name: forward_ad.make_dual(primal[name], v) for name, v in moved.items()}}
             with _Stops() if self.stops else contextlib.nullcontext():
                 tangent_out = forward_ad.unpack_dual(self._call(duals | self._fresh_buffers())).tangent
-        return torch.zeros_like(self.graph) if tangent_out is None else tangent_out
+        return torch.zeros_like(self.graph) if tangent_out is None else tangent_out.detach()
 
     def _tangent(self, moved: dict[str, Tensor]) -> Tensor:
         """Return the tangent of one direction in a way that `vmap` can follow."""

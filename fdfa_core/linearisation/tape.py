@@ -27,6 +27,7 @@ from fdfa_core.linearisation.operations import OPERATIONS, Uncovered
 from fdfa_core.random_state import random_state
 
 SET_GRAD = torch._C._set_grad_enabled  # what `no_grad`, `enable_grad` and `set_grad_enabled` call
+_BACKWARD = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 # asked of tensors all the time, with answers that are no tensors
 _ASKED = ("dim", "size", "stride", "numel", "item", "tolist", "__len__", "__bool__", "is_contiguous", "is_floating_point")
 _QUESTIONS = frozenset(getattr(Tensor, name) for name in _ASKED)
@@ -46,13 +47,14 @@ class Tape(TorchFunctionMode):
     Attributes:
         lost: why the tape cannot be used, or "".
         stops: whether the module switches gradients off or on by itself.
+        differentiates: whether it takes gradients by itself, as an energy-based block does.
         bare: whether every operation has a rule of its own.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor], detached: bool = True):
         super().__init__()
         self.detached = detached
-        self.lost, self.stops, self.bare = "", False, True
+        self.lost, self.stops, self.differentiates, self.bare = "", False, False, True
         self._steps: list[tuple[Callable, tuple[int | None, ...], int | tuple[int | None, ...]]] = []
         self._slots: dict[int, tuple[int, int, weakref.ref]] = {}
         self._kept: list[tuple[Tensor, int]] = []
@@ -126,9 +128,15 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function in _QUESTIONS or self.lost:
+            self.stops |= function is SET_GRAD
+            self.differentiates |= function in _BACKWARD
             return function(*args, **kwargs)
         if function is SET_GRAD:
             self.stops = True
+            return function(*args, **kwargs)
+        if function in _BACKWARD:
+            self.differentiates = True
+            self.lose("a gradient inside the block")
             return function(*args, **kwargs)
         rule = OPERATIONS.get(function)
         if rule is None and type(function) is FunctionType and (inside := opened(function)) is not None:

@@ -236,3 +236,24 @@ def test_what_a_tape_cannot_follow_has_the_tangents_of_forward_mode(name, monkey
     directions = moved[INPUT], {"W": moved["W"], "b": moved["b"]}
     torch.testing.assert_close(made.push(*directions), other.push(*directions), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(made.pull(signal, True), other.pull(signal, True), rtol=1e-12, atol=1e-12)
+
+
+def descends(x, W, b):
+    """One step down the gradient of an energy, as a block of an energy-based network takes it."""
+    at = x if x.requires_grad else x.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(torch.log(torch.cosh(at @ W + b)).sum(), at, create_graph=True)
+    return x - 0.1 * slope
+
+
+def test_a_block_that_differentiates_inside_itself_has_the_tangents_and_gradients_of_reverse_mode(monkeypatch):
+    monkeypatch.setitem(CASES, "descends", descends)
+    made, moved, signal = mapped("descends")
+    torch.manual_seed(0)
+    module = Calls(descends).double()
+    values = torch.randn(2, 4, 6, dtype=torch.float64), module.W.detach(), module.b.detach()
+    directions = moved[INPUT], moved["W"], moved["b"]
+    _, tangent = torch.autograd.functional.jvp(descends, values, directions)  # by two backward passes
+    torch.testing.assert_close(made.push(moved[INPUT], {"W": moved["W"], "b": moved["b"]}), tangent, rtol=1e-11, atol=1e-11)
+    _, (below, W, b) = torch.autograd.functional.vjp(descends, values, signal)
+    torch.testing.assert_close(made.pull(signal, True), ({"W": W, "b": b}, below), rtol=1e-11, atol=1e-11)
