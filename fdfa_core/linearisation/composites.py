@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,7 @@ from fdfa_core.linearisation.operations import Uncovered, aten, named, operation
 if TYPE_CHECKING:
     from fdfa_core.linearisation.tape import Tape
 
-CHUNK_NUMBERS = 2**17  # weights of attention, or gates, that are worked on at a time: what a core's own cache holds
+CHUNK_NUMBERS = 2**17  # weights of attention that are worked on at a time: what a core's own cache holds
 
 # Normalisation ---------------------------------------------------------------------------------------------------------------
 
@@ -201,68 +200,3 @@ def _attention_tangent(held: list[Tensor], moved: tuple[Tensor | None, ...], mas
             change = along.addcmul_(slopes.sum(-1, keepdim=True), value, value=-1)
         out[part] = change.view(-1, heads, *change.shape[1:])
     return out
-
-
-# Recurrent layers ------------------------------------------------------------------------------------------------------------
-
-
-@operation(torch.gru)
-def gru(tape: Tape, function, x, start, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first):
-    """One layer in one direction. All gates follow at once from the values h_t that the layer has returned.
-
-    With r, z = σ(a_r), σ(a_z), n = tanh(a_n + r ∘ c) and h_t = n + z ∘ (h_{t−1} − n), where a comes from x_t and c (and parts
-    of a_r and a_z) from h_{t−1}, only the tangents of h need a loop over time.
-    """
-    if not isinstance(weights, list) or num_layers > 1 or bidirectional or x.dim() != 3:
-        raise Uncovered
-    places = tape.slot(x), tape.slot(start), *map(tape.slot, weights)
-    value = function(x, start, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    x, start, states, *held = map(tape.keep, (x, start, value[0], *weights))
-
-    def tangent(t, moved_start, *moved):
-        inputs, after = (v.transpose(0, 1) if batch_first else v for v in (x, states))
-        t = t.transpose(0, 1) if batch_first and t is not None else t
-        h, out = torch.zeros_like(start[0]) if moved_start is None else moved_start[0], torch.empty_like(states)
-        into = out.transpose(0, 1) if batch_first else out
-        size = max(1, CHUNK_NUMBERS // (len(held[0]) * inputs.shape[1]))
-        for first in range(0, len(inputs), size):
-            part = slice(first, first + size)
-            before = after[max(0, first - 1) : min(first + size, len(inputs)) - 1]
-            before = torch.cat([start, before]) if first == 0 else before
-            steps = _gru_slopes(inputs[part], before, None if t is None else t[part], held, moved)
-            for i, (kept, slopes, given) in enumerate(zip(*steps, strict=True), start=first):
-                h, before = torch.mul(kept, h, out=into[i]) if given is None else torch.addcmul(given, kept, h, out=into[i]), h
-                for slope, gate in zip(slopes, (before @ held[1].mT).chunk(3, -1), strict=True):
-                    h.addcmul_(slope, gate)
-        return out, h.unsqueeze(0)
-
-    return tape.put(value, places, tangent)
-
-
-def _gru_slopes(inputs: Tensor, before: Tensor, t: Tensor | None, held: list[Tensor], moved: Sequence[Tensor | None]):
-    """Return z, ∂h over ∂(a_r, a_z, c), and what the tangents of inputs and parameters give to that of h, for each time."""
-    of_input, of_state = F.linear(inputs, *held[0::2]), F.linear(before, *held[1::2])
-    size = before.shape[-1]
-    r, z = torch.sigmoid((of_input + of_state)[..., : 2 * size]).chunk(2, -1)
-    candidate = of_state[..., 2 * size :]
-    n = torch.tanh(of_input[..., 2 * size :] + r * candidate)
-    to_n = (1 - z) * (1 - n * n)
-    slopes = torch.cat([to_n * candidate * r * (1 - r), (before - n) * z * (1 - z), to_n], -1)
-    given = None
-    if (moved_input := _gates_tangent(inputs, t, held[0::2], moved[0::2])) is not None:
-        given = slopes * moved_input
-    slopes[..., 2 * size :].mul_(r)
-    if (moved_state := _gates_tangent(before, None, held[1::2], moved[1::2])) is not None:
-        given = slopes * moved_state if given is None else given.addcmul_(slopes, moved_state)
-    given = [None] * len(z) if given is None else given.unflatten(-1, (3, size)).sum(-2)
-    return z, slopes.unflatten(-1, (3, size)).movedim(-2, 1), given
-
-
-def _gates_tangent(v: Tensor, t: Tensor | None, parameters, moved) -> Tensor | None:
-    """Return the tangent of W v + b."""
-    parts = [] if t is None else [F.linear(t, parameters[0])]
-    parts += [F.linear(v, moved[0])] if moved[0] is not None else []
-    parts += [moved[1]] if len(moved) > 1 and moved[1] is not None else []
-    if not parts:
-        return None
-    return sum(parts[1:], parts[0]).expand(*v.shape[:-1], len(parameters[0]))

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fdfa_core.linearisation import composites  # noqa: F401 (its rules register themselves)
+from fdfa_core.linearisation import composites, recurrence  # noqa: F401 (their rules register themselves)
 from fdfa_core.linearisation.operations import OPERATIONS, Uncovered
 from fdfa_core.random_state import random_state
 

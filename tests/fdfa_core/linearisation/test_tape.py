@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fdfa_core.linearisation import composites
+from fdfa_core.linearisation import composites, recurrence
 from fdfa_core.linearisation.general import INPUT, GeneralMap
 from fdfa_core.linearisation.maps import Context
 
@@ -64,6 +64,12 @@ def recurrent(x, W, b, batch_first):
     return torch.gru(x, start, [W, W[:, :2], *biases], bool(biases), 1, 0.0, True, False, batch_first)
 
 
+def recurrent_in_place(x, W, b):
+    states, last = recurrent(x, W, b, True)
+    last.mul_(2)  # which leaves the states alone
+    return states * b[:2] + last.transpose(0, 1)
+
+
 def batch_norm(training):
     def call(x, W, b):
         running = torch.ones(4, dtype=x.dtype), torch.full((4,), 2.0, dtype=x.dtype)
@@ -116,6 +122,7 @@ CASES = {
     "no rule": lambda x, W, b: (x @ W).logsumexp(-1, keepdim=True) + (x * b).logcumsumexp(1) + (x @ W).var(1, keepdim=True),
     "gru": lambda x, W, b: recurrent(x, W, b, True)[0] + recurrent(x, W, b[:0], True)[1].transpose(0, 1),
     "gru, time first": lambda x, W, b: recurrent(x, W, b, False)[0],
+    "gru, changed in place": recurrent_in_place,
     "gru without a start": lambda x, W, b: recurrent(x.detach(), W, b, True)[0],
     "stopped": lambda x, W, b: x.detach() * b + (x @ W).data * x + (x > 0) * b,
 }
@@ -160,7 +167,8 @@ def test_an_operation_has_the_tangents_and_gradients_of_torch(name):
 def test_what_is_done_in_parts_is_what_is_done_at_once(name, monkeypatch):
     made, moved, _ = mapped(name)
     whole = made._taped(moved)
-    monkeypatch.setattr(composites, "CHUNK_NUMBERS", 24)
+    for module in (composites, recurrence):
+        monkeypatch.setattr(module, "CHUNK_NUMBERS", 24)
     torch.testing.assert_close(made._taped(moved), whole, rtol=1e-12, atol=1e-12)
 
 
