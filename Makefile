@@ -61,7 +61,7 @@ test-wheel: $(STAMP) ## build the wheel, install it without its source, and draw
 	$(VENV_PY) -m pytest -m slow tests/house/test_wheel.py
 
 test-gallery: $(GALLERY) ## install torchvision, timm and transformers, and test with their networks
-	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest tests/fdfa_core/networks/test_gallery.py
+	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest tests/fdfa_core/networks/test_gallery.py tests/benchmarks
 
 # The pins hold torch where it is: without them pip would take the newest torchvision, and the torch that it asks for.
 $(GALLERY): $(STAMP)

@@ -81,8 +81,8 @@ def _in_child(benches: list[str], threads: int):
 
 def _measure(benches: list[str], threads: int) -> None:
     """Run benches, each in forks of this process; they print every row as JSON."""
+    from benchmarks.anchors import BENCHES, PROCESSES
     from benchmarks.cost import TABLES
-    from benchmarks.gallery import BENCHES, PROCESSES
     from fdfa_core.training.process import keep_freed_memory
 
     keep_freed_memory()  # as in a sweep

@@ -4,7 +4,9 @@ cost_scaling.csv: milliseconds of one gradient estimate with its state's update 
 
 | column | meaning |
 | --- | --- |
-| `quantity`, `size` | what changes, from 784-800-800-10 at batch 64: "width", "depth", "batch_size", "outputs" or "draws" |
+| `quantity` | what changes, from 784-800-800-10 at batch 64: "width", "depth", "batch_size", "outputs" or "draws" |
+| | and from four layers of nn.TransformerEncoder, 256 wide, on 64 tokens at batch 8: "tokens" or "layers" |
+| `size` | its value |
 | `estimator` | registered name; with "draws" "fg-a: gradients", "fg-a: scalars" (no gradient is formed), "fdfa: replicas" |
 | `milliseconds`, `low`, `high` | median and quartiles; with "draws" of one draw |
 | `bp_milliseconds` | the same of a BP gradient, in turns |
@@ -33,10 +35,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from benchmarks.gallery import encoder
 from benchmarks.networks import BATCH_SIZE, make_batch
 from benchmarks.timing import ratio, spread, take_turns
-from fdfa_core import available_estimators, fully_connected, make_estimator, true_gradient
+from fdfa_core import BlockNetwork, available_estimators, cut, fully_connected, make_estimator, true_gradient
 from fdfa_core.estimators import label
+from fdfa_core.networks.blocks import has_pre_site
 
 SCALED = ("bp", "dfa", "fdfa", "fg-a", "fg-w")
 SIZES = {
@@ -45,6 +49,7 @@ SIZES = {
     "batch_size": (16, 64, 256, 1024),
     "outputs": (10, 100, 1000),
 }
+TRANSFORMER_SIZES = {"tokens": (16, 64, 256), "layers": (1, 2, 4, 8)}
 
 
 def _milliseconds(seconds: np.ndarray) -> dict[str, float]:
@@ -65,11 +70,26 @@ def cost_scaling() -> Iterator[dict[str, object]]:
             at = {"width": 800, "depth": 2, "batch_size": BATCH_SIZE, "outputs": 10} | {quantity: size}
             net = fully_connected([784, *[at["width"]] * at["depth"], at["outputs"]], batch_norm=True, seed=0)
             batch = make_batch(net, at["batch_size"], at["outputs"])
-            seconds = take_turns({name: partial(make_estimator(name, net).backward, *batch) for name in SCALED}, 9)
-            for name in SCALED:
-                row = {"quantity": quantity, "size": size, "estimator": name}
-                yield row | _milliseconds(seconds[name]) | _compared(seconds[name], seconds["bp"])
+            yield from _scaled(quantity, size, net, batch, 9)
+    for quantity, sizes in TRANSFORMER_SIZES.items():
+        for size in sizes:
+            at = {"tokens": 64, "layers": 4} | {quantity: size}
+            torch.manual_seed(0)
+            model, x, y = encoder(at["tokens"], 8, at["layers"])()
+            yield from _scaled(quantity, size, cut(model, example=x), (x, y), 5)
     yield from _draws()
+
+
+def _scaled(quantity: str, size: int, net: BlockNetwork, batch: tuple, rounds: int) -> Iterator[dict[str, object]]:
+    """Yield the rows of one size."""
+    site = {} if has_pre_site(net[0]) else {"site": "post"}  # general blocks have no other
+    functions = {
+        name: partial(make_estimator(name, net, **(site if name == "fg-a" else {})).backward, *batch) for name in SCALED
+    }
+    seconds = take_turns(functions, rounds)
+    for name in SCALED:
+        row = {"quantity": quantity, "size": size, "estimator": name}
+        yield row | _milliseconds(seconds[name]) | _compared(seconds[name], seconds["bp"])
 
 
 def _draws() -> Iterator[dict[str, object]]:

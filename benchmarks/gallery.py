@@ -23,11 +23,11 @@ from benchmarks.timing import ratio, take_turns
 from fdfa_core import BlockNetwork, Monitor, cut, make_estimator
 from fdfa_core.estimators import consistency
 from fdfa_core.losses import make_loss
-from fdfa_core.memory import peak_memory
+from fdfa_core.measuring.cost import operations, peak_memory
 from fdfa_core.networks.batch import check_batch
 from fdfa_core.networks.families import Mean
 
-__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "made", "missing", "networks"]
+__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "encoder", "made", "missing", "networks"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-network.md"
 _FENCE = re.compile(r"^```(python|py)\n(.*?)^```", re.S | re.M)
@@ -146,10 +146,12 @@ def _gpt2() -> tuple:
     return GPT2ForSequenceClassification(config), {"input_ids": torch.randint(1, 1000, (16, 128))}, torch.randint(3, (16,))
 
 
-def _encoder(tokens: int, batch: int) -> Callable[[], tuple]:
+def encoder(tokens: int, batch: int, layers: int = 4) -> Callable[[], tuple]:
+    """Return what makes an encoder, token numbers, and targets."""
+
     def make() -> tuple:
         layer = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True)
-        model = nn.Sequential(nn.Embedding(1000, 256), nn.TransformerEncoder(layer, 4), Mean(1), nn.Linear(256, 3))
+        model = nn.Sequential(nn.Embedding(1000, 256), nn.TransformerEncoder(layer, layers), Mean(1), nn.Linear(256, 3))
         return model, torch.randint(1000, (batch, tokens)), torch.randint(3, (batch,))
 
     return make
@@ -188,8 +190,8 @@ def _of(package: str, name: str, **options) -> Callable[[], nn.Module]:
 TRANSFORMERS: dict[str, tuple[str, Callable[[], tuple], float]] = {
     "BERT-mini, 16 × 128 tokens": ("transformers", _bert, 1.5),
     "GPT-2-mini, 16 × 128 tokens": ("transformers", _gpt2, 1.5),
-    "nn.TransformerEncoder, 16 × 128 tokens": ("", _encoder(128, 16), 1.5),
-    "nn.TransformerEncoder, 8 × 64 tokens": ("", _encoder(64, 8), 1.5),
+    "nn.TransformerEncoder, 16 × 128 tokens": ("", encoder(128, 16), 1.5),
+    "nn.TransformerEncoder, 8 × 64 tokens": ("", encoder(64, 8), 1.5),
     "ViT-tiny, 16 × 64 px": (
         "timm",
         _images(_of("timm.models", "VisionTransformer", img_size=64, patch_size=8, embed_dim=192, depth=4, num_heads=3)),
@@ -268,9 +270,11 @@ def _large(table: dict[str, tuple[str, Callable[[], tuple], float]]) -> Iterator
         seconds = take_turns(functions, 5, warmup=2)
         plain = 1e3 * float(np.median(seconds["plain"]))
         peaks = {method: peak_memory(functions[method]) for method in methods}  # of tensors alive together
+        counts = {method: operations(functions[method]) for method in methods}
         for method, most in (("fdfa", limit), ("fg-a", 1.6), ("fg-w", None)):
             label = method.upper()
             yield Row(f"{label} step / BP step, {name}", ratio(seconds[method], seconds["plain"]), most, plain)
+            yield Row(f"Operations of a {label} step / BP step, {name}", [counts[method] / counts["plain"]])
             yield Row(f"Peak memory of a {label} step / BP step, {name}", [peaks[method] / peaks["plain"]], 1.3)
 
 

@@ -35,8 +35,8 @@ BEGIN, END = "<!-- table: written by `make bench` -->", "<!-- end of table -->"
 
 def benches(tables: bool) -> list[str]:
     """Names of all benches; the figures' tables are measured once."""
+    from benchmarks.anchors import BENCHES
     from benchmarks.cost import TABLES
-    from benchmarks.gallery import BENCHES
 
     return [*BENCHES, *(TABLES if tables else [])]
 

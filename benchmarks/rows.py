@@ -23,6 +23,7 @@ from benchmarks.timing import ratio, take_turns
 from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
 from fdfa_core.runs.directory import is_complete, read_provenance
+from fdfa_core.training.process import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,17 @@ def bench(name: str, processes: int = 1):
 # Steps -------------------------------------------------------------------------------------------------------------------
 
 
-def _steps(network: str, rounds: int, limits: dict[str, tuple[str, dict, float | None]]) -> Iterator[Row]:
-    """Time a BP step and estimators' steps, given by label as name, options and limit."""
+Limit = float | tuple[float, float] | None  # of a row; a pair is for one thread and for more
+
+
+def _limit(of: Limit) -> float | None:
+    return of[torch.get_num_threads() > 1] if isinstance(of, tuple) else of
+
+
+def _steps(
+    network: str, rounds: int, limits: dict[str, tuple[str, dict, Limit]], pairs: Sequence[tuple[str, str, float]] = ()
+) -> Iterator[Row]:
+    """Time a BP step, estimators' steps (label: name, options, limit), and steps of a pair against each other."""
     functions, before = {"bp": bp_step(net := NETWORKS[network](), *make_batch(net))}, {}
     for label, (name, options, _) in limits.items():
         net = NETWORKS[network]()
@@ -71,7 +81,10 @@ def _steps(network: str, rounds: int, limits: dict[str, tuple[str, dict, float |
     seconds = take_turns(functions, rounds, before=before)
     baseline = 1e3 * float(np.median(seconds["bp"]))
     for label, (_, _, limit) in limits.items():
-        yield Row(f"{label} step / BP step, {network}", ratio(seconds[label], seconds["bp"]), limit, baseline)
+        yield Row(f"{label} step / BP step, {network}", ratio(seconds[label], seconds["bp"]), _limit(limit), baseline)
+    for label, other, limit in pairs:
+        milliseconds = 1e3 * float(np.median(seconds[other]))
+        yield Row(f"{label} step / {other} step, {network}", ratio(seconds[label], seconds[other]), limit, milliseconds)
 
 
 class Ready:
@@ -90,9 +103,10 @@ class Ready:
         return drawn.view(shape)
 
 
-def _fully_connected(network: str, limit: float) -> Iterator[Row]:
+def _fully_connected(network: str) -> Iterator[Row]:
     methods = {
-        "FDFA": ("fdfa", {}, limit),
+        "FDFA": ("fdfa", {}, (1.10, 1.15)),
+        "FDFA (Adam's rule)": ("fdfa", {"feedback_rule": "adam"}, None),
         "FDFA (Rademacher)": ("fdfa", {"perturbation": "rademacher"}, None),
         "DFA": ("dfa", {}, None),
         "FG-A": ("fg-a", {}, 1.3),
@@ -100,22 +114,22 @@ def _fully_connected(network: str, limit: float) -> Iterator[Row]:
         "FG-W (Rademacher)": ("fg-w", {"perturbation": "rademacher"}, None),
         "FG-W (without drawing random numbers)": ("fg-w", {"perturbation": Ready}, 1.3),
     }
-    yield from _steps(network, 30, methods)
+    yield from _steps(network, 30, methods, [("FDFA (Adam's rule)", "FDFA", 1.05)])
 
 
 @bench("steps-fc-bn", processes=5)
 def _() -> Iterator[Row]:
-    yield from _fully_connected("fc-bn", 1.20)
+    yield from _fully_connected("fc-bn")
 
 
 @bench("steps-fc", processes=5)
 def _() -> Iterator[Row]:
-    yield from _fully_connected("fc", 1.15)
+    yield from _fully_connected("fc")
 
 
 @bench("steps-cnn", processes=3)
 def _() -> Iterator[Row]:
-    methods = {"FDFA": ("fdfa", {}, 1.35), "FG-A": ("fg-a", {}, None), "FG-W": ("fg-w", {}, None)}
+    methods = {"FDFA": ("fdfa", {}, (1.12, 1.18)), "FG-A": ("fg-a", {}, None), "FG-W": ("fg-w", {}, None)}
     yield from _steps("cnn-released", 8, methods)
 
 
@@ -160,6 +174,7 @@ def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float 
 
 @bench("draws-fc", processes=3)
 def _() -> Iterator[Row]:
+    keep_freed_memory(all_sizes=True)  # its blocks of 1.3 GB are the same each time
     yield from _draws("fc", 3, 0.65, 0.15)
 
 

@@ -13,6 +13,8 @@ PANELS = {
     "depth": "number of hidden layers",
     "batch_size": "batch size",
     "outputs": "number of outputs",
+    "tokens": "tokens of a transformer",
+    "layers": "layers of a transformer",
     "draws": "draws or replicas at one point",
 }
 DRAWS = {  # what the benchmark calls them → name in print, estimator whose colour they have, marker, line
@@ -54,10 +56,13 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.set_ylim(0, 1.08 * frame.loc[frame["quantity"] != "draws", "high"].max())
     axes[0].set_ylabel("time ÷ that of a BP gradient")
     axes[3].set_ylabel("time ÷ that of a BP gradient")
-    axes[4].set_ylabel("time of one draw ÷ that of a BP gradient")
+    axes[6].set_ylabel("time of one draw ÷\nthat of a BP gradient")
     handles = [style.mark("BP", "none", bp.color, "-"), *map(style.handle, labels)]
     more = [how for name, how in DRAWS.items() if name != "fg-a: gradients"]  # which looks as FG-A does elsewhere
     handles += [style.mark(name, marker, style.look(like).color, line) for name, like, marker, line in more]
-    note = "784-800-800-10 with batch normalisation (draws: without), batch 64, but for what changes; medians, bars: quartiles"
+    note = (
+        "784-800-800-10 with batch normalisation (draws: without), batch 64; transformer: four layers, 256 wide, 64 tokens, "
+        "batch 8; but for what changes\nmedians, bars: quartiles"
+    )
     style.legend(fig, handles, f"{note}\n{frame['machine'].iloc[0]}")
     return fig

@@ -93,11 +93,10 @@ def counted(config: RunConfig) -> tuple[int, int]:
     """Return the operations of one step, and the bytes that the next one takes, counted while they are taken."""
     import torch
     from torch.utils._pytree import tree_leaves
-    from torch.utils.flop_counter import FlopCounterMode
 
     from fdfa_core import data
     from fdfa_core.estimators import make_estimator
-    from fdfa_core.memory import peak_memory
+    from fdfa_core.measuring.cost import operations, peak_memory
     from fdfa_core.networks.registry import build
     from fdfa_core.training.build import takes_vectors
 
@@ -113,9 +112,8 @@ def counted(config: RunConfig) -> tuple[int, int]:
         x = torch.randn(config.training.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
         x = x.flatten(1) if takes_vectors(net) else x
         y = torch.arange(len(x)) % classes
-        with FlopCounterMode(display=False) as counter:
-            estimator.backward(x, y)
+        operations_of_step = operations(lambda: estimator.backward(x, y))
         net.zero_grad(set_to_none=True)
         peak = peak_memory(lambda: estimator.backward(x, y))
     state = sum(value.nbytes for value in tree_leaves(estimator.state_dict()) if isinstance(value, torch.Tensor))
-    return counter.get_total_flops(), peak + state
+    return operations_of_step, peak + state

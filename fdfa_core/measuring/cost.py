@@ -1,9 +1,11 @@
-"""How much memory a computation takes at its peak, on any device."""
+"""What a computation takes: its operations, and its memory at the peak, on any device."""
 
 from __future__ import annotations
 
+import functools
+import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,3 +77,75 @@ def peak_memory(function: Callable[[], object]) -> int:
     with _Allocations() as allocations:
         function()
     return allocations.peak
+
+
+@functools.cache
+def _formulas() -> Mapping[object, Callable[..., int]]:
+    """Return the operations of every kernel that multiplies, by shapes: torch's formulas, and those that torch lacks."""
+    from torch.utils.flop_counter import conv_flop_count, flop_registry
+
+    aten = torch.ops.aten
+
+    def convolution_backward(grad, x, weight, bias, stride, padding, dilation, transposed, *others, **_) -> int:
+        # as many as forward for each of the two products, also with groups, which torch's formula leaves out
+        wanted = others[-1]  # of the gradients of the input, the weights and the bias
+        return sum(wanted[:2]) * conv_flop_count(x.shape, weight.shape, grad.shape, transposed)
+
+    def attention(products: int) -> Callable[..., int]:
+        def formula(*tensors, **_) -> int:
+            *batch, queries, width = tensors[0].shape
+            return 2 * products * math.prod(batch) * queries * tensors[1].shape[-2] * width
+
+        return formula
+
+    def attention_backward(grad, *tensors, **_) -> int:
+        return attention(5)(*tensors)  # the weights anew, and the gradients of weights, queries, keys and values
+
+    return flop_registry | {
+        aten.convolution_backward: convolution_backward,
+        aten.addmm_: flop_registry[aten.addmm],
+        aten.baddbmm_: flop_registry[aten.baddbmm],
+        aten._scaled_dot_product_flash_attention_for_cpu: attention(2),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+
+
+class _Operations(TorchDispatchMode):
+    """Count what the kernels multiply."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as above
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        formula = _formulas().get(function._overloadpacket)
+        if formula is None and function is not torch.ops.prim.device.default:
+            with self:  # what consists of other operations is counted by these
+                parts = function.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = function(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+def operations(function: Callable[[], object]) -> int:
+    """Return the floating-point operations of the matrix products, convolutions and attention in a call.
+
+    A multiplication and an addition count as two. Work on single elements and random numbers are left out.
+
+    Examples:
+        >>> import torch
+        >>> from fdfa_core.measuring.cost import operations
+        >>> operations(lambda: torch.ones(4, 5) @ torch.ones(5, 6))
+        240
+    """
+    with _Operations() as counted:
+        function()
+    return counted.total

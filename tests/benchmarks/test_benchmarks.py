@@ -4,10 +4,14 @@ from dataclasses import asdict
 
 import pandas as pd
 import pytest
+import torch
 
+from analysis.theory import predict
 from benchmarks import __main__ as command
-from benchmarks import check, report, timing
+from benchmarks import anchors, check, gallery, report, timing
+from benchmarks.networks import make_batch
 from benchmarks.rows import Row
+from fdfa_core import fully_connected, true_gradient
 from places import ROOT
 
 ABOUT = {"cores": 2, "cpu": "a processor", "torch": "2", "load": 0.1, "date": "2030-01-01"}
@@ -187,3 +191,26 @@ def test_check_of_named_benches_passes_if_none_got_worse(checked):
 def test_check_refuses_what_it_cannot_compare(checked, arguments, named):
     code, said = checked(1.0, *arguments)
     assert code == 2 and named in said.err
+
+
+# What the suite is held against ------------------------------------------------------------------------------------------
+
+
+def test_the_naive_step_has_the_slope_along_its_direction(monkeypatch):
+    net = fully_connected([4, 5, 3], seed=0)
+    x, y = make_batch(net, 6, 3)
+    gradient = true_gradient(net, x, y)
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    anchors.naive_step(net, x, y)()
+    slope = sum(float(g.sum()) for g in gradient.values())
+    assert all(torch.allclose(p.grad, torch.full_like(p, slope), rtol=1e-5) for p in net.parameters())
+
+
+@pytest.mark.gallery
+def test_the_variance_of_the_batch_gradient_is_that_of_backpack():
+    if reason := gallery.missing("torchvision") or gallery.missing("backpack"):
+        pytest.skip(reason)
+    net = fully_connected([4, 5, 3], seed=0)
+    x, y = make_batch(net, 6, 3)
+    theirs = anchors.backpack_variance(torch.nn.Sequential(net[0].affine, net[0].activation, net[1]), x, y)()
+    assert predict("bp", net, x, y, 2).total("variance") == pytest.approx(theirs / 2, rel=1e-5)

@@ -124,6 +124,7 @@ def quotients() -> pd.DataFrame:
 def timed(column: str) -> pd.DataFrame:
     """Return what a figure of cost shows but for its own columns."""
     sizes = {"width": [100, 200, 1600], "depth": [1, 2, 8], "batch_size": [16, 256, 1024], "outputs": [10, 1000]}
+    sizes |= {"tokens": [16, 64, 256], "layers": [1, 2, 8]}
     draws = ["fg-a: gradients", "fg-a: scalars", "fdfa: replicas"]
     rows = [(quantity, size, label) for quantity in sizes for size in sizes[quantity] for label in METHODS[:7]]
     rows += [("draws", size, label) for size in (1, 16, 256) for label in draws]

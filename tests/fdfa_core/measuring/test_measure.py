@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fdfa_core import (
@@ -30,10 +31,12 @@ from fdfa_core.estimators import label
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.measuring import measure as module
 from fdfa_core.measuring.activations import activation_rms
-from fdfa_core.measuring.cost import peak_memory
+from fdfa_core.measuring.cost import operations, peak_memory
 from fdfa_core.measuring.plan import CHOICES, Work, announce, choose, notes
 from fdfa_core.measuring.probe import probe
 from fdfa_core.measuring.reference import Reference
+from fdfa_core.networks.residual import residual
+from fdfa_core.networks.transformer import transformer
 
 X, Y = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 FEW = ("bp", "fg-w", "fg-a", "dfa", "fdfa")
@@ -576,8 +579,53 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
 def test_a_process_that_keeps_freed_memory_does_not_grow_where_blocks_are_large():
-    handed_back, kept = (
+    handed_back, kept, all_kept = (
         int(subprocess.check_output([sys.executable, "-c", GROWN.replace("KEEP", code)], text=True))
-        for code in ("", "assert keep_freed_memory()")
+        for code in ("", "assert keep_freed_memory()", "assert keep_freed_memory(all_sizes=True)")
     )
-    assert kept < 1.2 * handed_back
+    assert kept < 1.2 * handed_back < all_kept
+
+
+def backward(module, *shape):
+    """Return a call that takes the gradients of a module's weights and of its input."""
+    x = torch.randn(*shape, requires_grad=True)
+    return lambda: module(x).sum().backward()
+
+
+def attention(**options):
+    return F.scaled_dot_product_attention(*(torch.ones(3, 2, n, 4, **options) for n in (7, 9, 9)))
+
+
+ATTENTION = 2 * 3 * 2 * 7 * 9 * 4  # one product of (3, 2) heads, 7 queries, 9 keys, 4 wide
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: torch.addmm(torch.ones(6), torch.ones(4, 5), torch.ones(5, 6)), 2 * 4 * 5 * 6),
+        (lambda: torch.ones(2, 4, 6).baddbmm_(torch.ones(2, 4, 5), torch.ones(2, 5, 6)), 2 * 2 * 4 * 5 * 6),
+        (lambda: torch.ones(4, 6).addmm_(torch.ones(4, 5), torch.ones(5, 6)), 2 * 4 * 5 * 6),
+        (lambda: torch.randn(1000).sigmoid(), 0),
+        (backward(torch.nn.Linear(5, 6), 4, 5), 3 * 2 * 4 * 5 * 6),  # the output, and both gradients
+        (backward(torch.nn.Conv2d(4, 8, 3), 2, 4, 6, 6), 3 * 2 * 2 * 8 * 16 * 9 * 4),
+        (backward(torch.nn.Conv2d(4, 8, 3, groups=4), 2, 4, 6, 6), 3 * 2 * 2 * 8 * 16 * 9),
+        (backward(torch.nn.ConvTranspose2d(4, 8, 2, stride=2, groups=2), 2, 4, 6, 6), 3 * 2 * 2 * 4 * 36 * 4 * 4),
+        (lambda: attention(), 2 * ATTENTION),
+        (lambda: attention(requires_grad=True).sum().backward(), 7 * ATTENTION),
+    ],
+    ids=["addmm", "baddbmm_", "addmm_", "elements", "linear", "conv", "grouped", "transposed", "attention", "its gradient"],
+)
+def test_operations_are_those_of_the_shapes(call, expected):
+    assert operations(call) == expected
+
+
+@pytest.mark.parametrize("make", [lambda: residual((1, 8, 8), 10, seed=0), lambda: transformer((1, 8, 8), 10, seed=0)])
+def test_one_forward_gradient_of_the_weights_takes_the_operations_of_backpropagation(make):
+    """Values, and tangents of weights and of inputs: as many products as for values and both gradients, in any network."""
+    x, y = torch.randn(4, 1, 8, 8), torch.arange(4)
+    counts = {}
+    for name in ("bp", "fg-w"):
+        estimator = make_estimator(name, make())
+        estimator.backward(x, y)
+        counts[name] = operations(lambda estimator=estimator: estimator.backward(x, y))
+    assert counts["fg-w"] == pytest.approx(counts["bp"], rel=0.01)
