@@ -76,10 +76,11 @@ def trained(**more) -> pd.DataFrame:
 
 
 def grids() -> pd.DataFrame:
-    """Return accuracies of trials and of finals in five grids."""
-    datasets = ["mnist", "cifar-10", "mnist", "cifar-10", "mnist"]
-    networks = ["fully_connected", "fully_connected", "convolutional", "convolutional", "fully_connected"]
-    panels = pd.DataFrame({"dataset": datasets, "architecture": networks, "optimizer": ["adam"] * 4 + ["sgd"]})
+    """Return accuracies of trials and of finals in five grids, one of which has two networks."""
+    datasets = ["mnist", "cifar-10", "mnist", "cifar-10", "mnist", "mnist"]
+    networks = ["fully_connected", "fully_connected", "convolutional", "convolutional", "fully_connected", "fully_connected"]
+    panels = pd.DataFrame({"dataset": datasets, "architecture": networks, "optimizer": ["adam"] * 4 + ["sgd"] * 2})
+    panels["layers"] = ["", "", "", "", "2 × 400", "8 × 400"]
     rates = crossed(trained_with=METHODS, learning_rate=np.geomspace(1e-5, 0.1, 18))
     finals = crossed(trained_with=METHODS, learning_rate=[1e-3, 3e-3, 1e-2])
     rows = pd.concat([rates.assign(round=1, se=0.0, seeds=1), finals.assign(round=2, se=0.004, seeds=3)], ignore_index=True)
