@@ -151,12 +151,13 @@ class Estimator(ABC):
         self.update(trace, error, targets, gradients)
         return gradients
 
-    def own_gradients(self, x: Tensor, y: Tensor, *, replica: int | None = None) -> dict[str, Tensor] | None:
+    def own_gradients(self, x: Tensor, y: Tensor, *, replica: int | None = None) -> Gradients | None:
         """Return the exact gradient of the method's own objective at its present state; nothing moves.
 
         Args:
             x, y: the batch.
-            replica: whose state is meant, of those that there are.
+            replica: whose state is meant, of those that there are. None means all: what differs between them then has a
+                leading dimension R, and may be factored.
 
         Returns:
             None for a method that follows the network's loss.

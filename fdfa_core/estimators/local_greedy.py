@@ -132,8 +132,11 @@ class LocalGreedy(Estimator):
         error = self.loss.error(outputs.flatten(0, 1), targets.repeat(replicas, *[1] * (targets.dim() - 1)))[1]
         return error.view_as(outputs) * replicas  # a mean over the batch of each replica, not of all
 
-    def own_gradients(self, x: Tensor, y: Tensor, *, replica: int | None = None) -> dict[str, Tensor]:
-        """Return the gradient of the sum of local losses, each block's input held fixed, in the readouts of one replica."""
+    def own_gradients(self, x: Tensor, y: Tensor, *, replica: int | None = None) -> Gradients:
+        """Return the gradient of the sum of local losses, each block's input held fixed, in the readouts of one replica.
+
+        Where there are replicas and none is named, what depends on the readouts comes for all of them, and may be factored.
+        """
         x, y, _ = self.admit(x, y)
         with torch.no_grad(), preserve_random_stream(self.device, self.net), self._using(replica):
             trace = Trace(self.net, x, shortcuts=True)  # which keep what the readout hands back
@@ -149,7 +152,7 @@ class LocalGreedy(Estimator):
                     signal = trace.readout.back(error)
                 else:
                     signal = self.local_error(trace, i, y) @ self.held(self.readouts[i][0])
-                merge(gradients, block.pull(signal.reshape(block.output.shape), "post"))
+                merge(gradients, block.pull(signal.reshape(*signal.shape[:-2], *block.output.shape), "post"))
             return self._ordered(gradients)
 
     @property

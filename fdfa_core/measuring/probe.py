@@ -192,23 +192,31 @@ def measure_own(
         Per parameter ‖g_r − t_r‖² and ‖t_r‖² (2, R), float64.
     """
     squares: dict[str, list[Tensor]] = {}
-    own, norms2 = {}, {}
-    made = 0
+    replicas, dims = estimator.replicas, {name: p.dim() for name, p in estimator.net.named_parameters()}
+    numbers = sum(p.numel() for p in estimator.net.parameters())
+    at_once = replicas is not None and replicas * numbers * estimator.dtype.itemsize <= CHUNK_BYTES
+    own, made = {}, 0
+    if at_once or replicas is None:
+        own = _mean({n: factored.dense(g) for n, g in estimator.own_gradients(*batch).items()} for batch in batches)
     for chunk in produce():
-        for r in range(next(iter(chunk.values())).shape[0]):
-            if not own or estimator.replicas is not None:
-                own = _mean(estimator.own_gradients(*batch, replica=made) for batch in batches)
-                norms2 = {name: _norm2(g) for name, g in own.items()}
-            for name, g in chunk.items():
-                distance2 = _norm2(factored.dense(factored.pick(g, r))[0] - own[name])
-                squares.setdefault(name, []).append(torch.stack([distance2, norms2[name]]))
-            made += 1
-    return {name: torch.stack(pairs, 1) for name, pairs in squares.items()}
+        count = next(iter(chunk.values())).shape[0]
+        for part in [chunk] if own else [{n: factored.pick(g, r) for n, g in chunk.items()} for r in range(count)]:
+            of_part = own or _mean(estimator.own_gradients(*batch, replica=made) for batch in batches)
+            for name, g in part.items():
+                target = of_part[name]
+                if target.dim() > dims[name]:  # one for each replica
+                    target = target[made : made + count]
+                distance2 = _norms2(factored.dense(g) - target, dims[name])
+                norm2 = _norms2(target, dims[name]).expand_as(distance2)
+                squares.setdefault(name, []).append(torch.stack([distance2, norm2]))
+            made += count if own else 1
+    return {name: torch.cat(pairs, 1) for name, pairs in squares.items()}
 
 
-def _norm2(g: Tensor) -> Tensor:
-    """Return ‖g‖², summed in float64 without a copy in it."""
-    return torch.linalg.vector_norm(g, dtype=torch.float64).square()
+def _norms2(g: Tensor, dim: int) -> Tensor:
+    """Return ‖g_r‖² (r,) of gradients of `dim` dimensions, summed in float64 without a copy in it."""
+    size = math.prod(g.shape[g.dim() - dim :])
+    return torch.linalg.vector_norm(g.reshape(-1, size), dim=1, dtype=torch.float64).square()
 
 
 # Of these a sample's output depends on that sample alone, and on no random number.
@@ -225,7 +233,7 @@ def _objective_batches(net: BlockNetwork, reference: Reference) -> list[tuple[Te
     return [(reference.x, reference.y)] if apart else reference.disjoint_batches()
 
 
-def _mean(gradients: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean(gradients: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of gradients, of which few are held at a time: a reference set has many batches."""
     total, count = {}, 0
     for count, gradient in enumerate(gradients, 1):  # noqa: B007

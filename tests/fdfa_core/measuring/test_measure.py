@@ -30,6 +30,7 @@ from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import label
 from fdfa_core.linearisation.factored import dense
 from fdfa_core.measuring import measure as module
+from fdfa_core.measuring import probe as probing
 from fdfa_core.measuring.activations import activation_rms
 from fdfa_core.measuring.cost import operations, peak_memory
 from fdfa_core.measuring.plan import CHOICES, Work, announce, choose, notes
@@ -91,9 +92,12 @@ def test_variance_of_weight_perturbation_is_that_of_theory():
     assert row["relative_variance"] == pytest.approx(theory, abs=4 * row["variance_se"] / row["target_norm"] ** 2)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize(("sampling", "coupled"), [("given_batch", False), ("fresh_batches", False), ("fresh_batches", True)])
-def test_local_methods_are_held_against_their_own_objective(sampling, coupled):
+def test_local_methods_are_held_against_their_own_objective(sampling, coupled, at_once, monkeypatch):
     """Each draw against the exact gradient in its own replica's readouts, by hand; BP has no objective but the network's."""
+    if not at_once:
+        monkeypatch.setattr(probing, "CHUNK_BYTES", 0)  # as where the network is large: one replica after the other
     network, replicas = fully_connected([4, 5, 4, 3], batch_norm=coupled, seed=0), 6
     reference = Reference.compute(network, X, Y, 4)
     local, again = (make_estimator("lg-fg-w", network, seed=1, replicas=replicas) for _ in range(2))
