@@ -149,10 +149,11 @@ class LocalGreedy(Estimator):
                 if block.frozen:
                     continue
                 if i == len(trace.hidden) - 1:
-                    signal = trace.readout.back(error)
+                    signal, lead = trace.readout.back(error), ()
                 else:
-                    signal = self.local_error(trace, i, y) @ self.held(self.readouts[i][0])
-                merge(gradients, block.pull(signal.reshape(*signal.shape[:-2], *block.output.shape), "post"))
+                    local = self.local_error(trace, i, y)
+                    signal, lead = local @ self.held(self.readouts[i][0]), local.shape[:-2]
+                merge(gradients, block.pull(signal.reshape(*lead, *block.output.shape), "post"))
             return self._ordered(gradients)
 
     @property

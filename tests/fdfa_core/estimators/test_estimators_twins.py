@@ -17,6 +17,7 @@ from fdfa_core.errors import InvalidInput, Unsupported
 from fdfa_core.estimators import forward_feedback, make_estimator, weight_perturbation
 from fdfa_core.estimators.activity_perturbation import first_linear
 from fdfa_core.estimators.tangents import best_counts
+from fdfa_core.linearisation.factored import dense
 from fdfa_core.perturbations import Gaussian, LowRank
 from toys import COUPLED, TOYS, WITH_PRE_SITE, make_batch, make_toy
 from twins import Recorder, Slow
@@ -634,6 +635,8 @@ def test_lg_own_gradient_is_that_of_the_local_losses_by_automatic_differentiatio
             total = total + F.cross_entropy(copied.readout(local), y)
     names, parameters = zip(*copied.named_parameters(), strict=True)
     assert_equal(found, dict(zip(names, torch.autograd.grad(total, parameters), strict=True)))
+    for name, g in estimator.own_gradients(x, y).items() if replicas else ():  # of all of them
+        assert_equal({name: dense(g)[2] if len(g.shape) > found[name].dim() else g}, {name: found[name]})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
