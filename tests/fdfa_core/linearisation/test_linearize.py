@@ -845,3 +845,16 @@ def test_inner_products_over_a_million_components_keep_six_digits():
     norm2 = draw.double().square().sum()
     torch.testing.assert_close(draws.inner(draw.unsqueeze(0), draw, -draw)[0] / norm2, torch.tensor([1.0, -1.0]).double(),
                                rtol=1e-6, atol=0)  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}])
+def test_pooling_of_many_channels_is_torchs_to_the_bit(window):
+    """Also where entries are equal, as zeros after ReLU are, and where one is no number."""
+    x = torch.relu(torch.randn(8, 16, 24, 24, generator=torch.Generator().manual_seed(0)))
+    x[0, 0, 2:4, 2:4] = torch.nan
+    x[1] = -torch.inf
+    expected, index = F.max_pool2d(x, **window, return_indices=True)
+    module = nn.MaxPool2d(**window)
+    found = linearize(module, x, Context(module))
+    torch.testing.assert_close(found.output, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found.index, index) and found.output.is_contiguous() and found.index.is_contiguous()
