@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 
 from fdfa_core.estimators.labels import label
 from fdfa_core.experiments.loading import Experiment
+from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.runs.store import Store, open_store
 
 
@@ -56,6 +58,44 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         hours_all=("hours_all", lambda h: h.sum(skipna=False)),
     )
     return table.reset_index()
+
+
+def cost_by_network(experiments: Iterable[Experiment], roots: Iterable[str | Path]) -> dict[str, float]:
+    """Return the hours of experiments of which no run is there, by recorded runs of the same network and data.
+
+    A run takes as long for each epoch (or step, where its length is given in steps) as recorded runs of its estimator do, or as
+    those of all estimators where its own has none. Their instruments and evaluations count in, and need not be the same.
+
+    Args:
+        experiments: whose runs are planned.
+        roots: records, or directories of runs.
+
+    Returns:
+        Hours of one process by name of the experiment; NaN where no run of some network is recorded.
+    """
+    rows = []
+    for store in map(open_store, roots):
+        seconds = _seconds(store, store.ids())
+        rows += [(*_alike(config := store.config(run)), seconds[run] / _length(config)) for run in seconds]
+    known = pd.DataFrame(rows, columns=["network", "method", "pace"])
+    pace, any_pace = known.groupby(["network", "method"])["pace"].median(), known.groupby("network")["pace"].mean()
+    hours = {}
+    for experiment in experiments:
+        runs = [(*_alike(config), _length(config)) for config in experiment.runs()]
+        each = [pace.get((network, method), any_pace.get(network, np.nan)) * length for network, method, length in runs]
+        hours[experiment.name] = sum(each) / 3600
+    return hours
+
+
+def _alike(config: RunConfig) -> tuple[str, str]:
+    """Return what makes two runs take as long: data, network, batch and unit of length; and the method."""
+    unit = "epochs" if config.training.epochs is not None else "steps"
+    network = [config.data.name, config.data.train_size, config.network.architecture, config.network.options]
+    return json.dumps([*network, config.training.batch_size, unit], sort_keys=True), config.estimator.name
+
+
+def _length(config: RunConfig) -> int:
+    return config.training.epochs if config.training.epochs is not None else config.training.steps
 
 
 def _seconds(store: Store, runs: list[str]) -> dict[str, float]:

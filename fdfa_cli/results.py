@@ -87,16 +87,25 @@ def _record_theory(experiment, outcome, out: Path) -> None:
 @experiment_files
 @options("recorded", "profile")
 def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
-    """Show how long the runs of a profile, or of the experiment FILEs, take, judged by those that are recorded."""
-    from analysis import inventory
+    """Show how long the runs of a profile, or of the experiment FILEs, take, judged by those that are recorded.
 
-    table = inventory.cost(inventory.inventory(root or record_of(profile), load_experiments(files, profile)))
-    for row in table.itertuples():
-        hours = f"{row.hours_all:7.2f} h" if row.hours_all == row.hours_all else "unknown"
-        click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {hours:>9}")
-    known = table["hours_all"].notna()
-    more = "" if known.all() else f", without the {(~known).sum()} experiments that nothing is recorded of"
-    total = f"{table['hours_all'].sum():.1f} h of one process" if known.any() else "unknown"
+    Where none is, recorded runs of other experiments with the same network and data take their place ("about").
+    """
+    from analysis import inventory
+    from fdfa_core import paths
+
+    experiments = load_experiments(files, profile)
+    table = inventory.cost(inventory.inventory(root or record_of(profile), experiments))
+    unknown = set(table.loc[table["hours_all"].isna(), "experiment"])
+    records = sorted(folder for folder in paths.RESULTS.glob("*") if folder.is_dir()) if unknown else ()
+    alike = inventory.cost_by_network([e for e in experiments if e.name in unknown], records) if records else {}
+    hours = table["hours_all"].fillna(table["experiment"].map(alike).astype(float))
+    for row, each in zip(table.itertuples(), hours, strict=True):
+        shown = "unknown" if each != each else f"{each:.2f} h"
+        shown = f"about {shown}" if row.experiment in unknown and each == each else shown
+        click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {shown:>13}")
+    more = f", without {hours.isna().sum()} of unknown length" if hours.isna().any() else ""
+    total = "unknown" if hours.isna().all() else f"{hours.sum():.1f} h of one process"
     click.echo(f"Together {total}, on the machine of the record as busy as it was{more}.")
 
 

@@ -16,8 +16,8 @@ from analysis.rebuilt import flops
 from benchmarks import released_code
 from fdfa_core.data import Dataset
 from fdfa_core.errors import RunError
-from fdfa_core.estimators import make_estimator
-from fdfa_core.experiments.loading import EXPERIMENTS, load_profile, merge
+from fdfa_core.estimators import label, make_estimator
+from fdfa_core.experiments.loading import EXPERIMENTS, load_experiment, load_profile, merge
 from fdfa_core.experiments.tables import RunConfig
 from fdfa_core.networks.registry import build
 from fdfa_core.runs import validation
@@ -249,6 +249,18 @@ def test_cost_of_missing_runs_is_that_of_their_estimator(record):
     assert cost.loc["mnist_fc", ["runs", "planned"]].tolist() == [11, 12]
     assert cost.loc["mnist_fc", "hours_all"] == pytest.approx(cost.loc["mnist_fc", "hours"] * 12 / 11)
     assert np.isnan(cost.loc["fashion_fc", "hours_all"])
+
+
+def test_cost_of_an_experiment_without_runs_is_that_of_the_same_network_elsewhere(record, tmp_path):
+    experiments, root = record
+    took = inventory.inventory(root, [experiments["mnist_fc"]]).groupby("trained_with")["seconds"].median()
+    text = re.sub(r"(?m)^(epochs|steps) = (\d+)", lambda m: f"{m[1]} = {3 * int(m[2])}", experiments["mnist_fc"].path.read_text())
+    (tmp_path / "longer.toml").write_text(text)
+    (tmp_path / "other.toml").write_text(text.replace("[8, 8]", "[9, 9]"))
+    longer, other = (load_experiment(tmp_path / f"{name}.toml") for name in ("longer", "other"))
+    seconds = sum(took[label(run.estimator.name, run.estimator.options)] for run in experiments["mnist_fc"].runs())
+    found = inventory.cost_by_network([longer, other], [root])
+    assert found["longer"] == pytest.approx(3 * seconds / 3600) and np.isnan(found["other"])
 
 
 def test_profiles_lie_where_the_command_looks():
