@@ -254,7 +254,7 @@ def test_cost_of_missing_runs_is_that_of_their_estimator(record):
 def test_cost_of_an_experiment_without_runs_is_that_of_the_same_network_elsewhere(record, tmp_path):
     experiments, root = record
     took = inventory.inventory(root, [experiments["mnist_fc"]]).groupby("trained_with")["seconds"].median()
-    text = re.sub(r"(?m)^(epochs|steps) = (\d+)", lambda m: f"{m[1]} = {3 * int(m[2])}", experiments["mnist_fc"].path.read_text())
+    text = experiments["mnist_fc"].path.read_text().replace("steps = 5", "steps = 15")
     (tmp_path / "longer.toml").write_text(text)
     (tmp_path / "other.toml").write_text(text.replace("[8, 8]", "[9, 9]"))
     longer, other = (load_experiment(tmp_path / f"{name}.toml") for name in ("longer", "other"))
