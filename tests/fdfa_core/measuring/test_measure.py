@@ -572,7 +572,7 @@ from fdfa_core.memory import keep_freed_memory
 
 KEEP
 held = []
-for _ in range(20):
+for _ in range(4):
     total = torch.ones(10_000_000)  # 40 MB
     for _ in range(3):
         total = total + torch.ones(10_000_000)
