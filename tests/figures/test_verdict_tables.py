@@ -246,3 +246,19 @@ def test_grids_have_no_other_figure_and_other_profiles_not_this_one(grids):
     jobs, missing = plan.plan("tuning", grids / "runs", experiments=grids / "experiments")
     assert [job.name for job in jobs] == ["rate_robustness"] and not missing
     assert "rate_robustness" not in {job.name for job in plan.plan("smoke", grids / "runs")[0]}
+
+
+def test_a_grid_of_several_networks_has_a_panel_for_each_in_the_order_of_its_file(tmp_path):
+    folder = tmp_path / "experiments" / "tuning"
+    folder.mkdir(parents=True)
+    case = '[[cases]]\nnetwork = {{ hidden = {} }}\nestimator = {{ name = "bp" }}\n'
+    cases = "".join(map(case.format, ([8], [8, 8], [8] * 4)))
+    grid = '[grid]\n"training.learning_rate" = [1e-3, 1e-2]\nseed = [100]\n'
+    (folder / "digits_trials.toml").write_text(HEAD.format(role="trials").replace("hidden = [8, 8]\n", "") + cases + grid)
+    for run in load_profile("tuning", folder.parent)["digits_trials"].runs():
+        synthetic_logs.write_run(tmp_path / "runs", run)
+        better = functools.partial(pd.DataFrame.assign, test_accuracy=0.5 + 0.1 * len(run.network.options["hidden"]))
+        synthetic_logs.rewrite(tmp_path / "runs" / run.id, "metrics", better)
+    render.render("tuning", tmp_path / "runs", tmp_path / "out", experiments=tmp_path / "experiments")
+    drawn = pd.read_csv(tmp_path / "out" / "rate_robustness.csv")
+    assert drawn["layers"].drop_duplicates().tolist() == ["8", "2 × 8", "4 × 8"]
