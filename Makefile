@@ -60,7 +60,7 @@ $(OLDEST)/.installed: pyproject.toml requirements-oldest.txt
 test-wheel: $(STAMP) ## build the wheel, install it without its source, and draw the smoke figures with it
 	$(VENV_PY) -m pytest -m slow tests/house/test_wheel.py
 
-test-gallery: $(GALLERY) ## install torchvision, timm and transformers, and test with their networks
+test-gallery: $(GALLERY) ## install torchvision, timm, transformers and BackPACK, and test with them
 	OMP_NUM_THREADS=1 $(VENV_PY) -m pytest tests/fdfa_core/networks/test_gallery.py tests/benchmarks
 
 # The pins hold torch where it is: without them pip would take the newest torchvision, and the torch that it asks for.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from benchmarks.gallery import _step, large, missing
+from benchmarks.gallery import large, missing, training_step
 from benchmarks.networks import NETWORKS, bp_step, estimator_step, make_batch
 from benchmarks.rows import BENCHES, PROCESSES, Row, bench
 from benchmarks.timing import ratio, take_turns
@@ -71,7 +71,8 @@ def _() -> Iterator[Row]:
     for name in ("U-Net", "nn.TransformerEncoder, 8 × 64 tokens"):
         example = large(name)
         naive = naive_step(example.model, example.x, example.y, make_loss(example.loss))
-        yield from compared(name, {"plain": _step(large(name), "plain"), "naive": naive, "ours": _step(large(name), "fg-w")}, 5)
+        plain, ours = (training_step(large(name), method) for method in ("plain", "fg-w"))
+        yield from compared(name, {"plain": plain, "naive": naive, "ours": ours}, 5)
     yield from _data_noise()
 
 

@@ -27,7 +27,8 @@ from fdfa_core.measuring.cost import operations, peak_memory
 from fdfa_core.networks.batch import check_batch
 from fdfa_core.networks.families import Mean
 
-__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "encoder", "made", "missing", "networks"]
+__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "encoder", "large", "made", "missing", "networks"]
+__all__ += ["training_step"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-network.md"
 _FENCE = re.compile(r"^```(python|py)\n(.*?)^```", re.S | re.M)
@@ -225,7 +226,7 @@ def large(name: str, seed: int = 0) -> Example:
 # Benches -----------------------------------------------------------------------------------------------------------------
 
 
-def _step(example: Example, method: str) -> Callable[[], object]:
+def training_step(example: Example, method: str) -> Callable[[], object]:
     """Return a training step: "plain" is PyTorch alone, on the model as it was before it was cut."""
     if method != "plain":
         options = {"site": "post"} if method == "fg-a" else {}  # these blocks have no other
@@ -248,7 +249,7 @@ def _() -> Iterator[Row]:
             continue
         example = made(title)
         x, y = check_batch(example.net, example.x, example.y)
-        functions = {method: _step(made(title), method) for method in ("plain", "bp", "fdfa")}
+        functions = {method: training_step(made(title), method) for method in ("plain", "bp", "fdfa")}
         functions["check"] = partial(consistency.check, example.net, x, y, make_loss(example.loss))
         seconds = take_turns(functions, 8)
         plain = 1e3 * float(np.median(seconds["plain"]))
@@ -266,7 +267,7 @@ def _large(table: dict[str, tuple[str, Callable[[], tuple], float]]) -> Iterator
             print(reason, file=sys.stderr)
             continue
         methods = ("plain", "fdfa", "fg-a", "fg-w")
-        functions = {method: _step(large(name), method) for method in methods}
+        functions = {method: training_step(large(name), method) for method in methods}
         seconds = take_turns(functions, 5, warmup=2)
         plain = 1e3 * float(np.median(seconds["plain"]))
         peaks = {method: peak_memory(functions[method]) for method in methods}  # of tensors alive together

@@ -29,12 +29,12 @@ def compute(logs_of: dict[str, logs.Logs], planned: list) -> pd.DataFrame:
             continue
         rows = tuning.trials(experiment, log)
         if experiment.role == "trials":
-            parts.append(tuning.by_rate(rows).assign(round=1, chosen=False))
+            part = tuning.by_rate(rows).assign(round=1, chosen=False)
         else:
-            parts.append(tuning.choices(rows).drop(columns=["best", "within"]).dropna(subset=["accuracy"]).assign(round=2))
+            part = tuning.choices(rows).drop(columns=["best", "within"]).dropna(subset=["accuracy"]).assign(round=2)
         networks = list(rows["hidden"].unique())  # in the order of the file, which their panels keep
-        parts[-1] = parts[-1].sort_values("hidden", key=lambda column, order=networks: column.map(order.index), kind="stable")
-        parts[-1] = parts[-1].assign(layers=parts[-1]["hidden"].map(tuning.layers) if len(networks) > 1 else "")
+        part = part.sort_values("hidden", key=lambda column, order=networks: column.map(order.index), kind="stable")
+        parts.append(part.assign(layers=part["hidden"].map(tuning.layers) if len(networks) > 1 else ""))
     frame = pd.concat(parts, ignore_index=True).fillna({"value": 0.0, "se": 0.0})
     # a method here is an estimator without its second setting, which no log has a label for
     return frame.assign(**{"trained_with.method": frame["method"], "trained_with.options": frame["given"]})

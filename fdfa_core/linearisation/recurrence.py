@@ -83,6 +83,8 @@ def gru(tape: Tape, function, x, start, weights, has_biases, num_layers, dropout
     """One layer in one direction. Only the tangents of h need a loop over time, with one product in each step."""
     if not isinstance(weights, list) or num_layers > 1 or bidirectional or x.dim() != 3:
         raise Uncovered
+    if not x.numel() or start.shape != (1, x.shape[0 if batch_first else 1], weights[1].shape[1]):
+        raise Uncovered  # torch refuses some of these by name, and spreads others
     places = tape.slot(x), tape.slot(start), *map(tape.slot, weights)
     inputs = x.transpose(0, 1) if batch_first else x
     of_input = F.linear(inputs, *weights[0::2])

@@ -127,16 +127,13 @@ class Tape(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function in _QUESTIONS or self.lost:
-            self.stops |= function is SET_GRAD
-            self.differentiates |= function in _BACKWARD
-            return function(*args, **kwargs)
-        if function is SET_GRAD:
-            self.stops = True
+        if function in _QUESTIONS:
             return function(*args, **kwargs)
         if function in _BACKWARD:
             self.differentiates = True
             self.lose("a gradient inside the block")
+        self.stops |= function is SET_GRAD
+        if self.lost or function is SET_GRAD:
             return function(*args, **kwargs)
         rule = OPERATIONS.get(function)
         if rule is None and type(function) is FunctionType and (inside := opened(function)) is not None:

@@ -204,19 +204,13 @@ def measure_own(
             of_part = own or _mean(estimator.own_gradients(*batch, replica=made) for batch in batches)
             for name, g in part.items():
                 target = of_part[name]
-                if target.dim() > dims[name]:  # one for each replica
-                    target = target[made : made + count]
-                distance2 = _norms2(factored.dense(g) - target, dims[name])
-                norm2 = _norms2(target, dims[name]).expand_as(distance2)
+                # one for each replica, or one for all
+                target = target[made : made + count] if target.dim() > dims[name] else target.unsqueeze(0)
+                distance2 = factored.norm2(factored.dense(g) - target)
+                norm2 = factored.norm2(target).expand_as(distance2)
                 squares.setdefault(name, []).append(torch.stack([distance2, norm2]))
             made += count if own else 1
     return {name: torch.cat(pairs, 1) for name, pairs in squares.items()}
-
-
-def _norms2(g: Tensor, dim: int) -> Tensor:
-    """Return ‖g_r‖² (r,) of gradients of `dim` dimensions, summed in float64 without a copy in it."""
-    size = math.prod(g.shape[g.dim() - dim :])
-    return torch.linalg.vector_norm(g.reshape(-1, size), dim=1, dtype=torch.float64).square()
 
 
 # Of these a sample's output depends on that sample alone, and on no random number.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fdfa_core.errors import Unsupported
 from fdfa_core.linearisation import composites, recurrence
 from fdfa_core.linearisation.general import INPUT, GeneralMap
 from fdfa_core.linearisation.maps import Context
@@ -265,3 +266,21 @@ def test_a_block_that_differentiates_inside_itself_has_the_tangents_and_gradient
     torch.testing.assert_close(made.push(moved[INPUT], {"W": moved["W"], "b": moved["b"]}), tangent, rtol=1e-11, atol=1e-11)
     _, (below, W, b) = torch.autograd.functional.vjp(descends, values, signal)
     torch.testing.assert_close(made.pull(signal, True), ({"W": W, "b": b}, below), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("start", [torch.zeros(1, 3, 2), torch.zeros(1, 1, 2)])
+def test_a_gru_whose_start_does_not_fit_is_torchs_own_matter(start, monkeypatch):
+    """Torch refuses it, or spreads it over the samples: the same happens with a tape."""
+
+    def call(x, W, b):
+        return torch.gru(x, start.to(x.dtype), [W, W[:, :2]], False, 1, 0.0, True, False, True)[0]
+
+    monkeypatch.setitem(CASES, "gru, start", call)
+    module, x = Calls(call).double(), torch.randn(2, 4, 6, dtype=torch.float64)
+    try:
+        expected = module(x).shape
+    except RuntimeError:
+        with pytest.raises((RuntimeError, Unsupported)):
+            mapped("gru, start")
+    else:
+        assert mapped("gru, start")[0].output.shape == expected
