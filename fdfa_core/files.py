@@ -64,20 +64,29 @@ def make_directory(path: Path) -> None:
         raise RunError(f"{path}: cannot be made ({error.strerror}); accepted: a directory to write to") from error
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file such that it is whole or absent whatever happens; raises `RunError` where it cannot be written."""
+def write_atomically(path: Path, content: bytes | memoryview, *, lasting: bool = True) -> None:
+    """Write a file such that it is whole or absent whatever happens; raises `RunError` where it cannot be written.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        lasting: wait until the disk holds it. Without, a failure of power may leave an empty or a broken file: for what is
+            looked at before it is trusted, and made again.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with reported(path):
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if lasting:
+            sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -322,11 +322,11 @@ def _is_current(out: Path, job: Job, stamp: str) -> bool:
 
 
 def _write(out: Path, job: Job, stamp: str, contents: dict[str, bytes]) -> None:
-    for ending, content in contents.items():
-        write_atomically(out / f"{job.name}.{ending}", content)
+    for ending, content in contents.items():  # not lasting: a file that is not what its stamp says is drawn again
+        write_atomically(out / f"{job.name}.{ending}", content, lasting=False)
     known = {"inputs": stamp, "files": {f"{job.name}.{ending}": cache.digest(content) for ending, content in contents.items()}}
     make_directory(out / ".stamps")
-    write_atomically(out / ".stamps" / f"{job.name}.json", json.dumps(known, indent=1).encode())
+    write_atomically(out / ".stamps" / f"{job.name}.json", json.dumps(known, indent=1).encode(), lasting=False)
 
 
 def _sources(module: ModuleType, tree: Path | None = None) -> str:

@@ -52,6 +52,7 @@ SETTINGS = {
     "grid.color": "#ececec",
     "grid.linewidth": 0.7,
     "lines.linewidth": 1.5,
+    "patch.facecolor": "#1f77b4",  # as it is, but by its code: "C0" is looked up anew for every frame of a picture
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,
 }

@@ -167,30 +167,31 @@ def _of_training(log: logs.Logs) -> list[Rows]:
         return []
     runs = log.runs[["experiment", *NETWORK, "seed", "run", "method"]].assign(variant=variant(log.runs))
     compared = runs[runs["variant"].isin([protocol.ON_TRIAL, protocol.BESIDE]) | runs["method"].isin(("bp", *protocol.LOCAL))]
+    pairs = _pairs(compared)
     operations = effort.per_step(log.runs[log.runs["run"].isin(compared["run"])])
     curves = _curves(done[done["run"].isin(compared["run"])], operations)
     epochs = np.log(convergence.heights(done, "train_loss").set_index("run")["height"])
     final = accuracy.final(done).set_index("run")["test_accuracy"]
-    parts = []
-    for _, mine in compared.groupby(["experiment", *NETWORK], sort=False, dropna=False):
-        for kind in (protocol.ON_TRIAL, protocol.BESIDE):
-            fdfa = mine[mine["variant"] == kind]
-            for other, theirs in mine[mine["variant"] == ""].groupby("method", sort=False) if len(fdfa) else ():
-                pairs = _pairs(fdfa, theirs)
-                about = {"setting": mine["experiment"].iloc[0], "component": other, "variant": kind}
-                if other == "bp":
-                    parts.append(_difference(pairs, final).assign(question="Q3 parity", **about))
-                    continue
-                parts.append(_difference(pairs, epochs).assign(question="Q2 epoch", **about))
-                parts.append(_along_operations(pairs, curves).assign(question="Q2 operation", **about))
-                parts.append(_difference(pairs, final).assign(question="Q3 accuracy", **about))
-    return parts
+    local, bp = pairs[pairs["component"] != "bp"], pairs[pairs["component"] == "bp"]
+    return [
+        _difference(bp, final).assign(question="Q3 parity"),
+        _difference(local, epochs).assign(question="Q2 epoch"),
+        _along_operations(local, curves).assign(question="Q2 operation"),
+        _difference(local, final).assign(question="Q3 accuracy"),
+    ]
 
 
-def _pairs(fdfa: Rows, other: Rows) -> Rows:
-    """Return the runs of equal seeds, as columns `seed`, `run_fdfa`, `run_other`."""
-    a, b = (_one_each(rows, ["experiment", "seed"])[["seed", "run"]] for rows in (fdfa, other))
-    return a.merge(b, on="seed", suffixes=("_fdfa", "_other"))
+def _pairs(runs: Rows) -> Rows:
+    """Return the pairs of an FDFA's run and another method's, of one experiment, network and seed.
+
+    Returns:
+        Columns `setting`, `component` (the other method), `variant` (of FDFA), `seed`, `run_fdfa`, `run_other`.
+    """
+    on = ["experiment", *NETWORK, "seed"]
+    fdfa, others = (runs[chosen] for chosen in (runs["variant"] != "", runs["variant"] == ""))
+    pairs = fdfa[[*on, "variant", "run"]].merge(others[[*on, "method", "run"]], on=on, suffixes=("_fdfa", "_other"))
+    pairs = _one_each(pairs, [*on, "variant", "method"]).rename(columns={"experiment": "setting", "method": "component"})
+    return pairs[["setting", "component", "variant", "seed", "run_fdfa", "run_other"]]
 
 
 def _difference(pairs: Rows, value: pd.Series) -> Rows:
@@ -209,14 +210,14 @@ def _curves(metrics: Rows, per_step: Mapping[str, float]) -> dict[str, tuple[np.
 
 def _along_operations(pairs: Rows, of: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Rows:
     """Return the difference of mean ln train loss along the operations that both runs of a pair have spent."""
-    rows = []
-    for pair in pairs.itertuples():
-        if pair.run_fdfa in of and pair.run_other in of:
-            curves = (of[pair.run_fdfa], of[pair.run_other])
-            end = min(x[-1] for x, _ in curves)
-            heights = [convergence.mean_height(x, y, x[0], end) for x, y in curves]
-            rows.append([pair.seed, heights[0] - heights[1]])
-    return pd.DataFrame(rows, columns=["seed", "value"]).dropna()
+    both = pairs[pairs["run_fdfa"].isin(of) & pairs["run_other"].isin(of)]
+    differences = []
+    for pair in both[["run_fdfa", "run_other"]].itertuples(index=False):
+        curves = [of[run] for run in pair]
+        end = min(x[-1] for x, _ in curves)
+        mine, theirs = (convergence.mean_height(x, y, x[0], end) for x, y in curves)
+        differences.append(mine - theirs)
+    return both.assign(value=differences).dropna(subset=["value"])
 
 
 def _one_each(rows: Rows, on: Iterable[str]) -> Rows:
