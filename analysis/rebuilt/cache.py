@@ -61,6 +61,7 @@ def sources(*modules: str, without: Collection[str] = (), tree: Path | None = No
     return read
 
 
+@functools.cache
 def versions(*packages: str) -> str:
     """Return the versions of libraries as one text."""
     return json.dumps([(package, version(package)) for package in packages])
