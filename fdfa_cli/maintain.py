@@ -243,18 +243,27 @@ def write_reference(directory: Path | None, jobs: int | None) -> None:
     click.echo("\n".join(map(str, written)) or "all files are right as they are")
 
 
-@click.command(short_help="Write the recorded results into the README.")
-@click.option("--file", type=click.Path(path_type=Path), default=Path("README.md"), help="File with the marked region.")
-def readme(file: Path) -> None:
-    """Write the recorded results of the paper profile into the marked region of the README."""
+@click.command(short_help="Write the recorded results into README.md and docs/reproducing.md.")
+@click.option(
+    "--file",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=[Path("README.md"), Path("docs/reproducing.md")],
+    help="File with marked regions (repeatable).",
+)
+def readme(files: tuple[Path, ...]) -> None:
+    """Write the recorded results of the paper profile into the marked regions of README.md and docs/reproducing.md."""
     from fdfa_core.errors import InvalidInput
     from fdfa_core.files import write_atomically
     from figures import report as page
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("--file", str(file), "a text file with a marked region", f"It cannot be read: {error}.") from error
-    text = page.with_results(text, "paper", record_of("paper"), name="--file", of=str(file))
-    write_atomically(file, text.encode())
-    click.echo(f"{file}: up to date with {record_of('paper')}")
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            accepted = "a text file with marked regions"
+            raise InvalidInput("--file", str(file), accepted, f"It cannot be read: {error}.") from error
+        text = page.with_results(text, "paper", record_of("paper"), name="--file", of=str(file))
+        write_atomically(file, text.encode())
+        click.echo(f"{file}: up to date with {record_of('paper')}")

@@ -49,15 +49,15 @@ def whole(cells: pd.DataFrame) -> pd.DataFrame:
 
 def named(component: str) -> str:
     """Name the method that FDFA is compared with, or the estimators in a text."""
-    method, comma, rest = component.partition(", ")
-    return style.look(method).name + comma + style.named(rest)
+    method, *rest = component.split(", ")
+    return ", ".join([style.look(method).name, *(style.known(part) or style.named(part) for part in rest)])
 
 
 def effect(row) -> str:
     """Return an estimate with its interval: a ratio, or points where the question is about accuracy; – where there is none."""
     if row.estimate != row.estimate:
         return "–"
-    shown = _points if row.question.startswith("Q3") else _digits
+    shown = _points if row.question.startswith("Q3") else digits
     text = shown(row.estimate)
     if row.low == row.low:
         text += f" [{shown(row.low)}, {shown(row.high)}]"
@@ -68,7 +68,7 @@ def _points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Return three digits, zeros at the end among them."""
     return re.sub(r"\.(?=$|e)", "", f"{value:#.3g}").replace("e+0", "e").replace("e-0", "e-")
 

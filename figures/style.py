@@ -127,6 +127,11 @@ def look(label: str, method: str | None = None, options: Mapping[str, Any] | Non
     return _look(method, json.dumps(dict(options or {}), sort_keys=True))
 
 
+def known(method: str) -> str:
+    """Return the name of a method in print, or "" where it is none of the project's."""
+    return _METHODS[method][0] if method in _METHODS else ""
+
+
 def dataset(name: str) -> str:
     """Return the name of a data set in print; one that is unknown here keeps its own."""
     return DATASETS.get(name, name)

@@ -1,4 +1,5 @@
-"""The report: everything a profile shows, on one HTML page that needs nothing but itself, and the results region of the README.
+"""The report: everything a profile shows, on one HTML page that needs nothing but itself, and the regions of
+documents that are written from the record.
 
 Tables are those that were rendered as HTML beside Markdown and LaTeX, from the same frame of texts.
 """

@@ -1,4 +1,4 @@
-"""The results region of the README: verdicts, accuracies, and what is missing."""
+"""The regions of documents that are written from the record: verdicts, accuracies and what is missing, and the findings."""
 
 from __future__ import annotations
 
@@ -11,33 +11,39 @@ from analysis import inventory, logs
 from fdfa_core.errors import InvalidInput
 from figures import _labels, render, style
 from figures.plan import Coverage, Job, gaps, plan
+from figures.report.findings import findings
 
-BEGIN, END = "<!-- results: written by `make readme` -->", "<!-- end of results -->"
+BEGIN, END = "<!-- {}: written by `make readme` -->", "<!-- end of {} -->"
 ACCURACY = "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:"
 
 
 def with_results(
     text: str, profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS, *, name: str = "text", of: str = ""
 ) -> str:
-    """Return a text with the region between the two marks replaced by the recorded results.
+    """Return a text with its regions, each between two marks, replaced by what the recorded runs show.
 
     Args:
-        text: with the two marks.
+        text: with the two marks of "results" (`results`), of "findings" (`findings.findings`), or of both.
         profile: whose results they are.
         root: directory of runs, or record.
         experiments: directory of experiment files.
         name, of: what an error calls the text: the argument that it came by, and its file; by default its beginning.
 
     Raises:
-        InvalidInput: the text has no such region.
+        InvalidInput: the text has no region, or one without its beginning or end.
     """
-    begins, ends = text.count(BEGIN), text.count(END)
-    if begins != 1 or ends != 1 or text.index(BEGIN) > text.index(END):
-        accepted = f"a file with the lines {BEGIN!r} and {END!r}, once each, in this order"
-        counts = f"It has the first {begins} times, the second {ends} times; put the lines where the results shall stand."
-        raise InvalidInput(name, of or text[:40] + "…", accepted, counts)
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{results(profile, root, experiments)}{END}{rest.split(END)[1]}"
+    marks = {region: (BEGIN.format(region), END.format(region)) for region in REGIONS}
+    there = {region: pair for region, pair in marks.items() if any(mark in text for mark in pair)}
+    for begin, end in (there or marks).values():
+        begins, ends = text.count(begin), text.count(end)
+        if begins != 1 or ends != 1 or text.index(begin) > text.index(end):
+            accepted = f"a file with the lines {begin!r} and {end!r}, once each, in this order"
+            counts = f"It has the first {begins} times, the second {ends} times; put the lines where they shall stand."
+            raise InvalidInput(name, of or text[:40] + "…", accepted, counts)
+    for region, (begin, end) in there.items():
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{REGIONS[region](profile, root, experiments)}{end}{rest.split(end)[1]}"
+    return text
 
 
 def results(profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS) -> str:
@@ -91,3 +97,6 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     wide = wide.loc[style.ordered(wide.index), list(dict.fromkeys(setting))]
     wide.insert(0, "estimator", [style.look(label).name for label in wide.index])
     return wide.rename(columns={column: f"{column} (n)" for column in wide.columns[1:]})
+
+
+REGIONS = {"results": results, "findings": findings}

@@ -7,12 +7,14 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import recorded
 from analysis import logs
 from fdfa_core.errors import InvalidInput
 from figures import plan, report
+from figures.report import findings
 from places import ROOT
 
 SHOWN = ("accuracy", "convergence_cost", "depth_utility", "variance_vs_width")  # of the last there is no experiment
@@ -275,8 +277,9 @@ def test_results_of_an_empty_record_say_so(written, tmp_path):
 
 def test_only_the_marked_region_is_rewritten(written):
     _, _, experiments, root = written
-    text = report.with_results(f"before\n{report.BEGIN}\nWHAT STOOD THERE\n{report.END}\nafter\n", "tiny", root, experiments)
-    assert text.startswith(f"before\n{report.BEGIN}\n23 of 36") and text.endswith(f"{report.END}\nafter\n")
+    begin, end = report.BEGIN.format("results"), report.END.format("results")
+    text = report.with_results(f"before\n{begin}\nWHAT STOOD THERE\n{end}\nafter\n", "tiny", root, experiments)
+    assert text.startswith(f"before\n{begin}\n23 of 36") and text.endswith(f"{end}\nafter\n")
     assert "WHAT STOOD THERE" not in text
 
 
@@ -285,9 +288,57 @@ def test_a_text_without_the_region_is_an_error(written):
         report.with_results("no marks", "tiny", written[3], written[2])
 
 
-def test_readme_holds_the_recorded_results():
-    """`make readme` brings it up to date."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/reproducing.md"])
+def test_documents_hold_what_is_recorded(page):
+    """`make readme` brings them up to date."""
+    text = (ROOT / page).read_text(encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert report.with_results(text, "paper", Path("results/paper")) == text
+
+
+def test_findings_are_those_of_the_runs_that_are_there(written):
+    _, _, experiments, root = written
+    text = findings.findings("tiny", root, experiments)
+    titles = re.findall("(?m)^### (.+)$", text)
+    assert "Accuracy beside FDFA" in titles and "Depth" not in titles
+
+
+def test_growth_is_named_by_its_interval_alone():
+    """0.95 may be as the width or not: the interval says it."""
+    slopes = {"fg-w": (1.2, 1.5), "fg-a": (0.9, 1.1), "fdfa": (0.2, 0.7), "dkp": (-0.1, 0.4)}
+    rows = [
+        {"estimator": name, "block": 0, "width": width, "estimate": 2.0, "low": 1.0, "high": 3.0, "interval": "seeds"}
+        | {"slope": 0.95, "slope_low": low, "slope_high": high}
+        for name, (low, high) in slopes.items()
+        for width in (10, 100)
+    ]
+    said = findings._growth(pd.DataFrame(rows)).set_index("estimator")["grows"].to_dict()
+    assert said == {"FG-W": "faster", "FG-A": "in proportion", "FDFA": "more slowly", "DKP": "no growth shown"}
+
+
+def test_an_error_is_held_against_that_of_a_zero_estimate():
+    bounds = {"fg-a": (2.0, 3.0), "fdfa": (0.1, 0.4), "dfa": (0.9, 1.2)}
+    rows = [
+        {"trained_with": "bp", "estimator": name, "block": 0, "quantity": quantity, "interval": "seeds"}
+        | {"estimate": 1.0, "low": low, "high": high, "detected": quantity != "bias2"}
+        for name, (low, high) in bounds.items()
+        for quantity in ("mse", "variance", "bias2")
+    ]
+    table = findings._errors(pd.DataFrame(rows)).set_index("estimator")
+    said = table["a zero estimate is"].to_dict()
+    assert said == {"FG-A": "closer", "FDFA": "farther", "DFA": "not told apart"}
+    assert table.loc["FDFA", "squared bias"] == "at most 0.400" and table.loc["FDFA", "variance"] == "1.00 [0.100, 0.400]"
+
+
+@pytest.mark.parametrize(
+    ("p", "said"), [(0.049, "**−2.00 [−3.00, −1.00]**, p = 0.049"), (0.051, "−2.00 [−3.00, −1.00], p = 0.051")]
+)
+def test_a_difference_is_bold_where_two_methods_are_told_apart(p, said):
+    about = {"dataset": "mnist", "architecture": "fully_connected", "epochs": 3, "interval": "seeds", "accuracy": 0.9}
+    rows = [
+        about | {"trained_with": "dfa", "difference": -0.02, "difference_low": -0.03, "difference_high": -0.01, "p_holm": p},
+        about | {"trained_with": "fdfa", "difference": 0.0, "difference_low": 0.0, "difference_high": 0.0, "p_holm": 1.0},
+    ]
+    table = findings._accuracies(pd.DataFrame(rows).assign(low=0.8, high=1.0)).set_index("estimator")
+    assert table.to_dict() == {"MNIST, fully connected, 3 epochs": {"DFA": said}}

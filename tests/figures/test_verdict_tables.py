@@ -98,7 +98,7 @@ def test_a_csv_gives_the_same_words(tmp_path):
     ("value", "text"), [(0.5, "0.500"), (364.2, "364"), (1394.0, "1.39e3"), (0.0000866, "8.66e-5"), (7.0, "7.00")]
 )
 def test_ratios_have_three_digits(value, text):
-    assert _verdicts._digits(value) == text
+    assert _verdicts.digits(value) == text
 
 
 @pytest.mark.parametrize(
