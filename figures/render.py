@@ -161,6 +161,8 @@ def _drawn(painter: _Painter, tasks: list[tuple[Job, str, str]], processes: int 
             yield task[0].name, painter.draw(*task)
         return
     key, known = uuid.uuid4().hex, set()
+    # Those of most runs first: they take longest, and nobody shall wait for one that began last.
+    tasks = sorted(tasks, key=lambda task: -sum(len(e.runs()) for e in task[0].all_experiments))
     with worker_processes():
         parallel = joblib.Parallel(n_jobs=processes, return_as="generator", batch_size=1)
         results = parallel(joblib.delayed(_draw_for)(key, painter, *task) for task in tasks)
@@ -279,7 +281,8 @@ def _save(figure: Figure, kind: str, metadata: dict, dpi: float | str = "figure"
     buffer = io.BytesIO()
     with style.context(), _glyphs_alone():
         layout.settle(figure)
-        figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi)
+        packed = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}  # 6 takes half as long again for 7 % less
+        figure.savefig(buffer, format=kind, metadata=metadata, dpi=dpi, **packed)
     return buffer.getvalue()
 
 

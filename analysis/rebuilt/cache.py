@@ -96,7 +96,7 @@ def kept(folder: Path, key: str, compute: Callable[[], pd.DataFrame]) -> pd.Data
     frame.to_parquet(buffer)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, digest(key, buffer.getvalue()).encode() + buffer.getvalue())
+        write_atomically(path, digest(key, buffer.getvalue()).encode() + buffer.getvalue(), lasting=False)
     except (OSError, RunError):
         pass
     return frame
