@@ -94,7 +94,7 @@ def _scaled(quantity: str, size: int, net: BlockNetwork, batch: tuple, rounds: i
 
 def _draws() -> Iterator[dict[str, object]]:
     from fdfa_core.measuring.probe import draws_on_batch
-    from fdfa_core.measuring.scalars import measure_draws
+    from fdfa_core.measuring.scalars import measure_draws, remembered
 
     net = fully_connected([784, 800, 800, 10], seed=0)
     batch = make_batch(net)
@@ -102,10 +102,11 @@ def _draws() -> Iterator[dict[str, object]]:
     estimator, bp = make_estimator("fg-a", net), make_estimator("bp", net)
     for count in (1, 4, 16, 64, 256):
         replicated = make_estimator("fdfa", net, replicas=count)
+        produce = draws_on_batch(estimator, *batch, count)
         functions = {
             "bp": partial(bp.backward, *batch),
             "fg-a: gradients": partial(estimator.sample, *batch, count),
-            "fg-a: scalars": partial(measure_draws, draws_on_batch(estimator, *batch, count), count, target, target),
+            "fg-a: scalars": lambda p=produce: measure_draws(remembered(p), target, target),
             "fdfa: replicas": partial(replicated.advance, *batch),
         }
         seconds = take_turns(functions, 5, warmup=1)

@@ -147,7 +147,7 @@ def _() -> Iterator[Row]:
 def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float | None) -> Iterator[Row]:
     """Compare 256 draws at one point with as many single draws."""
     from fdfa_core.measuring.probe import draws_on_batch
-    from fdfa_core.measuring.scalars import measure_draws
+    from fdfa_core.measuring.scalars import measure_draws, remembered
 
     count, part = 256, 32  # single draws are timed in parts: they take long
     net = NETWORKS[network]()
@@ -159,7 +159,7 @@ def _draws(network: str, rounds: int, sample_limit: float, scalars_limit: float 
         functions = {
             "single": lambda e=estimator: [e.estimate(x, y) for _ in range(part)] and None,
             "full": lambda e=estimator: e.sample(x, y, count),
-            "scalars": lambda p=produce: measure_draws(p, count, target, target),
+            "scalars": lambda p=produce: measure_draws(remembered(p), target, target),
         }
         seconds = take_turns(functions, rounds, warmup=1)
         single = seconds["single"] * (count / part)

@@ -383,7 +383,7 @@ def check_instruments(case: Case) -> list[Row]:
     for _ in range(case.draws // each):
         draws = estimator.draws(x, y, each)
         hidden = {n: g for n, g in draws.items() if int(n.split(".", 1)[0]) < comparison.blocks[-1]}
-        scalars = measure_draws(lambda drawn=hidden: iter([drawn]), each, target, target)
+        scalars = measure_draws(lambda drawn=hidden: iter([drawn]), target, target)
         row = summarise(sum(list(scalars.values())[1:], next(iter(scalars.values()))))
         variance.append(row["variance"])
         bias2.append(row["bias2"])

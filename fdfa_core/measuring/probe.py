@@ -23,7 +23,7 @@ from fdfa_core.linearisation import factored
 from fdfa_core.linearisation.trace import Gradients
 from fdfa_core.measuring.activations import activation_rms
 from fdfa_core.measuring.reference import Reference
-from fdfa_core.measuring.scalars import measure_draws
+from fdfa_core.measuring.scalars import measure_draws, remembered
 from fdfa_core.measuring.summary import own_columns, summarise_all
 from fdfa_core.networks.blocks import Block, BlockNetwork
 
@@ -99,7 +99,8 @@ def probe(
     for label, estimator in estimators.items():
         of_its_own = estimator.own_gradients(*objective[0], replica=0) is not None  # makes a state whose shapes were unknown
         produce = draws_on_batch(estimator, x, y, replicates) if given else draws_on_fresh_batches(estimator, batches)
-        scalars = measure_draws(produce, replicates, target, reference.gradient)
+        produce = remembered(produce)
+        scalars = measure_draws(produce, target, reference.gradient)
         if raw is not None:
             chunks = list(produce())
             raw |= {f"{label}/{name}": torch.cat([factored.dense(c[name]) for c in chunks]) for name in target}

@@ -111,27 +111,43 @@ def scalars_of(draws: factored.Gradient, mean: factored.Gradient, target: Tensor
     return Comparison(mean, target, reference).scalars(draws)
 
 
+def remembered(produce: Callable[[], Iterator[Gradients]]) -> Callable[[], Iterator[Gradients]]:
+    """Return what yields the same draws, and makes them once alone where they are few enough to be held (`KEPT_NUMBERS`)."""
+    kept: list[Gradients] | None = None
+
+    def again() -> Iterator[Gradients]:
+        nonlocal kept
+        if kept is not None:
+            yield from kept
+            return
+        chunks: list[Gradients] = []
+        held = 0
+        for chunk in produce():
+            held += sum(map(factored.numbers, chunk.values()))
+            chunks = [*chunks, chunk] if held <= KEPT_NUMBERS else []
+            yield chunk
+        kept = chunks if held <= KEPT_NUMBERS else None
+
+    return again
+
+
 def measure_draws(
     produce: Callable[[], Iterator[Gradients]],
-    replicates: int,
     target: Mapping[str, Tensor],
     reference: Mapping[str, Tensor],
 ) -> dict[str, Scalars]:
-    """Return the scalars of R draws per parameter.
+    """Return the scalars of draws per parameter.
 
     Args:
-        produce: yields the draws in chunks, and the same ones each time it is called.
-        replicates: R, the number of draws in all chunks together.
+        produce: yields the draws in chunks, and the same ones each time it is called: it is called twice (see `remembered`).
         target: τ per parameter.
         reference: ∇ per parameter.
     """
     mean: Gradients = {}
-    seen, held, kept = 0, 0, []
+    seen = 0
     for chunk in produce():
         count = next(iter(chunk.values())).shape[0]
         seen += count
-        held += sum(map(factored.numbers, chunk.values()))
-        kept = [*kept, chunk] if kept is not None and held <= KEPT_NUMBERS else None
         for name, g in chunk.items():
             average = factored.mean(g)
             mean[name] = factored.blend(mean[name], average, count / seen) if name in mean else average
@@ -139,7 +155,7 @@ def measure_draws(
     joint = JointComparison(small, mean, target, reference) if len(small) > 1 else None
     single = {name: Comparison(g, target[name], reference[name]) for name, g in mean.items() if not joint or name not in small}
     parts_of: dict[str, list[Scalars]] = {name: [] for name in mean}
-    for chunk in produce() if kept is None else kept:
+    for chunk in produce():
         measured = joint.scalars(chunk) if joint else {}
         measured |= {name: comparison.scalars(chunk[name]) for name, comparison in single.items()}
         for name, scalars in measured.items():
