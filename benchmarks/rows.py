@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -75,7 +76,9 @@ def _steps(
     for label, (name, options, _) in limits.items():
         net = NETWORKS[network]()
         if options.get("perturbation") is Ready:
-            options = {"perturbation": (law := Ready(sum(p.numel() for p in net.parameters())))}
+            units = sum(math.prod(shape) for shape in net.site_shapes())
+            numbers = sum(p.numel() for p in net.parameters()) if name == "fg-w" else BATCH_SIZE * units
+            options = {"perturbation": (law := Ready(numbers))}
             before[label] = law.draw
         functions[label] = estimator_step(name, net, *make_batch(net), **options)
     seconds = take_turns(functions, rounds, before=before)
@@ -108,6 +111,7 @@ def _fully_connected(network: str) -> Iterator[Row]:
         "FDFA": ("fdfa", {}, (1.10, 1.15)),
         "FDFA (Adam's rule)": ("fdfa", {"feedback_rule": "adam"}, None),
         "FDFA (Rademacher)": ("fdfa", {"perturbation": "rademacher"}, None),
+        "FDFA (without drawing random numbers)": ("fdfa", {"perturbation": Ready}, None),
         "DFA": ("dfa", {}, None),
         "FG-A": ("fg-a", {}, 1.3),
         "FG-W": ("fg-w", {}, None),

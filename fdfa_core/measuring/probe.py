@@ -224,8 +224,13 @@ def _objective_batches(net: BlockNetwork, reference: Reference) -> list[tuple[Te
     They are the reference's disjoint batches. Where samples are certainly apart, the mean over these is the gradient on all of
     them at once, which takes one backward pass in place of many.
     """
-    apart = all(type(module) in _APART for module in net.modules())
+    apart = all(type(module) in _APART and not _hooked(module) for module in net.modules())
     return [(reference.x, reference.y)] if apart else reference.disjoint_batches()
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a call of a module runs code of the user's, which may bring samples together or draw."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _mean(gradients: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:

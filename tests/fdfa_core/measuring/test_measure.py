@@ -93,12 +93,17 @@ def test_variance_of_weight_perturbation_is_that_of_theory():
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize(("sampling", "coupled"), [("given_batch", False), ("fresh_batches", False), ("fresh_batches", True)])
+@pytest.mark.parametrize(
+    ("sampling", "coupled"),
+    [("given_batch", None), ("fresh_batches", None), ("fresh_batches", "batch_norm"), ("fresh_batches", "hook")],
+)
 def test_local_methods_are_held_against_their_own_objective(sampling, coupled, at_once, monkeypatch):
     """Each draw against the exact gradient in its own replica's readouts, by hand; BP has no objective but the network's."""
     if not at_once:
         monkeypatch.setattr(probing, "CHUNK_BYTES", 0)  # as where the network is large: one replica after the other
-    network, replicas = fully_connected([4, 5, 4, 3], batch_norm=coupled, seed=0), 6
+    network, replicas = fully_connected([4, 5, 4, 3], batch_norm=coupled == "batch_norm", seed=0), 6
+    if coupled == "hook":
+        network.hidden[0].register_forward_hook(lambda block, given, output: output - output.mean(0))
     reference = Reference.compute(network, X, Y, 4)
     local, again = (make_estimator("lg-fg-w", network, seed=1, replicas=replicas) for _ in range(2))
     options = {"replicates": replicas, "sampling": sampling, "generator": torch.Generator().manual_seed(2)}
