@@ -20,6 +20,7 @@ from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators.base import Estimator
 from fdfa_core.gradients import true_gradient
 from fdfa_core.linearisation import factored
+from fdfa_core.linearisation.maps import hooked
 from fdfa_core.linearisation.trace import Gradients
 from fdfa_core.measuring.activations import activation_rms
 from fdfa_core.measuring.reference import Reference
@@ -224,13 +225,8 @@ def _objective_batches(net: BlockNetwork, reference: Reference) -> list[tuple[Te
     They are the reference's disjoint batches. Where samples are certainly apart, the mean over these is the gradient on all of
     them at once, which takes one backward pass in place of many.
     """
-    apart = all(type(module) in _APART and not _hooked(module) for module in net.modules())
+    apart = all(type(module) in _APART and not hooked(module) for module in net.modules())
     return [(reference.x, reference.y)] if apart else reference.disjoint_batches()
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a call of a module runs code of the user's, which may bring samples together or draw."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _mean(gradients: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
