@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,43 @@ def trials(experiment: Experiment, log: Logs | None = None) -> pd.DataFrame:
     sound = (out["seeds"] == out["planned"]) & (out["diverged"] == 0)
     out.loc[~sound, ["accuracy", "se", "train_loss"]] = np.nan
     return out
+
+
+def as_tuned(log: Logs) -> Logs:
+    """Return logs in which a method whose networks have each a second setting of their own has one label, without the setting.
+
+    A curve over networks, each tuned by itself, is that of one method. A method that has one value everywhere keeps its label,
+    which says the value; so does one that has several values in one network.
+    """
+    known = log.runs[["trained_with", "method", "options", *SETTING[:-1]]].drop_duplicates()
+    known = known.assign(rest=[_without_second(*pair) for pair in known[["method", "options"]].itertuples(index=False)])
+    whole, network = ["method", "rest"], ["method", "rest", *SETTING[:-1]]
+    several = known.groupby(whole)["options"].transform("nunique") > 1
+    swept = known.groupby(network, dropna=False)["options"].transform("nunique") > 1
+    swept = swept.groupby([known[column] for column in whole]).transform("any")
+    changed = known[several & ~swept]
+    rests = dict(zip(changed["trained_with"], changed["rest"], strict=True))
+    names = {row.trained_with: label(row.method, json.loads(row.rest)) for row in changed.itertuples()}
+
+    def renamed(frame: pd.DataFrame) -> pd.DataFrame:
+        if "trained_with" not in frame:
+            return frame
+        before, own = frame["trained_with"], pd.Series(True, frame.index)
+        frame = frame.assign(trained_with=before.replace(names))
+        if "estimator" in frame:
+            own = frame["source"].eq("self") if "source" in frame else ~own
+            frame["estimator"] = frame["estimator"].mask(own, frame["trained_with"])
+        if "options" in frame:
+            frame["options"] = frame["options"].mask(own & before.isin(rests), before.map(rests))
+        return frame
+
+    return replace(log, **{f.name: renamed(getattr(log, f.name)) for f in fields(log)})
+
+
+def _without_second(method: str, options: str) -> str:
+    given = json.loads(options)
+    second = TUNING.second(method, given)
+    return json.dumps({k: v for k, v in given.items() if second is None or k != second.option}, sort_keys=True)
 
 
 def progress(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import accuracy, alignment, logs, select
+from analysis import accuracy, alignment, logs, options, select, tuning
 from figures import _labels, _references, style
 
 EXPERIMENTS = ("depth",)
@@ -25,9 +25,11 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     "first" and "mean" are angles to the gradient of the batch at the last probe of training, of the first hidden block and of
     all; "first_reference" and "mean_reference" those to the gradient of the reference set. `stable` is False where that
     reference is mostly noise in a block or seed (`alignment.angles`). "share" is how much of it is no noise, and "accuracy"
-    the final test accuracy; these two have no reference to be unstable, and are always `stable`.
+    the final test accuracy; these two have no reference to be unstable, and are always `stable`. A method that each depth has
+    tuned by itself is one (`tuning.as_tuned`).
     """
     (log,) = logs_of.values()
+    log = tuning.as_tuned(log)
     by = ["trained_with", "depth"]
     probes = select.last_step(select.hidden_blocks(log.probes))
     probes = probes[(probes["source"] == "self") & (probes["method"] != "frozen")]
@@ -40,7 +42,8 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     final = accuracy.table(log.metrics, by[1:]).rename(columns={"accuracy": "estimate"}).dropna(subset="estimate")
     columns = [*by, "estimate", "low", "high", "seeds", "interval", "stable", "quantity"]
     parts.append(final.assign(quantity="accuracy", stable=True))
-    return pd.concat([part for part in parts if len(part)], ignore_index=True)[columns]
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True)[columns]
+    return options.described(frame, options.meanings([log.runs]))
 
 
 @style.styled

@@ -501,3 +501,26 @@ def test_choices_of_a_whole_grid_fit_into_every_experiment(name):
         rate, second = wanted[method, json.dumps(rest, sort_keys=True), network]
         assert case["training"]["learning_rate"] == rate and (value == second or np.isnan(second))
     assert text.count("# tuned") == {"trajectory": 3, "momentum": 1}.get(name, 0)
+
+
+def test_a_method_that_each_network_tuned_by_itself_is_one():
+    """A method with one value, or with several in one network, keeps its label; so does a probe that only stands beside."""
+    about = [("fdfa", 2, 0.01), ("fdfa", 3, 0.001), ("dkp", 2, 1.0), ("dkp", 3, 1.0), ("grape", 2, 1.0), ("grape", 2, 10.0)]
+    rows = [
+        {"run": f"{i}", "trained_with": f"{name}(feedback_lr={rate})", "method": name, "options": f'{{"feedback_lr": {rate}}}'}
+        | {"dataset": "mnist", "architecture": "fully_connected", "width": 8, "depth": depth}
+        for i, (name, depth, rate) in enumerate(about)
+    ]
+    runs = pd.DataFrame(rows)
+    probes = runs.assign(estimator=runs["trained_with"], source="self")
+    beside = probes.assign(estimator="fdfa(feedback_lr=0.01)", source="shadow", options='{"feedback_lr": 0.01}')
+    given = logs.Logs(runs, runs[["run", "trained_with"]], pd.concat([probes, beside], ignore_index=True), runs[["run"]])
+    log = tuning.as_tuned(given)
+    labels = ["fdfa", "fdfa", *runs["trained_with"][2:]]
+    assert log.runs["trained_with"].tolist() == log.metrics["trained_with"].tolist() == labels
+    assert log.runs["options"].tolist() == ["{}", "{}", *runs["options"][2:]]
+    mine = log.probes[log.probes["source"] == "self"]
+    assert mine["estimator"].tolist() == labels and mine["options"].tolist() == log.runs["options"].tolist()
+    aside = log.probes[log.probes["source"] == "shadow"]
+    assert set(aside["estimator"]) == {"fdfa(feedback_lr=0.01)"} and set(aside["options"]) == {'{"feedback_lr": 0.01}'}
+    assert given.runs["trained_with"][0] == "fdfa(feedback_lr=0.01)"  # what was given is as it was
