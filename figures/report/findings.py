@@ -337,8 +337,8 @@ FINDINGS = (
     Finding(
         "Depth",
         "alignment_vs_depth",
-        "Accuracy on the test set, and the angle to BP's gradient of the batch, at the end of training. Where each depth chose its "
-        "own settings, they are not part of the name.",
+        "Accuracy on the test set, and the angle to BP's gradient of the batch, at the end of training. Where each depth chose "
+        "its own settings, they are not part of the name.",
         _depths,
     ),
     Finding(
