@@ -154,6 +154,8 @@ def _look(method: str, given: str) -> Look:
         rest["feedback_lr"] = f"{float(rate):g}"
     if rest.get("slope") == "batch":
         marker = "D"  # hollow, as any further option is, and so told from the site "post" with each sample's own slope
+    if rest.get("feedback_rule") == "adam":
+        linestyle = (0, (5, 1))  # so that it is told from the rule of the paper where markers are small
     site = rest.pop("site", None)
     if site == "post":
         linestyle = (0, (1, 1))
