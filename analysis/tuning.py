@@ -83,7 +83,7 @@ def as_tuned(log: Logs) -> Logs:
     swept = swept.groupby([known[column] for column in whole]).transform("any")
     changed = known[several & ~swept]
     rests = dict(zip(changed["trained_with"], changed["rest"], strict=True))
-    names = {row.trained_with: label(row.method, json.loads(row.rest)) for row in changed.itertuples()}
+    names = {row.trained_with: label(row.method, options.given(row.rest)) for row in changed.itertuples()}
 
     def renamed(frame: pd.DataFrame) -> pd.DataFrame:
         if "trained_with" not in frame:
@@ -100,8 +100,8 @@ def as_tuned(log: Logs) -> Logs:
     return replace(log, **{f.name: renamed(getattr(log, f.name)) for f in fields(log)})
 
 
-def _without_second(method: str, options: str) -> str:
-    given = json.loads(options)
+def _without_second(method: str, text: str) -> str:
+    given = options.given(text)
     second = TUNING.second(method, given)
     return json.dumps({k: v for k, v in given.items() if second is None or k != second.option}, sort_keys=True)
 

@@ -59,3 +59,19 @@ def estimator_step(name: str, net: BlockNetwork, x: Tensor, y: Tensor, **options
         optimizer.step()
 
     return step
+
+
+class Ready:
+    """Standard normal numbers that were drawn and written to memory before the step that takes them: `draw` is not timed."""
+
+    name, kurtosis, fresh = "ready", 3.0, True
+
+    def __init__(self, numbers: int):
+        self.numbers, self.drawn = numbers, None
+
+    def draw(self) -> None:
+        self.drawn = torch.randn(self.numbers)
+
+    def sample(self, shape, *, generator, dtype):
+        drawn, self.drawn = self.drawn, None
+        return drawn.view(shape)

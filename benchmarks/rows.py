@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.networks import BATCH_SIZE, NETWORKS, bp_step, estimator_step, make_batch
+from benchmarks.networks import BATCH_SIZE, NETWORKS, Ready, bp_step, estimator_step, make_batch
 from benchmarks.timing import ratio, take_turns
 from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
@@ -88,22 +88,6 @@ def _steps(
     for label, other, limit in pairs:
         milliseconds = 1e3 * float(np.median(seconds[other]))
         yield Row(f"{label} step / {other} step, {network}", ratio(seconds[label], seconds[other]), limit, milliseconds)
-
-
-class Ready:
-    """Standard normal numbers that were drawn and written to memory before the step that takes them: `draw` is not timed."""
-
-    name, kurtosis, fresh = "ready", 3.0, True
-
-    def __init__(self, numbers: int):
-        self.numbers, self.drawn = numbers, None
-
-    def draw(self) -> None:
-        self.drawn = torch.randn(self.numbers)
-
-    def sample(self, shape, *, generator, dtype):
-        drawn, self.drawn = self.drawn, None
-        return drawn.view(shape)
 
 
 def _fully_connected(network: str) -> Iterator[Row]:

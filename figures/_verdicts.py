@@ -48,9 +48,13 @@ def whole(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def named(component: str) -> str:
-    """Name the method that FDFA is compared with, or the estimators in a text."""
-    method, *rest = component.split(", ")
-    return ", ".join([style.look(method).name, *(style.known(part) or style.named(part) for part in rest)])
+    """Name the method that FDFA is compared with, and all others that a text names, as labels between backticks or bare."""
+    first, *rest = component.split(", ")
+    return ", ".join([style.look(first).name, *(re.sub("`([^`]+)`", _labelled, style.method(part)) for part in rest)])
+
+
+def _labelled(match: re.Match) -> str:
+    return style.look(match[1]).name
 
 
 def effect(row) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,11 +124,6 @@ def look(label: str, method: str | None = None, options: Mapping[str, Any] | Non
     if method is None:
         method, options = _labels.meaning(label)
     return _look(method, json.dumps(dict(options or {}), sort_keys=True))
-
-
-def known(method: str) -> str:
-    """Return the name of a method in print, or "" where it is none of the project's."""
-    return _METHODS[method][0] if method in _METHODS else ""
 
 
 def dataset(name: str) -> str:
@@ -390,9 +384,9 @@ def seeds_text(frame: pd.DataFrame, what: str = "band") -> str:
     return f"{count}; {what}: 95 % interval over draws (other seeds not covered)"
 
 
-def named(text: str) -> str:
-    """Replace labels between backticks by the names of their estimators."""
-    return re.sub("`([^`]+)`", lambda match: look(match[1]).name, text)
+def method(name: str) -> str:
+    """Return the name of one of the project's methods in print, and any other text as it is."""
+    return _METHODS[name][0] if name in _METHODS else name
 
 
 def patch(label: str, color: str, alpha: float = 1.0, **more) -> Patch:
