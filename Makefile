@@ -89,7 +89,7 @@ $(DOCS): $(STAMP) requirements-docs.txt
 	$(VENV_PY) -m pip install $(PIP_ARGS) -r requirements-docs.txt
 	@touch "$@"
 
-readme: $(STAMP) ## write the recorded results into the README
+readme: $(STAMP) ## write the recorded results into the README and docs/reproducing.md
 	$(FDFA) readme
 
 report: $(STAMP) ## write the report: one HTML page with figures, tables and verdicts
