@@ -44,16 +44,18 @@ class Finding:
 def findings(profile: str, root: str | Path, experiments: str | Path = logs.EXPERIMENTS) -> str:
     """Return the tables of findings of recorded runs, as Markdown; of those without runs, nothing."""
     store, planned = logs.open_store(root), logs.profile(profile, experiments)
-    wanted = [finding.figure for finding in FINDINGS]
+    wanted = dict.fromkeys(finding.figure for finding in FINDINGS)
     jobs, _ = plan(profile, store, wanted, experiments=experiments, partial=True)
     names = dict.fromkeys(e.name for job in jobs for e in job.all_experiments)
     read = {name: logs.read(store, planned[name], partial=True) for name in names}
+    computed: dict[str, list[pd.DataFrame]] = {}
+    for job in jobs:
+        computed.setdefault(job.module.__name__.rpartition(".")[2], []).append(_computed(job, read))
+    frames = {figure: pd.concat(each, ignore_index=True) for figure, each in computed.items()}
     parts = []
     for finding in FINDINGS:
-        mine = [job for job in jobs if job.module.__name__.rpartition(".")[2] == finding.figure]
-        if mine:
-            frame = pd.concat([_computed(job, read) for job in mine], ignore_index=True)
-            parts += [f"### {finding.title}", _introduced(finding, frame), render.markdown(finding.rows(frame))]
+        if finding.figure in frames and len(rows := finding.rows(frame := frames[finding.figure])):
+            parts += [f"### {finding.title}", _introduced(finding, frame), render.markdown(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,9 +82,10 @@ def _growth(frame: pd.DataFrame) -> pd.DataFrame:
     """Return how the relative variance of each estimator grows with the width."""
     rows = []
     for key, curve in _groups(frame, ["estimator", "block"]):
-        narrow, *_, wide = curve.sort_values("width").itertuples()
+        points = list(curve.sort_values("width").itertuples())
+        narrow, wide = points[0], points[-1]
         grows = _against(narrow.slope_low, narrow.slope_high, 1, "more slowly", "faster", "in proportion")
-        grows = grows if narrow.slope_low > 0 else "no growth shown"
+        grows = "no growth shown" if narrow.slope_low <= 0 else grows
         slope = f"{narrow.slope:.2f} [{narrow.slope_low:.2f}, {narrow.slope_high:.2f}]".replace("-", "−")
         ends = {"narrowest": f"{narrow.width}: {_ratio(narrow)}", "widest": f"{wide.width}: {_ratio(wide)}"}
         rows.append(key | {"slope": slope, "grows": grows} | ends)
@@ -256,7 +259,9 @@ def _setting(frame: pd.DataFrame) -> pd.Series:
 
 
 def _against(low: float, high: float, null: float, below: str, above: str, between: str) -> str:
-    """Return what an interval says of a number beside `null`."""
+    """Return what an interval says of a number beside `null`, "–" where there is none."""
+    if not low < high:
+        return "–"
     return below if high < null else above if low > null else between
 
 
@@ -279,7 +284,7 @@ def _percent(row) -> str:
 def _difference(row) -> str:
     """Return a difference in points with its p; bold where the two are told apart."""
     said = _fixed(row, "{:+.2f}", 100)
-    if row.p_holm != row.p_holm:
+    if not row.low < row.high:  # a single seed has no interval, hence no test
         return said
     p = "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
     return f"**{said}**, {p}" if row.p_holm < LEVEL else f"{said}, {p}"

@@ -302,6 +302,7 @@ def test_findings_are_those_of_the_runs_that_are_there(written):
     text = findings.findings("tiny", root, experiments)
     titles = re.findall("(?m)^### (.+)$", text)
     assert "Accuracy beside FDFA" in titles and "Depth" not in titles
+    assert "Accuracy beside published ones" not in titles  # those are of convolutions, of which there is no run
 
 
 def test_growth_is_named_by_its_interval_alone():
@@ -315,6 +316,14 @@ def test_growth_is_named_by_its_interval_alone():
     ]
     said = findings._growth(pd.DataFrame(rows)).set_index("estimator")["grows"].to_dict()
     assert said == {"FG-W": "faster", "FG-A": "in proportion", "FDFA": "more slowly", "DKP": "no growth shown"}
+
+
+def test_no_word_stands_where_there_is_no_interval():
+    row = {"trained_with": "bp", "estimator": "fg-a", "block": 0, "estimate": 3.0, "low": 3.0, "high": 3.0, "interval": "none"}
+    parts = pd.DataFrame([row | {"quantity": quantity, "detected": True} for quantity in ("mse", "variance", "bias2")])
+    assert findings._errors(parts)["a zero estimate is"].tolist() == ["–"]
+    width = pd.DataFrame([row | {"width": 10, "slope": 2.0, "slope_low": 2.0, "slope_high": 2.0}])
+    assert findings._growth(width)["grows"].tolist() == ["–"]
 
 
 def test_an_error_is_held_against_that_of_a_zero_estimate():
