@@ -83,11 +83,11 @@ def _growth(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, curve in _groups(frame, ["estimator", "block"]):
         points = list(curve.sort_values("width").itertuples())
-        narrow, wide = points[0], points[-1]
+        narrow, broad = points[0], points[-1]
         grows = _against(narrow.slope_low, narrow.slope_high, 1, "more slowly", "faster", "in proportion")
         grows = "no growth shown" if narrow.slope_low <= 0 else grows
         slope = f"{narrow.slope:.2f} [{narrow.slope_low:.2f}, {narrow.slope_high:.2f}]".replace("-", "−")
-        ends = {"narrowest": f"{narrow.width}: {_ratio(narrow)}", "widest": f"{wide.width}: {_ratio(wide)}"}
+        ends = {"narrowest": f"{narrow.width}: {_ratio(narrow)}", "widest": f"{broad.width}: {_ratio(broad)}"}
         rows.append(key | {"slope": slope, "grows": grows} | ends)
     return pd.DataFrame(rows)
 
@@ -136,7 +136,7 @@ def _angles(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the angles of each estimator at the end of training: a column an experiment, a line a hidden block."""
     rows = frame[(frame["quantity"] == "angle") & (frame["estimator"] != "bp")]
     rows = rows[rows["step"] == rows.groupby(["experiment", "estimator"])["step"].transform("max")]
-    return _wide(rows.sort_values("block"), "estimator", rows["experiment"], _angle)
+    return wide(rows.sort_values("block"), "estimator", rows["experiment"], _angle)
 
 
 @_labels.understood
@@ -146,7 +146,7 @@ def _depths(frame: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for quantity, (name, shown) in kinds.items():
         rows = frame[(frame["quantity"] == quantity) & ~((quantity == "mean") & (frame["trained_with"] == "bp"))]
-        table = _wide(rows, "trained_with", rows["depth"].astype(str) + " hidden layers", shown)
+        table = wide(rows, "trained_with", rows["depth"].astype(str) + " hidden layers", shown)
         table.insert(1, "what", name)
         parts.append(table)
     return pd.concat(parts, ignore_index=True)
@@ -158,7 +158,7 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     bounds = {"difference": "estimate", "difference_low": "low", "difference_high": "high"}
     rows = frame.drop(columns=["low", "high"]).rename(columns=bounds).dropna(subset="estimate")
     rows = rows[rows[["estimate", "low", "high"]].any(axis=1)]  # all but that FDFA itself
-    return _wide(rows, "trained_with", _setting(rows), _difference)
+    return wide(rows, "trained_with", settings(rows), _difference)
 
 
 def _published(frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,20 +174,20 @@ def _published(frame: pd.DataFrame) -> pd.DataFrame:
     every = every[every["dataset"].isin(mine["dataset"]) & every["method"].isin(["fdfa", *read["method"]])]
     every = every.assign(cell=[f"{100 * value:.2f}" for value in every["accuracy"]])
     about = ["dataset", "source", "network", "epochs"]
-    wide = every.pivot(index=about, columns="method", values="cell").reset_index()
-    wide["last"] = wide["source"] == "this record"
-    wide = wide.sort_values(["dataset", "last", "source"])
-    lengths = [f"{length:.0f}" if length == length else "–" for length in wide["epochs"]]
-    shown = wide[about].assign(dataset=wide["dataset"].map(style.dataset), epochs=lengths)
+    table = every.pivot(index=about, columns="method", values="cell").reset_index()
+    table["last"] = table["source"] == "this record"
+    table = table.sort_values(["dataset", "last", "source"])
+    lengths = [f"{length:.0f}" if length == length else "–" for length in table["epochs"]]
+    shown = table[about].assign(dataset=table["dataset"].map(style.dataset), epochs=lengths)
     named = {method: style.look(method).name for method in style.ordered(every["method"])}
-    return shown.rename(columns={"dataset": "data set"}).assign(**{name: wide[m].fillna("–") for m, name in named.items()})
+    return shown.rename(columns={"dataset": "data set"}).assign(**{name: table[m].fillna("–") for m, name in named.items()})
 
 
 @_labels.understood
 def _beyond_frozen(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the accuracy of each estimator less that of frozen hidden layers, a column a setting."""
     rows = frame[frame["trained_with"] != BASELINE]
-    return _wide(rows, "trained_with", _setting(rows), _difference)
+    return wide(rows, "trained_with", settings(rows), _difference)
 
 
 @_labels.understood
@@ -196,7 +196,7 @@ def _operations(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame.drop_duplicates(["experiment", "trained_with"])
     bp = rows[rows["trained_with"] == "bp"].set_index("experiment")["flops_per_step"]
     rows = rows.assign(estimate=rows["flops_per_step"] / rows["experiment"].map(bp)).dropna(subset="estimate")
-    return _wide(rows, "trained_with", rows["experiment"], lambda row: f"{row.estimate:.2f}")
+    return wide(rows, "trained_with", rows["experiment"], lambda row: f"{row.estimate:.2f}")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def _parts(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _wide(frame: pd.DataFrame, label: str, column: pd.Series, shown: Callable[..., str]) -> pd.DataFrame:
+def wide(frame: pd.DataFrame, label: str, column: pd.Series, shown: Callable[..., str]) -> pd.DataFrame:
     """Return a row a label and a column a value of `column`; a cell has a line for each of its rows."""
     cells = frame.assign(column=column, cell=[shown(row) for row in frame.itertuples()])
     table = cells.groupby([label, "column"], sort=False)["cell"].agg("\n".join).unstack().fillna("–")
@@ -250,7 +250,8 @@ def _wide(frame: pd.DataFrame, label: str, column: pd.Series, shown: Callable[..
     return table.reset_index(drop=True)
 
 
-def _setting(frame: pd.DataFrame) -> pd.Series:
+def settings(frame: pd.DataFrame) -> pd.Series:
+    """Return the name of each row's data set, network and length."""
     names = [f"{style.dataset(d)}, {a.replace('_', ' ')}, {e} epochs" for d, a, e in frame[SETTING].itertuples(index=False)]
     return pd.Series(names, frame.index)
 

@@ -9,9 +9,9 @@ import pandas as pd
 
 from analysis import inventory, logs
 from fdfa_core.errors import InvalidInput
-from figures import _labels, render, style
+from figures import _labels, render
 from figures.plan import Coverage, Job, gaps, plan
-from figures.report.findings import findings
+from figures.report.findings import findings, settings, wide
 
 BEGIN, END = "<!-- {}: written by `make readme` -->", "<!-- end of {} -->"
 ACCURACY = "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:"
@@ -91,12 +91,8 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
         half = f" ± {50 * (row.high - row.low):.2f}" if row.interval == "seeds" else ""
         return f"{100 * row.accuracy:.2f}{half} ({row.seeds})"
 
-    setting = [f"{style.dataset(r.dataset)}, {r.architecture.replace('_', ' ')}, {r.epochs} epochs" for r in frame.itertuples()]
-    cells = frame.assign(setting=setting, cell=[cell(row) for row in frame.itertuples()])
-    wide = cells.pivot(index="trained_with", columns="setting", values="cell").fillna("–")
-    wide = wide.loc[style.ordered(wide.index), list(dict.fromkeys(setting))]
-    wide.insert(0, "estimator", [style.look(label).name for label in wide.index])
-    return wide.rename(columns={column: f"{column} (n)" for column in wide.columns[1:]})
+    table = wide(frame, "trained_with", settings(frame), cell)
+    return table.rename(columns={column: f"{column} (n)" for column in table.columns[1:]})
 
 
 REGIONS = {"results": results, "findings": findings}
