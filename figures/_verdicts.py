@@ -77,6 +77,11 @@ def digits(value: float) -> str:
     return re.sub(r"\.(?=$|e)", "", f"{value:#.3g}").replace("e+0", "e").replace("e-0", "e-")
 
 
+def p_value(p: float) -> str:
+    """Return a p-value as it is read, with its relation: "= 0.012", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
 def needed(seeds: float) -> str:
     """Return how many seeds would decide, or – where the question does not arise."""
     if seeds != seeds:

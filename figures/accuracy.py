@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import accuracy, logs
-from figures import _labels, style
+from figures import _labels, _verdicts, style
 
 EXPERIMENTS = ("convergence",)
 OWN = ("convergence",)
@@ -55,6 +55,6 @@ def _accuracy(row) -> str:
 def _difference(row) -> str:
     if not row.difference == row.difference or _labels.meaning(row.trained_with)[0] == "fdfa" and row.difference == 0:
         return "–"
-    p = " (p < 0.001)" if row.p_holm < 0.001 else f" (p = {row.p_holm:.3f})"
+    p = f" (p {_verdicts.p_value(row.p_holm)})"
     tested = row.difference_low < row.difference_high  # a single seed has no interval, hence no test
     return f"{100 * row.difference:+.2f}{p if tested else ''}".replace("-", "−")

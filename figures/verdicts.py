@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis import logs
-from analysis.verdicts import record
+from analysis.verdicts import matrix, record
 from figures import _labels, _verdicts
 
 EXPERIMENTS = record.ROLES
@@ -13,7 +13,7 @@ PLANNED = True  # `compute` gets the profile's experiments too: what is planned 
 TABLE = True
 CAPTION = (
     "Verdicts by the protocol (docs/protocol.md). Intervals are simultaneous over the family; p is two-sided and corrected "
-    "once over the family (Holm); p (flips) is that of the sign-flip test, uncorrected."
+    "once over the family (Holm); p (flips) is that of the sign-flip test, uncorrected. Both stand where all planned seeds do."
 )
 
 
@@ -34,8 +34,8 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
             "variant": frame["variant"],
             "verdict": frame["verdict"].map(_verdicts.marked),
             "estimate": [_verdicts.effect(row) for row in frame.itertuples()],
-            "p (corrected)": frame["p_holm"].map(_p),
-            "p (flips)": frame["p_permutation"].map(_p),
+            "p (corrected)": _ps(frame, "p_holm"),
+            "p (flips)": _ps(frame, "p_permutation"),
             "seeds": [f"{row.seeds} of {row.seeds_planned}" for row in frame.itertuples()],
             "seeds needed": frame["seeds_needed"].map(_verdicts.needed),
             "family": frame["family"],
@@ -43,5 +43,7 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _ps(frame: pd.DataFrame, column: str) -> list[str]:
+    """Return p-values as texts; – where not all seeds are there, for what is not judged is not tested either."""
+    each = zip(frame["verdict"], frame[column], strict=True)
+    return [_verdicts.p_value(p).removeprefix("= ") if matrix.is_judged(verdict) else "–" for verdict, p in each]

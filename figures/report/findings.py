@@ -19,6 +19,7 @@ from figures.depth_utility import BASELINE, SETTING
 from figures.plan import Job, plan
 
 PUBLISHED = RESULTS / "published.csv"  # accuracies that others report: whose, of which network, after how many epochs
+NETWORK = "15C5-40C5-P2-128-10"  # of all recorded convolutional runs: the architecture's variant "cnn-released"
 LEVEL = 0.05  # of the corrected p below which two methods are told apart
 
 
@@ -162,13 +163,10 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _published(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return published accuracies of convolutional networks (%), and below them those of our runs on the same data.
-
-    Of our runs the longest on a data set are shown, of FDFA those by the momentum rule.
-    """
+    """Return published accuracies of convolutional networks (%), and those of our longest runs, FDFA's by its momentum rule."""
     mine = frame[(frame["architecture"] == "convolutional") & ~frame["trained_with.options"].str.contains("feedback_rule")]
     mine = mine[mine["epochs"] == mine.groupby("dataset")["epochs"].transform("max")].dropna(subset="accuracy")
-    mine = mine.assign(method=mine["trained_with.method"], source="this record", network="15C5-40C5-P2-128-10")
+    mine = mine.assign(method=mine["trained_with.method"], source="this record", network=NETWORK)
     read = pd.read_csv(PUBLISHED)
     every = pd.concat([read, mine[read.columns]], ignore_index=True)
     every = every[every["dataset"].isin(mine["dataset"]) & every["method"].isin(["fdfa", *read["method"]])]
@@ -181,6 +179,19 @@ def _published(frame: pd.DataFrame) -> pd.DataFrame:
     shown = table[about].assign(dataset=table["dataset"].map(style.dataset), epochs=lengths)
     named = {method: style.look(method).name for method in style.ordered(every["method"])}
     return shown.rename(columns={"dataset": "data set"}).assign(**{name: table[m].fillna("–") for m, name in named.items()})
+
+
+@_labels.understood
+def _unlearnt(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the highest and the last mean accuracy of what ends lower than it once was, beyond both intervals."""
+    rows = []
+    accuracies = frame[(frame["quantity"] == "test_accuracy") & (frame["kind"] == "mean") & (frame["interval"] != "none")]
+    for key, curve in _groups(accuracies, ["trained_with", "experiment"]):
+        highest, last = (curve.loc[curve[column].idxmax()] for column in ("estimate", "epoch"))
+        if last["high"] < highest["low"]:
+            ends = {"highest (%)": highest, "last (%)": last}
+            rows.append(key | {what: f"epoch {of['epoch']:g}: {_percent(of)}" for what, of in ends.items()})
+    return pd.DataFrame(rows).rename(columns={HEADS["trained_with"]: "estimator"})
 
 
 @_labels.understood
@@ -201,7 +212,7 @@ def _operations(frame: pd.DataFrame) -> pd.DataFrame:
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
-HEADS = {"estimator": "estimator", "trained_with": "weights of", "block": "hidden block", "feedback": "feedback"}
+HEADS = {"trained_with": "weights of", "block": "hidden block"}  # where it is not the column's own name
 PARTS = {"mse": "squared error", "variance": "variance", "bias2": "squared bias"}
 
 
@@ -215,7 +226,7 @@ def _groups(frame: pd.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, str]
         ranks[column] = {value: i for i, value in enumerate(order)}
     groups = {key: rows for key, rows in frame.groupby(by, sort=False)}
     for key in sorted(groups, key=lambda key: [ranks[column][value] for column, value in zip(by, key, strict=True)]):
-        yield {HEADS[column]: _head(column, value) for column, value in zip(by, key, strict=True)}, groups[key]
+        yield {HEADS.get(column, column): _head(column, value) for column, value in zip(by, key, strict=True)}, groups[key]
 
 
 def _head(column: str, value: object) -> str:
@@ -225,10 +236,7 @@ def _head(column: str, value: object) -> str:
 
 
 def _parts(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return a squared error with its parts, and what its interval says of it beside that of a zero estimate.
-
-    A cell has a line for each hidden block.
-    """
+    """Return a squared error, its parts, and what it is beside that of a zero estimate; a line for each hidden block."""
     rows = []
     for key, of in _groups(frame.sort_values("block", kind="stable"), by):
         shown = {}
@@ -287,7 +295,7 @@ def _difference(row) -> str:
     said = _fixed(row, "{:+.2f}", 100)
     if not row.low < row.high:  # a single seed has no interval, hence no test
         return said
-    p = "p < 0.001" if row.p_holm < 0.001 else f"p = {row.p_holm:.3f}"
+    p = f"p {_verdicts.p_value(row.p_holm)}"
     return f"**{said}**, {p}" if row.p_holm < LEVEL else f"{said}, {p}"
 
 
@@ -365,6 +373,12 @@ FINDINGS = (
         "from its own BP.",
         _published,
         counted=True,
+    ),
+    Finding(
+        "Learnt, and lost again",
+        "convergence",
+        "Test accuracy of the methods that end lower than they once were, where the intervals of the two epochs are apart.",
+        _unlearnt,
     ),
     Finding(
         "Accuracy beside frozen hidden layers",

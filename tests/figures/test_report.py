@@ -13,6 +13,8 @@ import pytest
 import recorded
 from analysis import logs
 from fdfa_core.errors import InvalidInput
+from fdfa_core.experiments.loading import load_profile
+from fdfa_core.networks.registry import architecture_options
 from figures import plan, report
 from figures.report import findings
 from places import ROOT
@@ -338,6 +340,36 @@ def test_an_error_is_held_against_that_of_a_zero_estimate():
     said = table["a zero estimate is"].to_dict()
     assert said == {"FG-A": "closer", "FDFA": "farther", "DFA": "not told apart"}
     assert table.loc["FDFA", "squared bias"] == "at most 0.400" and table.loc["FDFA", "variance"] == "1.00 [0.100, 0.400]"
+
+
+def test_what_is_learnt_and_lost_again_is_named_where_the_intervals_are_apart():
+    accuracies = {  # after epochs 1 to 3, each ± 1 point
+        "bp": (0.90, 0.93, 0.95),  # goes on to learn
+        "dfa": (0.90, 0.93, 0.92),  # the intervals touch each other
+        "pepita": (0.92, 0.80, 0.10),
+    }
+    about = {"experiment": "mnist_fc", "quantity": "test_accuracy", "kind": "mean", "interval": "seeds"}
+    rows = [
+        about | {"trained_with": name, "epoch": float(epoch), "estimate": mean, "low": mean - 0.01, "high": mean + 0.01}
+        for name, means in accuracies.items()
+        for epoch, mean in enumerate(means, 1)
+    ]
+    table = findings._unlearnt(pd.DataFrame(rows))
+    assert table["estimator"].tolist() == ["PEPITA"]
+    assert table["highest (%)"].item() == "epoch 1: 92.0 [91.0, 93.0]"
+    assert table["last (%)"].item() == "epoch 3: 10.0 [9.0, 11.0]"
+    assert findings._unlearnt(pd.DataFrame(rows[:6])).empty  # then the heading is left out, too
+    assert findings._unlearnt(pd.DataFrame(rows).assign(interval="none")).empty  # a single seed has none
+
+
+def test_the_network_beside_published_ones_is_the_one_that_was_trained():
+    """Logs name the architecture alone: the table says the rest, which must hold of every run that it may show."""
+    networks = [run.network for experiment in load_profile("paper").values() for run in experiment.runs()]
+    options = [network.options for network in networks if network.architecture == "convolutional"]
+    assert options and all(of == {"variant": "cnn-released"} for of in options)
+    net = architecture_options("convolutional") | options[0]
+    parts = [*(f"{n}C{net['kernel_size']}" for n in net["channels"]), "P2", *map(str, net["hidden"]), "10"]
+    assert findings.NETWORK == "-".join(parts)
 
 
 @pytest.mark.parametrize(

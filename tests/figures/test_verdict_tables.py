@@ -10,7 +10,7 @@ import synthetic_logs
 from analysis.tuning import ROLES
 from analysis.verdicts import matrix, protocol
 from fdfa_core.experiments.loading import load_profile
-from figures import _verdicts, plan, render, verdict_matrix
+from figures import _verdicts, plan, render, verdict_matrix, verdicts
 
 CELL = {
     "question": "Q2 epoch", "setting": "mnist_fc", "dataset": "mnist", "network": "fully_connected", "role": "convergence",
@@ -101,6 +101,11 @@ def test_ratios_have_three_digits(value, text):
     assert _verdicts.digits(value) == text
 
 
+@pytest.mark.parametrize(("p", "text"), [(0.0123, "= 0.012"), (0.001, "= 0.001"), (0.00099, "< 0.001"), (1.0, "= 1.000")])
+def test_a_p_value_is_said_with_its_relation(p, text):
+    assert _verdicts.p_value(p) == text
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [("✓ supported", "supported"), ("○ 3 of 10 seeds", "open"), ("supported", ""), ("✓ refuted", ""), ("BP", "")],
@@ -135,6 +140,8 @@ def test_every_hypothesis_is_one_row_of_the_csv(place, tmp_path):
     assert set(frame) >= COLUMNS and not frame.duplicated(protocol.KEYS).any()
     assert {"Q1 variance", "Q1 error", "Q2 epoch", "Q2 operation", "Q3 accuracy", "Q3 parity", "M1"} == set(frame["question"])
     assert (frame["seeds"] == 3).all() and set(frame["verdict"]) <= {"supported", "refuted", "equivalent", "inconclusive"}
+    shown = verdicts.show(frame)["p (flips)"]  # of three seeds no flips are rarer than 2 in 8
+    assert shown.map(float).between(0.25, 1).all()
     for ending in ("md", "tex", "html"):
         text = (tmp_path / "out" / f"verdicts.{ending}").read_text(encoding="utf-8")
         assert "FG-A" in text and "Q3 parity" in text
@@ -148,6 +155,8 @@ def test_a_planned_run_that_is_missing_is_counted_and_not_judged(place, tmp_path
         (more / file.name).write_text(file.read_text().replace("seed = [0, 1, 2]", "seed = [0, 1, 2, 3]"))
     frame = table((more.parent, place[1]), tmp_path / "out", skip=lambda *_: None)
     assert set(frame["verdict"]) == {"3 of 4 seeds"} and (frame["p_holm"] == 1).all()
+    shown = verdicts.show(frame)  # 1.000 would read as the outcome of a test
+    assert set(shown["p (corrected)"]) == {"–"} == set(shown["p (flips)"])
 
 
 # --- The picture of the grids: from trials and finals with a known best rate to points, rings and files
