@@ -101,12 +101,19 @@ def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
     alike = inventory.cost_by_network([e for e in experiments if e.name in unknown], records) if records else {}
     hours = table["hours_all"].fillna(table["experiment"].map(alike).astype(float))
     for row, each in zip(table.itertuples(), hours, strict=True):
-        shown = "unknown" if each != each else f"{each:.2f} h"
+        shown = "unknown" if each != each else _duration(each)
         shown = f"about {shown}" if row.experiment in unknown and each == each else shown
         click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {shown:>13}")
     more = f", without {hours.isna().sum()} of unknown length" if hours.isna().any() else ""
-    total = "unknown" if hours.isna().all() else f"{hours.sum():.1f} h of one process"
+    total = "unknown" if hours.isna().all() else f"{_duration(hours.sum())} of one process"
     click.echo(f"Together {total}, on the machine of the record as busy as it was{more}.")
+
+
+def _duration(hours: float) -> str:
+    """Return a time in the largest unit of which there is one, at least a second."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if 60 * hours >= 1 else f"{max(1, round(3600 * hours))} s"
 
 
 @click.command(short_help="Show how many seeds each verdict needs.")

@@ -1,11 +1,13 @@
 """The commands that read results, and those that go from a grid of trials to the settings of an experiment."""
 
 import json
+import re
 from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
+from fdfa_cli import results
 from fdfa_core.estimators import registry
 from fdfa_core.experiments.loading import load_experiment
 from tiny import TOML
@@ -17,6 +19,14 @@ def test_analyse_shows_accuracies_and_writes_tables(fdfa, file, trained, tmp_pat
     assert "bp" in result.output and "accuracy" in result.output
     written = sorted(path.name for path in (tmp_path / "statistics" / "experiment").iterdir())
     assert written == ["accuracy.csv", "activations.csv", "alignment.csv", "bias.csv", "convergence.csv", "variance.csv"]
+
+
+def test_cost_says_times_in_a_unit_that_shows_them(fdfa, file, trained):
+    shown = fdfa("cost", file, "--runs", "runs").output
+    assert re.search(r"2 of +2 runs recorded; all take +[1-9]\d* s", shown) and "0.0" not in shown, shown
+    assert [results._duration(hours) for hours in (0.0, 59 / 3600, 1 / 60, 0.5, 1.0, 22.04)] == [
+        "1 s", "59 s", "1 min", "30 min", "1.0 h", "22.0 h",
+    ]  # fmt: skip
 
 
 @pytest.fixture
