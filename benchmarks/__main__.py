@@ -20,7 +20,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from benchmarks import check, report
+from benchmarks import check, report, timing
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,14 +81,14 @@ def _in_child(benches: list[str], threads: int):
 
 def _measure(benches: list[str], threads: int) -> None:
     """Run benches, each in forks of this process; they print every row as JSON."""
-    from benchmarks.anchors import BENCHES, PROCESSES
     from benchmarks.cost import TABLES
     from fdfa_core.training.process import keep_freed_memory
 
     keep_freed_memory()  # as in a sweep
+    known = timing.benches()
     for name in benches:
-        if name not in (*BENCHES, *TABLES):
-            raise SystemExit(f"{name}: no such bench; there are {', '.join([*BENCHES, *TABLES])}")
+        if name not in (*known, *TABLES):
+            raise SystemExit(f"{name}: no such bench; there are {', '.join([*known, *TABLES])}")
 
     def run(name: str) -> None:
         import torch
@@ -96,11 +96,11 @@ def _measure(benches: list[str], threads: int) -> None:
         torch.set_num_threads(threads)
         for content in TABLES[name]() if name in TABLES else ():
             print(json.dumps(["table", name, content | {"threads": threads}]), flush=True)
-        for row in BENCHES[name]() if name in BENCHES else ():
+        for row in known[name].rows() if name in known else ():
             print(json.dumps(["row", name, asdict(row)]), flush=True)
 
     for name in benches:
-        for _ in range(PROCESSES.get(name, 1)):
+        for _ in range(known[name].processes if name in known else 1):
             _in_fork(run, name)
 
 

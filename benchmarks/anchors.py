@@ -15,11 +15,8 @@ from torch.func import functional_call, jvp
 
 from benchmarks.gallery import large, missing, training_step
 from benchmarks.networks import NETWORKS, bp_step, estimator_step, make_batch
-from benchmarks.rows import BENCHES, PROCESSES, Row, bench
-from benchmarks.timing import ratio, take_turns
+from benchmarks.timing import Row, bench, ratio, take_turns
 from fdfa_core.losses import make_loss
-
-__all__ = ["BENCHES", "PROCESSES", "backpack_variance", "naive_step"]
 
 SAMPLES = 1024  # whose gradients' variance is taken
 

@@ -18,17 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import NETWORKS, bp_step, estimator_step, make_batch
-from benchmarks.rows import BENCHES, PROCESSES, Row, bench
-from benchmarks.timing import ratio, take_turns
+from benchmarks.timing import Row, bench, ratio, take_turns
 from fdfa_core import BlockNetwork, Monitor, cut, make_estimator
 from fdfa_core.estimators import consistency
 from fdfa_core.losses import make_loss
 from fdfa_core.measuring.cost import operations, peak_memory
 from fdfa_core.networks.batch import check_batch
 from fdfa_core.networks.families import Mean
-
-__all__ = ["BENCHES", "PAGE", "PROCESSES", "Example", "called", "encoder", "large", "made", "missing", "networks"]
-__all__ += ["training_step"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-network.md"
 _FENCE = re.compile(r"^```(python|py)\n(.*?)^```", re.S | re.M)

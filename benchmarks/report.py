@@ -28,24 +28,23 @@ from statistics import median
 
 import pandas as pd
 
-from benchmarks.timing import spread
+from benchmarks import timing
 
 BEGIN, END = "<!-- table: written by `make bench` -->", "<!-- end of table -->"
 
 
 def benches(tables: bool) -> list[str]:
     """Names of all benches; the figures' tables are measured once."""
-    from benchmarks.anchors import BENCHES
     from benchmarks.cost import TABLES
 
-    return [*BENCHES, *(TABLES if tables else [])]
+    return [*timing.benches(), *(TABLES if tables else [])]
 
 
 def pooled(rows: Sequence[Mapping[str, object]], bench: str, threads: int) -> list[dict[str, object]]:
     """Return the rows of performance.csv of one bench.
 
     Args:
-        rows: fields of `benchmarks.rows.Row`, once for each process that measured the figure.
+        rows: fields of `benchmarks.timing.Row`, once for each process that measured the figure.
         bench: its name.
         threads: of torch.
     """
@@ -54,7 +53,7 @@ def pooled(rows: Sequence[Mapping[str, object]], bench: str, threads: int) -> li
         by_figure.setdefault(row["figure"], []).append(row)
     flat = []
     for figure, same in by_figure.items():
-        value = spread([sample for row in same for sample in row["samples"]])
+        value = timing.spread([sample for row in same for sample in row["samples"]])
         limit, baselines = same[0]["limit"], [row["baseline"] for row in same]
         flat.append(
             {"bench": bench, "figure": figure, "threads": threads, **value, "processes": len(same)}

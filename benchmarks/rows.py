@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,43 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.networks import BATCH_SIZE, NETWORKS, Ready, bp_step, estimator_step, make_batch
-from benchmarks.timing import ratio, take_turns
+from benchmarks.timing import Row, bench, ratio, take_turns
 from fdfa_core import available_estimators, make_estimator, true_gradient
 from fdfa_core.errors import Unsupported
+from fdfa_core.measuring.cost import operations
+from fdfa_core.perturbations import Rademacher
 from fdfa_core.runs.directory import is_complete, read_provenance
 from fdfa_core.training.process import keep_freed_memory
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured figure.
-
-    Attributes:
-        figure: what it is.
-        samples: its value in each round, or the one that there is.
-        limit: it must not exceed this; None for a row that stands for comparison.
-        baseline: what the ratio is to, in milliseconds; None for an absolute figure.
-        unit: "" for a ratio.
-    """
-
-    figure: str
-    samples: Sequence[float]
-    limit: float | None = None
-    baseline: float | None = None
-    unit: str = ""
-
-
-BENCHES: dict[str, Callable[[], Iterator[Row]]] = {}
-PROCESSES: dict[str, int] = {}  # in how many a bench is measured, for what memory a process gets changes its ratios for good
-
-
-def bench(name: str, processes: int = 1):
-    def register(function):
-        BENCHES[name], PROCESSES[name] = function, processes
-        return function
-
-    return register
-
 
 # Steps -------------------------------------------------------------------------------------------------------------------
 
@@ -127,6 +97,46 @@ def _() -> Iterator[Row]:
     for network, rounds in networks.items():
         methods = {"FDFA": ("fdfa", {}, 1.8), "FG-W": ("fg-w", {}, 1.6)}
         yield from _steps(network, rounds, methods)
+
+
+# Random numbers ----------------------------------------------------------------------------------------------------------
+
+
+def box_muller(generator: np.random.Generator, count: int) -> torch.Tensor:
+    """Return standard normal numbers (count,) of 32 bits each, by Box & Muller (1958)."""
+    words = generator.integers(2**64, size=-(-count // 2), dtype=np.uint64).view(np.int32)
+    uniform = torch.from_numpy(words).view(-1, 2).float().mul_(2**-32).add_(0.5)  # in [0, 1], to the digits that float32 has
+    radius = uniform[:, 0].clamp_(min=2**-33).log().mul_(-2).sqrt_()
+    angle = uniform[:, 1].mul(2 * math.pi)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
+
+
+@bench("random", processes=3)
+def _() -> Iterator[Row]:
+    """Take the time of a step's normal numbers by the generators that there are."""
+    net = NETWORKS["fc"]()
+    count = BATCH_SIZE * sum(math.prod(shape) for shape in net.site_shapes())
+    halves, here, there = torch.empty(2, count // 2), torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    fast, numbers = np.random.Generator(np.random.SFC64(0)), torch.Generator().manual_seed(0)
+
+    def two_streams() -> None:
+        other = pool.submit(halves[0].normal_, generator=there)
+        halves[1].normal_(generator=here)
+        other.result()
+
+    ways = {
+        "torch's normal numbers": lambda: torch.randn(count, generator=numbers),
+        "torch's uniform numbers": lambda: torch.rand(count, generator=numbers),
+        "normal numbers of two torch streams, in two threads": two_streams,
+        "NumPy's normal numbers (SFC64)": lambda: fast.standard_normal(count, dtype=np.float32),
+        "NumPy's random bits (SFC64), and Box & Muller by torch": lambda: box_muller(fast, count),
+        "random signs": lambda: Rademacher().sample((count,), generator=numbers, dtype=torch.float32),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        seconds = take_turns({"bp": bp_step(net, *make_batch(net)), **ways}, 60)
+    for way in ways:
+        figure = f"{count:,} numbers of an FDFA step, {way} / BP step, fc"
+        yield Row(figure, ratio(seconds[way], seconds["bp"]), None, 1e3 * float(np.median(seconds["bp"])))
 
 
 # Many draws --------------------------------------------------------------------------------------------------------------
@@ -201,12 +211,13 @@ def _() -> Iterator[Row]:
         "few": ({name: estimators[name] for name in ("bp", "fg-w", "fg-a", "dfa", "fdfa")}, None),
     }
     functions = {"step": lambda: [plain() for _ in range(20)] and None} | {key: whole(some) for key, (some, _) in sets.items()}
-    seconds = take_turns(functions, 8)
+    seconds, counted = take_turns(functions, 8), operations(plain)
     step = seconds["step"] / 20
     baseline = 1e3 * float(np.median(step))
     for key, (some, limit) in sets.items():
-        figure = f"One probe of {replicas} replicas, {len(some)} estimators / plain step, digits network"
-        yield Row(figure, ratio(seconds[key], step), limit, baseline)
+        figure = f"one probe of {replicas} replicas, {len(some)} estimators / plain step, digits network"
+        yield Row(figure.capitalize(), ratio(seconds[key], step), limit, baseline)
+        yield Row(f"Operations of {figure}", [operations(functions[key]) / counted])
 
 
 @bench("instrumented")

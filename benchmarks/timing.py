@@ -1,12 +1,70 @@
-"""Timing on a machine that does other things too: all that is compared takes turns, and ratios are taken turn by turn."""
+"""What a bench is, and timing on a machine that does other things too.
+
+All that is compared takes turns, and ratios are taken turn by turn.
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+MODULES = ("rows", "gallery", "anchors")  # that hold benches, in the order of the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure.
+
+    Attributes:
+        figure: what it is.
+        samples: its value in each round, or the one that there is.
+        limit: it must not exceed this; None for a row that stands for comparison.
+        baseline: what the ratio is to, in milliseconds; None for an absolute figure.
+        unit: "" for a ratio.
+    """
+
+    figure: str
+    samples: Sequence[float]
+    limit: float | None = None
+    baseline: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What measures some rows of the table.
+
+    Attributes:
+        rows: yields them.
+        processes: in how many it is measured, for what memory a process gets changes its ratios for good.
+    """
+
+    rows: Callable[[], Iterator[Row]]
+    processes: int
+
+
+_BENCHES: dict[str, Bench] = {}
+
+
+def bench(name: str, processes: int = 1) -> Callable[[Callable[[], Iterator[Row]]], Callable[[], Iterator[Row]]]:
+    """Register a generator of rows as a bench."""
+
+    def register(function: Callable[[], Iterator[Row]]) -> Callable[[], Iterator[Row]]:
+        _BENCHES[name] = Bench(function, processes)
+        return function
+
+    return register
+
+
+def benches() -> dict[str, Bench]:
+    """Return all benches by name, in the order of the table."""
+    names = [importlib.import_module(f"benchmarks.{module}").__name__ for module in MODULES]  # each registers its own
+    return dict(sorted(_BENCHES.items(), key=lambda known: names.index(known[1].rows.__module__)))
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
