@@ -165,8 +165,7 @@ def _of_training(log: logs.Logs) -> list[Rows]:
     done = log.metrics[log.metrics["status"] == "finished"]
     if done.empty:
         return []
-    runs = log.runs[["experiment", *NETWORK, "seed", "run", "method"]].assign(variant=variant(log.runs))
-    compared = runs[runs["variant"].isin([protocol.ON_TRIAL, protocol.BESIDE]) | runs["method"].isin(("bp", *protocol.LOCAL))]
+    compared = _compared(log.runs)
     pairs = _pairs(compared)
     operations = effort.per_step(log.runs[log.runs["run"].isin(compared["run"])])
     curves = _curves(done[done["run"].isin(compared["run"])], operations)
@@ -179,6 +178,23 @@ def _of_training(log: logs.Logs) -> list[Rows]:
         _along_operations(local, curves).assign(question="Q2 operation"),
         _difference(local, final).assign(question="Q3 accuracy"),
     ]
+
+
+def diverged(logs_of: Mapping[str, logs.Logs]) -> Rows:
+    """Return what has no number since one of its two runs diverged: hypothesis (`protocol.KEYS`) and `seed`."""
+    if "convergence" not in logs_of:
+        return pd.DataFrame(columns=[*protocol.KEYS, "seed"])
+    log = logs_of["convergence"]
+    lost, pairs = log.metrics.loc[log.metrics["status"] == "diverged", "run"], _pairs(_compared(log.runs))
+    pairs = pairs[pairs["run_fdfa"].isin(lost) | pairs["run_other"].isin(lost)]
+    asked = [["Q3 parity"] if method == "bp" else protocol.TRAINING for method in pairs["component"]]
+    return pairs.assign(question=asked).explode("question")[[*protocol.KEYS, "seed"]].reset_index(drop=True)
+
+
+def _compared(runs: Rows) -> Rows:
+    """Return the runs of the two FDFAs and of all that they are compared with."""
+    runs = runs[["experiment", *NETWORK, "seed", "run", "method"]].assign(variant=variant(runs))
+    return runs[runs["variant"].isin([protocol.ON_TRIAL, protocol.BESIDE]) | runs["method"].isin(("bp", *protocol.LOCAL))]
 
 
 def _pairs(runs: Rows) -> Rows:

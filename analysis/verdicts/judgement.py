@@ -8,7 +8,8 @@ margin. Holm's correction runs once over all hypotheses of a family. The verdict
 * *refuted*: corrected p < 0.05, and the mean on the other side;
 * *equivalent*: neither, the question has a margin, and the mean lies within it (two one-sided tests, Bonferroni);
 * *inconclusive*: none of these; `seeds_needed` says how many seeds would decide;
-* *k of n seeds*: the record is not complete, and nothing is judged before it is.
+* *k of n seeds*: the record is not complete, and nothing is judged before it is. A run that diverged has no number, and the
+  mean of those that did not would favour it: the verdict is then *k of n seeds, m diverged*, also when all runs are recorded.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ COLUMNS = (
     "family",
     "seeds",
     "seeds_planned",
+    "diverged",
     "seeds_needed",
     "margin",
     "direction",
@@ -52,13 +54,16 @@ def family_of(question: str, variant: str) -> str:
     return protocol.BY_KEY[question].family if variant == protocol.ON_TRIAL else protocol.MECHANISMS
 
 
-def verdicts(values: pd.DataFrame, planned: pd.DataFrame, datasets: Mapping[str, str]) -> pd.DataFrame:
+def verdicts(
+    values: pd.DataFrame, planned: pd.DataFrame, datasets: Mapping[str, str], diverged: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Return one row per hypothesis, in the order of `planned`.
 
     Args:
         values: one row per hypothesis and seed (`analysis.verdicts.evidence.values`).
         planned: one row per hypothesis with `KEYS` and `planned`, the tuple of its seeds (`hypotheses`).
         datasets: setting → name of its data set, which tells the margin.
+        diverged: hypotheses and seeds that have no number (`analysis.verdicts.evidence.diverged`).
 
     Returns:
         `COLUMNS`. `estimate`, `low` and `high` are ratios where `ratio` is true; the interval is simultaneous over the family
@@ -69,6 +74,7 @@ def verdicts(values: pd.DataFrame, planned: pd.DataFrame, datasets: Mapping[str,
     """
     check_plan(values, planned)
     of = {key: group.sort_values("seed")["value"].to_numpy(float) for key, group in values.groupby(KEYS, sort=False)}
+    lost = {} if diverged is None else diverged.groupby(KEYS).size().to_dict()
     sizes = planned.apply(lambda row: family_of(row["question"], row["variant"]), axis=1).value_counts()
     rows = []
     for row in planned.to_dict("records"):
@@ -76,7 +82,8 @@ def verdicts(values: pd.DataFrame, planned: pd.DataFrame, datasets: Mapping[str,
         family = family_of(row["question"], row["variant"])
         margin = protocol.MARGINS.get(datasets.get(row["setting"], ""), np.nan)
         tested = test(protocol.BY_KEY[row["question"]], of.get(key, np.empty(0)), margin, int(sizes[family]))
-        rows.append(dict(zip(KEYS, key, strict=True)) | tested | {"family": family, "seeds_planned": len(row["planned"])})
+        rows.append(dict(zip(KEYS, key, strict=True)) | tested | {"family": family})
+        rows[-1] |= {"seeds_planned": len(row["planned"]), "diverged": lost.get(key, 0)}
     frame = pd.DataFrame(rows, columns=[*KEYS, *(c for c in rows[0] if c not in KEYS)]) if rows else pd.DataFrame()
     if frame.empty:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -119,7 +126,7 @@ def judge(row, size: int) -> str:
     """Return the verdict on one hypothesis from its row."""
     question = protocol.BY_KEY[row.question]
     if row.seeds < row.seeds_planned:
-        return f"{row.seeds} of {row.seeds_planned} seeds"
+        return f"{row.seeds} of {row.seeds_planned} seeds" + (f", {row.diverged} diverged" if row.diverged else "")
     if question.key == "Q3 parity":
         if row.p_holm < protocol.LEVEL:
             return EQUIVALENT

@@ -77,7 +77,7 @@ def together(each: Sequence[str]) -> str:
         ('equivalent', 'refuted')
     """
     each = list(each)
-    partial = [verdict for verdict in each if verdict.endswith("seeds")]
+    partial = [verdict for verdict in each if not is_judged(verdict)]
     if REFUTED in each:
         return REFUTED
     if partial:

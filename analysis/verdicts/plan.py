@@ -14,8 +14,6 @@ from fdfa_core.estimators.registry import label
 from fdfa_core.experiments.loading import Experiment
 from fdfa_core.experiments.tables import EstimatorConfig, RunConfig
 
-TRAINING = ("Q2 epoch", "Q2 operation", "Q3 accuracy")
-
 
 def settings_of(experiments: Iterable[Experiment]) -> tuple[protocol.Setting, ...]:
     """Return what the protocol asks of these experiments: its settings for the paper profile, nothing for any other."""
@@ -113,7 +111,7 @@ def _training(name: str, runs: list[RunConfig], setting: protocol.Setting | None
             if method == "bp":
                 rows.append(("Q3 parity", name, method, kind, shared))
             elif method in protocol.LOCAL:
-                rows += [(question, name, method, kind, shared) for question in TRAINING]
+                rows += [(question, name, method, kind, shared) for question in protocol.TRAINING]
     return rows
 
 

@@ -136,6 +136,7 @@ QUESTIONS = (
     ),
 )
 BY_KEY = MappingProxyType({question.key: question for question in QUESTIONS})
+TRAINING = ("Q2 epoch", "Q2 operation", "Q3 accuracy")  # asked beside every other local method; "Q3 parity" is beside BP
 
 
 @dataclass(frozen=True)

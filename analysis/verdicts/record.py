@@ -52,9 +52,10 @@ def record(logs_of: Mapping[str, Logs], planned: Sequence[Experiment]) -> Record
     asked = plan.settings_of(planned)
     hypotheses, departures = plan.hypotheses(planned, asked), plan.departures(planned, asked)
     names = {name for log in logs_of.values() for name in log.runs["experiment"].unique()}
-    values = evidence.values({role: plan.without(log, departures) for role, log in logs_of.items()})
     earlier = evidence.values({role: plan.without(log, names - departures.keys()) for role, log in logs_of.items()})
-    table = judgement.verdicts(values, hypotheses, plan.datasets(planned))
+    counted = {role: plan.without(log, departures) for role, log in logs_of.items()}
+    values, lost = evidence.values(counted), evidence.diverged(counted)
+    table = judgement.verdicts(values, hypotheses, plan.datasets(planned), lost)
     training = {e.name for e in planned if e.role == "convergence"} & names - departures.keys()
     reasons = dict.fromkeys(names, NOT_ON_TRIAL if training else NO_RATE)
     on_trial = table["question"].str.startswith("Q") & (table["variant"] == protocol.ON_TRIAL)

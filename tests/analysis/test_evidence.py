@@ -178,6 +178,20 @@ def test_one_seed_of_three_is_not_judged(logs_of, planned):
     assert set(table["verdict"]) == {"1 of 3 seeds"}
 
 
+def test_a_diverged_run_has_no_number_and_is_named(tmp_path, planned):
+    """A mean over the seeds that are left would favour the method that diverges."""
+    wanted = {"convergence": synthetic_logs.EXPERIMENTS["convergence"]}
+    experiments, root = synthetic_logs.write(tmp_path, wanted, diverged=[("fg-w", 1), ("bp", 0)])
+    files = list(logs.profile("tiny", experiments).values())
+    table = record.record({"convergence": logs.read(root, files[0])}, files).table
+    counts = table[table["variant"] == protocol.ON_TRIAL].groupby(["question", "component"])[["seeds", "diverged"]].sum()
+    assert {tuple(counts.loc[(question, "fg-w")]) for question in protocol.TRAINING} == {(2, 1)}
+    assert tuple(counts.loc[("Q3 parity", "bp")]) == (2, 1) and tuple(counts.loc[("Q3 accuracy", "dfa")]) == (3, 0)
+    assert table.loc[table["diverged"] > 0, "verdict"].unique().tolist() == ["2 of 3 seeds, 1 diverged"]
+    assert (table.loc[table["diverged"] > 0, "p"] == 1).all() and table.loc[table["component"] == "dfa", "p"].lt(1).all()
+    assert matrix.together(["supported", "2 of 3 seeds, 1 diverged"]) == "2 of 3 seeds, 1 diverged"
+
+
 def test_the_protocol_names_what_a_profile_lacks(planned):
     wanted = protocol.Setting("convergence", 1, {"bp": (0, 1, 2, 3), "dkp": (0, 1, 2)})
     absent = protocol.Setting("mars_fc", 1, {"dfa": (0,)})
