@@ -70,20 +70,14 @@ def trials(experiment: Experiment, log: Logs | None = None) -> pd.DataFrame:
 
 
 def as_tuned(log: Logs) -> Logs:
-    """Return logs in which a method whose networks have each a second setting of their own has one label, without the setting.
+    """Return logs in which a method whose networks have each a second setting of their own has one label (`one_name`).
 
-    A curve over networks, each tuned by itself, is that of one method. A method that has one value everywhere keeps its label,
-    which says the value; so does one that has several values in one network.
+    A curve over networks, each tuned by itself, is that of one method; so is a row of a table over experiments.
     """
-    known = log.runs[["trained_with", "method", "options", *SETTING[:-1]]].drop_duplicates()
-    known = known.assign(rest=[_without_second(*pair) for pair in known[["method", "options"]].itertuples(index=False)])
-    whole, network = ["method", "rest"], ["method", "rest", *SETTING[:-1]]
-    several = known.groupby(whole)["options"].transform("nunique") > 1
-    swept = known.groupby(network, dropna=False)["options"].transform("nunique") > 1
-    swept = swept.groupby([known[column] for column in whole]).transform("any")
-    changed = known[several & ~swept]
-    rests = dict(zip(changed["trained_with"], changed["rest"], strict=True))
-    names = {row.trained_with: label(row.method, options.given(row.rest)) for row in changed.itertuples()}
+    known = log.runs.rename(columns={"trained_with": "label"})
+    changed = one_name(known, ["experiment", *SETTING[:-1]])
+    rests = {before: rest for before, (_, rest) in changed.items()}
+    names = {before: after for before, (after, _) in changed.items()}
 
     def renamed(frame: pd.DataFrame) -> pd.DataFrame:
         if "trained_with" not in frame:
@@ -98,6 +92,45 @@ def as_tuned(log: Logs) -> Logs:
         return frame
 
     return replace(log, **{f.name: renamed(getattr(log, f.name)) for f in fields(log)})
+
+
+def labels_as_tuned(frame: pd.DataFrame, network: Sequence[str]) -> pd.DataFrame:
+    """Return a frame whose labels say what they stand for (`options.described`) with one label where `one_name` has one.
+
+    Args:
+        frame: what a figure shows.
+        network: its columns that tell apart what is tuned by itself.
+    """
+    for name in [c for c in options.LABELS if f"{c}.method" in frame]:
+        said = {name: "label", f"{name}.method": "method", f"{name}.options": "options"}
+        if changed := one_name(frame[[*said, *network]].rename(columns=said), network):
+            new = frame[name].map(changed)
+            frame = frame.assign(
+                **{column: new.str[i].where(new.notna(), frame[column]) for i, column in enumerate((name, f"{name}.options"))}
+            )
+    return frame
+
+
+def one_name(known: pd.DataFrame, network: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return one label, without the second setting, for the labels of a method that have each a setting of its own.
+
+    A method that has one value everywhere keeps its label, which says it; so does one that has several values in one network.
+
+    Args:
+        known: columns `label`, `method`, `options` and those of `network`.
+        network: columns that tell apart what is tuned by itself.
+
+    Returns:
+        Label → the one label, and JSON of the options that it stands for.
+    """
+    known = known[["label", "method", "options", *network]].drop_duplicates()
+    known = known.assign(rest=[_without_second(*pair) for pair in known[["method", "options"]].itertuples(index=False)])
+    whole = ["method", "rest"]
+    several = known.groupby(whole)["options"].transform("nunique") > 1
+    swept = known.groupby([*whole, *network], dropna=False)["options"].transform("nunique") > 1
+    swept = swept.groupby([known[column] for column in whole]).transform("any")
+    changed = known[several & ~swept]
+    return {row.label: (label(row.method, options.given(row.rest)), row.rest) for row in changed.itertuples()}
 
 
 def _without_second(method: str, text: str) -> str:

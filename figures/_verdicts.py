@@ -28,8 +28,8 @@ TITLES = {
     "Q3 parity": "Q3: level with BP",
 }
 EFFECTS = {
-    "Q1 variance": "{method}'s variance is {effect} times FDFA's",
-    "Q1 error": "{method}'s squared error is {effect} times FDFA's",
+    "Q1 variance": "the variance of {method} is {effect} times FDFA's",
+    "Q1 error": "the squared error of {method} is {effect} times FDFA's",
     "Q2 epoch": "FDFA's train loss is {effect} times {method}'s",
     "Q2 operation": "FDFA's train loss is {effect} times {method}'s",
     "Q3 accuracy": "FDFA less {method} is {effect} points",
@@ -194,7 +194,8 @@ def _before(question: protocol.Question, earlier: pd.DataFrame) -> str:
 
 
 def _effect_said(row) -> str:
-    return EFFECTS[row.question].format(method=named(row.component), effect=effect(row))
+    method = named(row.component).replace(", hidden block", " in hidden block").replace(", weights of", " with the weights of")
+    return EFFECTS[row.question].format(method=method, effect=effect(row))
 
 
 def marked(verdict: str) -> str:

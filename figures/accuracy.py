@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from analysis import accuracy, logs
+from analysis import accuracy, logs, options, tuning
 from figures import _labels, _verdicts, style
 
 EXPERIMENTS = ("convergence",)
@@ -18,12 +18,19 @@ CAPTION = (
 
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
-    """Return one row per estimator and setting, compared with FDFA where it is there."""
+    """Return one row per estimator and setting, compared with FDFA where it is there.
+
+    A method that each experiment has tuned by itself is one (`tuning.as_tuned`).
+    """
     (log,) = logs_of.values()
-    fdfa = style.ordered(log.runs.loc[log.runs["method"] == "fdfa", "trained_with"])
+    log = tuning.as_tuned(log)
+    known = options.meanings([log.runs])
+    with _labels.reading(known):
+        rank = {label: i for i, label in enumerate(style.ordered(log.runs["trained_with"]))}
+    fdfa = [label for label in rank if known[label][0] == "fdfa"]
     table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=fdfa[0] if fdfa else None)
-    rank = {label: i for i, label in enumerate(style.ordered(table["trained_with"]))}
-    return table.sort_values([*SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
+    table = table.sort_values([*SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
+    return options.described(table, known)
 
 
 @_labels.understood

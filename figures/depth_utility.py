@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis import accuracy, logs
+from analysis import accuracy, logs, options, tuning
 from figures import _labels, style
 
 EXPERIMENTS = ("convergence",)
@@ -16,15 +16,20 @@ SETTING = ["dataset", "architecture", "epochs"]
 
 @_labels.labelled
 def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
-    """Return the accuracy of every estimator beyond that of frozen hidden layers, in each setting, over paired seeds."""
+    """Return the accuracy of every estimator beyond that of frozen hidden layers, in each setting, over paired seeds.
+
+    A method that each experiment has tuned by itself is one (`tuning.as_tuned`).
+    """
     (log,) = logs_of.values()
+    log = tuning.as_tuned(log)
     table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=BASELINE).dropna(subset="difference")
     several = table["difference_low"] < table["difference_high"]
     shown = table[[*SETTING, "trained_with", "seeds", "p_holm"]]
     bounds = {"estimate": "difference", "low": "difference_low", "high": "difference_high"}
-    return shown.assign(
+    shown = shown.assign(
         **{name: table[column] for name, column in bounds.items()}, interval=several.map({True: "seeds", False: "none"})
     )
+    return options.described(shown, options.meanings([log.runs]))
 
 
 @style.styled

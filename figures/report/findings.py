@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import logs
+from analysis import logs, tuning
 from analysis.verdicts import protocol
 from fdfa_core.paths import RESULTS
 from figures import _labels, _verdicts, render, style
@@ -52,7 +52,8 @@ def findings(profile: str, root: str | Path, experiments: str | Path = logs.EXPE
     computed: dict[str, list[pd.DataFrame]] = {}
     for job in jobs:
         computed.setdefault(job.module.__name__.rpartition(".")[2], []).append(_computed(job, read))
-    frames = {figure: pd.concat(each, ignore_index=True) for figure, each in computed.items()}
+    pooled = {figure: pd.concat(each, ignore_index=True) for figure, each in computed.items()}
+    frames = {figure: tuning.labels_as_tuned(frame, ["experiment"]) for figure, frame in pooled.items()}
     parts = []
     for finding in FINDINGS:
         if finding.figure in frames and len(rows := finding.rows(frame := frames[finding.figure])):

@@ -14,7 +14,10 @@ from figures.plan import Coverage, Job, gaps, plan
 from figures.report.findings import findings, settings, wide
 
 BEGIN, END = "<!-- {}: written by `make readme` -->", "<!-- end of {} -->"
-ACCURACY = "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds:"
+ACCURACY = (
+    "Test accuracy (%) after the last epoch, mean ± half the 95 % t-interval over n seeds. Where experiments have tuned a "
+    "method each by itself, its settings are not part of its name:"
+)
 
 
 def with_results(

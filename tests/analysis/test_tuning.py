@@ -10,6 +10,7 @@ import pytest
 from analysis import logs, tuned_files, tuning
 from analysis.verdicts import plan, protocol
 from fdfa_core.errors import InvalidInput
+from fdfa_core.estimators import label
 from fdfa_core.experiments.loading import load_experiment, load_profile
 from places import ROOT
 
@@ -508,7 +509,7 @@ def test_a_method_that_each_network_tuned_by_itself_is_one():
     about = [("fdfa", 2, 0.01), ("fdfa", 3, 0.001), ("dkp", 2, 1.0), ("dkp", 3, 1.0), ("grape", 2, 1.0), ("grape", 2, 10.0)]
     rows = [
         {"run": f"{i}", "trained_with": f"{name}(feedback_lr={rate})", "method": name, "options": f'{{"feedback_lr": {rate}}}'}
-        | {"dataset": "mnist", "architecture": "fully_connected", "width": 8, "depth": depth}
+        | {"experiment": "depth", "dataset": "mnist", "architecture": "fully_connected", "width": 8, "depth": depth}
         for i, (name, depth, rate) in enumerate(about)
     ]
     runs = pd.DataFrame(rows)
@@ -524,3 +525,18 @@ def test_a_method_that_each_network_tuned_by_itself_is_one():
     aside = log.probes[log.probes["source"] == "shadow"]
     assert set(aside["estimator"]) == {"fdfa(feedback_lr=0.01)"} and set(aside["options"]) == {'{"feedback_lr": 0.01}'}
     assert given.runs["trained_with"][0] == "fdfa(feedback_lr=0.01)"  # what was given is as it was
+
+
+def test_a_table_over_experiments_has_a_row_for_a_method_that_each_tuned_by_itself():
+    """A rate that is the same everywhere stays in the name, and so do rates of which one experiment has several."""
+    told = [("mnist_fc", "dkp", "{}"), ("cifar_fc", "dkp", '{"feedback_lr": 0.1}'), ("cifar_cnn", "dkp", "{}")]
+    told += [(name, "fdfa", '{"feedback_lr": 0.001}') for name in ("mnist_fc", "cifar_fc")]
+    told += [("momentum", "grape", f'{{"feedback_lr": {rate}}}') for rate in (1.0, 10.0)]
+    told += [("mnist_fc", "lg-fg-a", '{"readout_lr": 0.01, "site": "post"}'), ("cifar_fc", "lg-fg-a", '{"readout_lr": 0.1}')]
+    frame = pd.DataFrame(told, columns=["experiment", "trained_with.method", "trained_with.options"])
+    given = [label(row[1], json.loads(row[2])) for row in told]
+    after = tuning.labels_as_tuned(frame.assign(trained_with=given), ["experiment"])
+    assert after["trained_with"].tolist() == ["dkp"] * 3 + given[3:]
+    assert after["trained_with.options"].tolist() == ["{}"] * 3 + [row[2] for row in told[3:]]
+    alone = frame.assign(trained_with=given).iloc[3:]
+    pd.testing.assert_frame_equal(tuning.labels_as_tuned(alone, ["experiment"]), alone)

@@ -55,6 +55,12 @@ def test_a_paragraph_says_verdict_effect_competitor_and_seeds():
     assert text == f"{asks} Supported on 1 of 1 settings: MNIST, fully connected ({effect})."
 
 
+def test_a_variance_is_that_of_a_method_in_a_block_with_somebodys_weights():
+    about = {"question": "Q1 variance", "component": "lg-fg-a, hidden block 1, weights of `bp`", "role": "trajectory"}
+    text = said(about | {"estimate": 504.0, "low": 475.0, "high": 535.0})["Q1: lower variance"]
+    assert "(the variance of LG-FG-A in hidden block 1 with the weights of BP is 504 [475, 535] times FDFA's, 10 seeds)" in text
+
+
 def test_a_refuted_question_names_who_refutes_it():
     text = said({"verdict": "refuted", "refuted": "dkp; grape"})["Q2: faster per epoch"]
     assert "Refuted on 1 of 1 settings" in text and "refuted by DKP, GrAPE" in text
