@@ -6,12 +6,14 @@ too high; it is given beside it, under its own name, and never compared.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from analysis import statistics
+from analysis.logs import Logs
 
 SETTING = ("dataset", "architecture")
 
@@ -24,9 +26,15 @@ def final(metrics: pd.DataFrame) -> pd.DataFrame:
     return last.join(best).reset_index()
 
 
-def with_epochs(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the metrics with `epochs`, the length of their experiment's longest run: only equal lengths compare."""
-    return metrics.assign(epochs=metrics.groupby("experiment", sort=False)["epoch"].transform("max").round().astype(int))
+def with_setting(log: Logs) -> pd.DataFrame:
+    """Return the metrics with what must be equal where accuracies are compared, besides data and network.
+
+    Returns:
+        `log.metrics` with `epochs`, the length of their experiment's longest run, and `optimizer`, the weights' optimiser.
+    """
+    optimizers = {run.run: json.loads(run.config)["training"]["optimizer"] for run in log.runs.itertuples()}
+    epochs = log.metrics.groupby("experiment", sort=False)["epoch"].transform("max").round().astype(int)
+    return log.metrics.assign(epochs=epochs, optimizer=log.metrics["run"].map(optimizers))
 
 
 def table(

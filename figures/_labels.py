@@ -32,6 +32,12 @@ def with_biased_slopes() -> frozenset[str]:
     return _BIASED.get()
 
 
+def network(architecture: str, optimizer: str, layers: str = "") -> str:
+    """Return the name of a network in print; the optimiser of its weights stands behind it, unless that is Adam."""
+    name = f"{architecture.replace('_', ' ')} {layers}".rstrip()
+    return name if optimizer == "adam" else f"{name}, {optimizer.upper()}"
+
+
 @contextmanager
 def reading(meanings: Meanings, biased: Iterable[str] = ()) -> Iterator[None]:
     """Let labels mean this, inside a `with`; `biased` are those `with_biased_slopes`."""

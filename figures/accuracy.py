@@ -9,7 +9,7 @@ EXPERIMENTS = ("convergence",)
 OWN = ("convergence",)
 POOLED = True
 TABLE = True
-SETTING = [*accuracy.SETTING, "epochs"]
+SETTING = [*accuracy.SETTING, "optimizer", "epochs"]
 CAPTION = (
     "Test accuracy (%) after the last epoch: mean ± half the 95 % t-interval over seeds; differences are paired by seed, p is "
     "corrected over the estimators of a setting (Holm)."
@@ -28,7 +28,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     with _labels.reading(known):
         rank = {label: i for i, label in enumerate(style.ordered(log.runs["trained_with"]))}
     fdfa = [label for label in rank if known[label][0] == "fdfa"]
-    table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=fdfa[0] if fdfa else None)
+    table = accuracy.table(accuracy.with_setting(log), SETTING, against=fdfa[0] if fdfa else None)
     table = table.sort_values([*SETTING, "trained_with"], key=lambda c: c.map(rank) if c.name == "trained_with" else c)
     return options.described(table, known)
 
@@ -38,8 +38,8 @@ def show(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the table as texts."""
     shown = pd.DataFrame(
         {
-            "data": frame["dataset"],
-            "network": frame["architecture"].str.replace("_", " "),
+            "data": frame["dataset"].map(style.dataset),
+            "network": [_labels.network(*pair) for pair in zip(frame["architecture"], frame["optimizer"], strict=True)],
             "epochs": frame["epochs"].astype(str),
             "estimator": [style.look(label).name for label in frame["trained_with"]],
             "accuracy (%)": [_accuracy(row) for row in frame.itertuples()],

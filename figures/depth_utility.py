@@ -11,7 +11,7 @@ EXPERIMENTS = ("convergence",)
 POOLED = True
 LINEAR = 5  # points, up to which the axis is linear
 BASELINE, BEST = "frozen", "bp"
-SETTING = ["dataset", "architecture", "epochs"]
+SETTING = ["dataset", "architecture", "optimizer", "epochs"]
 
 
 @_labels.labelled
@@ -22,7 +22,7 @@ def compute(logs_of: dict[str, logs.Logs]) -> pd.DataFrame:
     """
     (log,) = logs_of.values()
     log = tuning.as_tuned(log)
-    table = accuracy.table(accuracy.with_epochs(log.metrics), SETTING, against=BASELINE).dropna(subset="difference")
+    table = accuracy.table(accuracy.with_setting(log), SETTING, against=BASELINE).dropna(subset="difference")
     several = table["difference_low"] < table["difference_high"]
     shown = table[[*SETTING, "trained_with", "seeds", "p_holm"]]
     bounds = {"estimate": "difference", "low": "difference_low", "high": "difference_high"}
@@ -38,7 +38,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     settings = frame[SETTING].drop_duplicates().sort_values(SETTING).itertuples(index=False, name=None)
     cells = [(key, frame[(frame[SETTING] == list(key)).all(axis=1)]) for key in settings]
     labels = [label for label in style.ordered(frame["trained_with"])[::-1] if label != BASELINE]
-    titles = [f"{dataset}, {architecture.replace('_', ' ')}, {epochs} epochs" for (dataset, architecture, epochs), _ in cells]
+    titles = [f"{style.dataset(dataset)}, {_labels.network(*how)}, {epochs} epochs" for (dataset, *how, epochs), _ in cells]
     fig, axes = style.panels(titles, columns=min(2, len(titles)), height=0.6 + 0.2 * len(labels), sharey=True)
     for ax, (_, rows) in zip(axes, cells, strict=True):
         ax.set(

@@ -94,6 +94,4 @@ RING = {"markerfacecolor": "none", "markeredgecolor": style.INK, "markeredgewidt
 
 
 def _title(dataset: str, architecture: str, optimizer: str, layers: str) -> str:
-    by = "" if optimizer == "adam" else f", {optimizer.upper()}"
-    which = f" {layers}" if layers else ""
-    return f"{style.dataset(dataset)}, {architecture.replace('_', ' ')}{which}{by}"
+    return f"{style.dataset(dataset)}, {_labels.network(architecture, optimizer, layers)}"

@@ -165,7 +165,8 @@ def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _published(frame: pd.DataFrame) -> pd.DataFrame:
     """Return published accuracies of convolutional networks (%), and those of our longest runs, FDFA's by its momentum rule."""
-    mine = frame[(frame["architecture"] == "convolutional") & ~frame["trained_with.options"].str.contains("feedback_rule")]
+    mine = frame[(frame["architecture"] == "convolutional") & (frame["optimizer"] == "adam")]
+    mine = mine[~mine["trained_with.options"].str.contains("feedback_rule")]
     mine = mine[mine["epochs"] == mine.groupby("dataset")["epochs"].transform("max")].dropna(subset="accuracy")
     mine = mine.assign(method=mine["trained_with.method"], source="this record", network=NETWORK)
     read = pd.read_csv(PUBLISHED)
@@ -261,7 +262,8 @@ def wide(frame: pd.DataFrame, label: str, column: pd.Series, shown: Callable[...
 
 def settings(frame: pd.DataFrame) -> pd.Series:
     """Return the name of each row's data set, network and length."""
-    names = [f"{style.dataset(d)}, {a.replace('_', ' ')}, {e} epochs" for d, a, e in frame[SETTING].itertuples(index=False)]
+    rows = frame[SETTING].itertuples(index=False)
+    names = [f"{style.dataset(dataset)}, {_labels.network(*how)}, {epochs} epochs" for dataset, *how, epochs in rows]
     return pd.Series(names, frame.index)
 
 

@@ -376,10 +376,10 @@ def test_the_network_beside_published_ones_is_the_one_that_was_trained():
     ("p", "said"), [(0.049, "**−2.00 [−3.00, −1.00]**, p = 0.049"), (0.051, "−2.00 [−3.00, −1.00], p = 0.051")]
 )
 def test_a_difference_is_bold_where_two_methods_are_told_apart(p, said):
-    about = {"dataset": "mnist", "architecture": "fully_connected", "epochs": 3, "interval": "seeds", "accuracy": 0.9}
+    about = {"dataset": "mnist", "architecture": "fully_connected", "optimizer": "sgd", "epochs": 3, "interval": "seeds"}
     rows = [
         about | {"trained_with": "dfa", "difference": -0.02, "difference_low": -0.03, "difference_high": -0.01, "p_holm": p},
         about | {"trained_with": "fdfa", "difference": 0.0, "difference_low": 0.0, "difference_high": 0.0, "p_holm": 1.0},
     ]
-    table = findings._accuracies(pd.DataFrame(rows).assign(low=0.8, high=1.0)).set_index("estimator")
-    assert table.to_dict() == {"MNIST, fully connected, 3 epochs": {"DFA": said}}
+    table = findings._accuracies(pd.DataFrame(rows).assign(accuracy=0.9, low=0.8, high=1.0)).set_index("estimator")
+    assert table.to_dict() == {"MNIST, fully connected, SGD, 3 epochs": {"DFA": said}}

@@ -192,6 +192,7 @@ def frames() -> dict[str, pd.DataFrame]:
     depth = measured(depth, 0.01, 0.9, "trained_with").assign(stable=lambda f: f["depth"] < 4)
     utility = measured(pd.DataFrame([(*key, label) for key in SETTINGS for label in METHODS]), 1e-3, 0.2)
     utility.columns = ["dataset", "architecture", "epochs", "trained_with", *utility.columns[4:]]
+    utility["optimizer"] = "sgd"  # which has the longer title
     crowded = {
         "alignment_angles": pd.concat([angles, angles[:3].assign(quantity="vanished")]),
         "alignment_vs_depth": depth,
