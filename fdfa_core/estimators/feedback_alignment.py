@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fdfa_core.errors import Unsupported
@@ -59,8 +58,8 @@ class FeedbackAlignment(Estimator):
     outside plain linear and convolution layers (say `nn.MultiheadAttention`) has one dense random matrix from its output to its
     input instead. Errors travel down block by block, in sequence; each block's own gradients are local and exact.
 
-    Biased; no variance given the batch. Random weights are uniform on ±√(6/fan-in), drawn at the first batch. Cost: one
-    forward pass with every affine product done twice, and a backward sweep.
+    Biased; no variance given the batch. Random weights are uniform on ±√(6/fan-in), drawn at the first batch. Cost: the products
+    of backpropagation.
     """
 
     need_push = False
@@ -181,12 +180,45 @@ class _Substitute:
         return (self.x.detach(),)
 
     def join(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Add zero, with the gradient of the random layer."""
+        """Return the layer's value, from which signals go down as they would from the random layer."""
         if isinstance(module, nn.Linear):
-            random = F.linear(self.x, self.weight)
-        else:
-            random = module._conv_forward(self.x, self.weight, None)
-        return output + (random - random.detach())
+            return _BelowLinear.apply(self.x, output, self.weight)
+        if isinstance(module.padding, str) or module.padding_mode != "zeros" or self.x.dim() != self.weight.dim():
+            random = module._conv_forward(self.x, self.weight, None)  # autograd finds the way down
+            return output + (random - random.detach())
+        return _BelowConvolution.apply(self.x, output, self.weight, module)
+
+
+class _BelowLinear(torch.autograd.Function):
+    """The value of a linear layer, with the gradient at its input that another weight gives it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        ctx.save_for_backward(weight)
+        return output.clone()  # what follows may write into it
+
+    @staticmethod
+    def backward(ctx, signal: Tensor):
+        (weight,) = ctx.saved_tensors
+        return (signal.reshape(-1, len(weight)) @ weight).view(ctx.shape), signal, None
+
+
+class _BelowConvolution(torch.autograd.Function):
+    """The same for a convolution."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, output: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x, weight)
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx, signal: Tensor):
+        (x, weight), of = ctx.saved_tensors, ctx.layer
+        how = (of.stride, of.padding, of.dilation, False, (0,) * len(of.stride), of.groups)
+        below, _, _ = torch.ops.aten.convolution_backward(signal, x, weight, None, *how, (True, False, False))
+        return below, signal, None, None
 
 
 @contextmanager

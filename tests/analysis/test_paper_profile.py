@@ -210,6 +210,14 @@ def test_operations_of_frozen_blocks_are_a_forward_pass_and_the_readout():
     assert flops.per_step(of("frozen")) == 2 * 64 * (784 * 800 + 800 * 800 + 2 * 800 * 10)
 
 
+@pytest.mark.parametrize("experiment", ["mnist_fc", "cifar_cnn"])
+def test_operations_of_fa_are_those_of_bp(experiment):
+    """Other weights in the backward pass cost no other products: a comparison per operation must not charge it for our code."""
+    run = next(r for r in PROFILES["paper"][experiment].runs() if r.estimator.name == "bp")
+    other = RunConfig.model_validate(merge(run.model_dump(exclude_none=True), {"estimator": {"name": "fa"}}))
+    assert flops.per_step(other) == flops.per_step(run)
+
+
 def test_fdfa_adds_only_the_products_of_its_feedback():
     """A tangent pass takes the place of the backward pass; two products (10 × 800) with the feedback of each hidden block."""
     assert flops.per_step(of("fdfa", feedback_lr=0.001)) - flops.per_step(of("bp")) == 2 * 64 * (2 * 2) * 800 * 10
