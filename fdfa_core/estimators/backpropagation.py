@@ -50,8 +50,8 @@ class Backpropagation(Estimator):
             with explained(self.net, x):
                 outputs = self._recomputing(x) if self.checkpoint else self.net(x)
             loss = self.loss(outputs, y)
-            for _, parameter in parameters if hooked else ():
-                parameter.grad = None
+            for _, parameter in parameters:
+                parameter.grad = None  # the new gradients take the old ones' memory, still warm in the cache
             if hooked and loss.requires_grad:
                 loss.backward(inputs=trained)  # writes gradients, and calls the hooks on the way
                 return loss.detach()

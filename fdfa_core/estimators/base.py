@@ -17,7 +17,7 @@ from fdfa_core.estimators import consistency
 from fdfa_core.estimators.averages import JacobianAverage
 from fdfa_core.estimators.index import COMMON
 from fdfa_core.linearisation.factored import dense
-from fdfa_core.linearisation.functional import members
+from fdfa_core.linearisation.functional import Members, members
 from fdfa_core.linearisation.trace import Gradients, Trace
 from fdfa_core.losses import make_loss
 from fdfa_core.networks.batch import check_batch, explained
@@ -262,7 +262,8 @@ class Estimator(ABC):
     def trace(self, x: Tensor, **options: bool) -> Trace:
         """Run the network forward, block by block; options: `update_buffers` and `shortcuts` of `Trace`."""
         with explained(self.net, x):
-            trace = Trace(self.net, x, site=self.site, need_pull=self.need_pull, **options)
+            held, self._held = self._held, None
+            trace = Trace(self.net, x, site=self.site, need_pull=self.need_pull, held=held, **options)
         self.loss.shape = trace.shape
         return trace
 
@@ -273,7 +274,8 @@ class Estimator(ABC):
             InvalidInput: x and y do not fit, or the network's parameters are others than when the estimator was made.
             Unsupported: the network computes what tangents or local gradients cannot follow.
         """
-        parameters = list(members(self.net).parameters.items())
+        self._held = members(self.net)
+        parameters = list(self._held.parameters.items())
         same = len(parameters) == len(self._known) and parameters[0][1].dtype is self.dtype
         if not (same and all([a[1] is b[1] and a[0] == b[0] for a, b in zip(parameters, self._known, strict=True)])):
             given = "other parameters, or parameters of another type, than when the estimator was made"
@@ -304,6 +306,7 @@ class Estimator(ABC):
             self._replica = before
 
     _replica: int | None = None
+    _held: Members | None = None  # what the network holds, from `admit` to the forward pass
 
     @property
     def replicated(self) -> bool:

@@ -58,8 +58,8 @@ class FeedbackAlignment(Estimator):
     outside plain linear and convolution layers (say `nn.MultiheadAttention`) has one dense random matrix from its output to its
     input instead. Errors travel down block by block, in sequence; each block's own gradients are local and exact.
 
-    Biased; no variance given the batch. Random weights are uniform on ±√(6/fan-in), drawn at the first batch. Cost: the products
-    of backpropagation.
+    Biased; no variance given the batch. Random weights are uniform on ±√(6/fan-in), drawn at the first batch. Cost: the
+    products of backpropagation.
     """
 
     need_push = False
@@ -192,11 +192,17 @@ class _Substitute:
 class _BelowLinear(torch.autograd.Function):
     """The value of a linear layer, with the gradient at its input that another weight gives it."""
 
+    generate_vmap_rule = True  # a block may use the transforms of torch.func
+
     @staticmethod
-    def forward(ctx, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+    def forward(x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+        return output.clone()  # what follows may write into it
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, _, weight = inputs
         ctx.shape = x.shape
         ctx.save_for_backward(weight)
-        return output.clone()  # what follows may write into it
 
     @staticmethod
     def backward(ctx, signal: Tensor):
@@ -207,11 +213,16 @@ class _BelowLinear(torch.autograd.Function):
 class _BelowConvolution(torch.autograd.Function):
     """The same for a convolution."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, output: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
-        ctx.layer = layer
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, output: Tensor, weight: Tensor, layer: nn.Module) -> Tensor:
         return output.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, _, weight, ctx.layer = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx, signal: Tensor):

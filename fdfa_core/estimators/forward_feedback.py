@@ -148,9 +148,9 @@ class ForwardDirectFeedbackAlignment(DirectFeedback):
 
         With ``joint="cyclic"`` t counts a block's own updates, as blocks take turns.
         """
-        blocks = max(1, len(self.net) - 1 - sum(map(frozen, self.net.hidden)))
-        updates = math.ceil(step / blocks) if self.responses.joint == "cyclic" else step
-        return averages.weight(self.feedback_lr, updates, self.warmup)
+        if self.responses.joint == "cyclic":
+            step = math.ceil(step / max(1, len(self.net) - 1 - sum(map(frozen, self.net.hidden))))
+        return averages.weight(self.feedback_lr, step, self.warmup)
 
     def jacobian_average(self) -> averages.JacobianAverage:
         """Return site and weights of the average that B_l is; Adam and blocks that take turns make another of it."""

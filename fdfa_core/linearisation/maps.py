@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fdfa_core.linearisation.factored import Gradient
-from fdfa_core.linearisation.functional import members
+from fdfa_core.linearisation.functional import Members, members
 from fdfa_core.networks.blocks import Block, has_pre_site
 
 Gradients = dict[str, Gradient]
@@ -34,8 +34,8 @@ class Context:
         where: the block at hand, for messages.
     """
 
-    def __init__(self, net: nn.Module, update_buffers: bool = False, need_pull: bool = True):
-        self.names = {p: name for name, p in members(net).parameters.items()}
+    def __init__(self, net: nn.Module, update_buffers: bool = False, need_pull: bool = True, held: Members | None = None):
+        self.names = {p: name for name, p in (held or members(net)).parameters.items()}
         self.partial = not all([p.requires_grad for p in self.names])
         self.update_buffers, self.need_pull = update_buffers, need_pull
         self.need_input, self.release, self.where = True, False, type(net).__name__

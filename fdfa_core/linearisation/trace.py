@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fdfa_core.errors import Unsupported
 from fdfa_core.linearisation import general, rules  # noqa: F401 (they register themselves)
+from fdfa_core.linearisation.functional import Members
 from fdfa_core.linearisation.maps import Context, Gradients, Map, added, hooked, lead_of, linearize, merge
 from fdfa_core.networks.blocks import Block, BlockNetwork, require_site
 
@@ -157,6 +158,7 @@ class Trace:
         update_buffers: move running statistics, as a training step does.
         need_pull: keep what the local vector–Jacobian products need.
         shortcuts: see below; they need what `pull` needs.
+        held: what the network holds now, from whoever knows it already: finding it out takes longer than a small layer.
 
     Attributes:
         blocks: a `BlockMap` per block, readout last.
@@ -179,8 +181,9 @@ class Trace:
         update_buffers: bool = False,
         need_pull: bool = True,
         shortcuts: bool = False,
+        held: Members | None = None,
     ):
-        context = Context(net, update_buffers, need_pull or shortcuts)
+        context = Context(net, update_buffers, need_pull or shortcuts, held)
         self.input, self._context = x, context
         self.blocks: list[BlockMap] = []
         self.shortcuts = shortcuts
