@@ -123,21 +123,28 @@ def _duration(hours: float) -> str:
 def power(out: Path | None, families: int, root: Path | None, profile: str) -> None:
     """Show how many seeds each hypothesis of a profile needs to be decided, by simulation of the very tests that judge.
 
-    Means and spreads are those of the recorded runs: as observed, and with each spread at its 80 % upper bound.
+    Means and spreads are those of the recorded runs, also of those that do not count for a verdict: as observed, and with each
+    spread at its 80 % upper bound.
     """
+    import pandas as pd
+
     from analysis import logs
-    from analysis.verdicts import evidence, plan
+    from analysis.verdicts import plan
     from analysis.verdicts import power as simulation
+    from analysis.verdicts import record as judged
     from fdfa_core.files import make_directory, write_atomically
 
     experiments = load_experiments((), profile)
     store = logs.open_store(root or record_of(profile))
     by_role: dict[str, list] = {}
     for experiment in experiments:
-        if experiment.role in evidence.ROLES and logs.coverage(store, experiment)["runs"].any():
+        if experiment.role in judged.ROLES and logs.coverage(store, experiment)["runs"].any():
             by_role.setdefault(experiment.role, []).append(logs.read(store, experiment, partial=True))
-    values = evidence.values({role: logs.pooled(group) for role, group in by_role.items()})
+    found = judged.record({role: logs.pooled(group) for role, group in by_role.items()}, experiments)
+    values = pd.concat([part for part in (found.values, found.earlier) if len(part)] or [found.values], ignore_index=True)
     table = simulation.both(values, plan.datasets(experiments), families=families)
+    if table.empty:
+        raise click.ClickException(f"{store.root}: holds two seeds of no comparison, and without a spread there is no power")
     if out is not None:
         make_directory(out.parent)
         write_atomically(out, table.to_csv(index=False).encode())

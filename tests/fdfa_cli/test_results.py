@@ -10,6 +10,7 @@ import pytest
 from fdfa_cli import results
 from fdfa_core.estimators import registry
 from fdfa_core.experiments.loading import load_experiment
+from places import ROOT
 from tiny import TOML
 
 
@@ -27,6 +28,20 @@ def test_cost_says_times_in_a_unit_that_shows_them(fdfa, file, trained):
     assert [results._duration(hours) for hours in (0.0, 59 / 3600, 1 / 60, 0.5, 1.0, 22.04)] == [
         "1 s", "59 s", "1 min", "30 min", "1.0 h", "22.0 h",
     ]  # fmt: skip
+
+
+def test_power_names_the_seeds_that_each_comparison_needs(fdfa):
+    """A clear difference needs three or four seeds, whatever is drawn; numbers that do not count for a verdict count here."""
+    shown = fdfa("power", "--profile", "paper", "--families", 100, "--runs", ROOT / "results" / "paper")
+    assert shown.exit_code == 0, shown.output
+    needed = re.search(r"Q2 epoch +cifar_cnn +fg-a +momentum +\d+ +(\d+) ", shown.output)
+    assert int(needed[1]) <= 4 and re.search(r"M1 +width +fg-w, fg-a, hidden block 1 +momentum +10 +3 ", shown.output)
+
+
+def test_power_without_two_seeds_says_so(fdfa, tmp_path):
+    (tmp_path / "runs").mkdir()
+    said = fdfa("power", "--profile", "paper", "--runs", "runs")
+    assert said.exit_code == 1 and "runs: holds two seeds of no comparison" in said.output
 
 
 @pytest.fixture
