@@ -35,7 +35,7 @@ def with_biased_slopes() -> frozenset[str]:
 def network(architecture: str, optimizer: str, layers: str = "") -> str:
     """Return the name of a network in print; the optimiser of its weights stands behind it, unless that is Adam."""
     name = f"{architecture.replace('_', ' ')} {layers}".rstrip()
-    return name if optimizer == "adam" else f"{name}, {optimizer.upper()}"
+    return name if optimizer in ("adam", "own") else f"{name}, {optimizer.upper()}"
 
 
 @contextmanager

@@ -90,7 +90,8 @@ def plan(
 ) -> tuple[list[Job], dict[str, str]]:
     """Return what there is to render, and what cannot be, by name with the reason.
 
-    A figure of a benchmark that is not recorded cannot be rendered; that stops nothing unless `only` asks for the figure.
+    A figure of a benchmark that is not recorded, or of an experiment that the profile does not have, cannot be rendered; that
+    stops nothing unless `only` asks for the figure.
 
     Args:
         profile: folder of `experiments`; "own" for what a user's own runs in `root` make (`analysis.own`), shown by the modules
@@ -103,8 +104,7 @@ def plan(
 
     Raises:
         UnknownName: no such figure or profile.
-        RunError: a figure needs an experiment that the profile does not have, or `only` asks for a figure of a benchmark that
-            is not recorded (neither with `partial`).
+        RunError: `only` asks for a figure that cannot be rendered (not with `partial`).
     """
     by_role: dict[str, list] = {}
     mine = profile == own.PROFILE
@@ -138,9 +138,8 @@ def plan(
         possible = [job for job in possible if {job.name, _module(job)} & only]
         missing = {name: reason for name, reason in missing.items() if name in only}
     if not partial:
-        for name, reason in missing.items():
-            if only is not None or not hasattr(discover()[name], "BENCH"):
-                raise RunError(f"figure {name!r} {reason}")
+        for name, reason in missing.items() if only is not None else ():
+            raise RunError(f"figure {name!r} {reason}")
         return possible, missing
     jobs, coverage = [], coverage or Coverage(root)
     for job in possible:

@@ -73,8 +73,9 @@ def render(
         experiments: directory of experiment files.
         report: called with name and whether it was drawn (False: up to date), after each.
         skip: show what the runs that are there allow (a figure says how many are missing), and call this with name and reason
-            for what they do not. Without it a missing run or experiment is an error; a missing benchmark is one where `only`
-            asks for its figure, and otherwise leaves the figure out (`figures.plan.plan` says which).
+            for what they do not. Without it a missing run is an error; a benchmark that is not recorded, or an experiment that
+            the profile does not have, is one where `only` asks for its figure, and otherwise leaves it out (`figures.plan.plan`
+            says which).
         coverage: of `root`, where it is counted already.
         processes: that draw side by side; None for one a core. There is one where there is little to draw.
 

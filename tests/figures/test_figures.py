@@ -380,10 +380,13 @@ def test_many_that_open_a_directory_for_the_first_time_at_once_all_may_write_to_
 # --- how they fail ---------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_experiment_is_an_error_that_names_figure_and_experiment(place):
+def test_a_missing_experiment_is_an_error_where_its_figure_is_asked_for_and_is_named_otherwise(place):
     (place[0] / "tiny" / "momentum.toml").unlink()
     with pytest.raises(RunError, match="figure 'momentum_tradeoff' needs experiment 'momentum'"):
         again(place, NAMES)
+    jobs, missing = render.plan("tiny", place[1], experiments=place[0])
+    assert "momentum_tradeoff" not in {job.name for job in jobs} and "convergence" in {job.name for job in jobs}
+    assert "needs experiment 'momentum', which profile 'tiny' does not have" in missing["momentum_tradeoff"]
 
 
 def test_a_missing_run_is_an_error_that_says_how_to_make_it(place):
