@@ -30,8 +30,8 @@ def with_setting(log: Logs) -> pd.DataFrame:
     """Return the metrics with what must be equal where accuracies are compared, besides data and network.
 
     Returns:
-        `log.metrics` with `epochs`, the length of their experiment's longest run, and `optimizer`, the weights' optimiser ("own"
-        in a loop of your own, of which no configuration tells).
+        `log.metrics` with `epochs`, the length of their experiment's longest run, and `optimizer`, the weights' optimiser
+        ("own" in a loop of your own, of which no configuration tells).
     """
     optimizers = {run.run: json.loads(run.config)["training"].get("optimizer", "own") for run in log.runs.itertuples()}
     epochs = log.metrics.groupby("experiment", sort=False)["epoch"].transform("max").round().astype(int)

@@ -21,8 +21,8 @@ def inventory(root: str | Path | Store, experiments: Iterable[Experiment]) -> pd
 
     Returns:
         Columns `experiment`, `run`, `trained_with`, `seed`, `there`; and for the runs that are there `status`, `steps`,
-        `seconds` (training, instruments and evaluation), `commit`, `dirty`, `resumed` (how often it was taken up again),
-        `python`, `torch`, `processor`, `cores`, `device`, `threads`, `data`, `data_sha256`, `data_notes`, `started`,
+        `seconds` (training, instruments and evaluation, without pauses), `commit`, `dirty`, `resumed` (how often it was taken
+        up again), `python`, `torch`, `processor`, `cores`, `device`, `threads`, `data`, `data_sha256`, `data_notes`, `started`,
         `finished`.
 
     Raises:
@@ -45,7 +45,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `experiment`, `runs` (there), `planned`, `hours` (of those that are there) and `hours_all`: the same with every
         missing run taken for an average one of its estimator, or of its experiment where its estimator has none; NaN where
-        nothing is there. Hours are of one process with the threads it had, on the machine of the record, however busy it was.
+        nothing is there. Hours are of one process with the threads it had, on the machine of the record, without pauses.
     """
     runs = runs if "seconds" in runs else runs.assign(seconds=np.nan)
     mean_of = runs.groupby(["experiment", "trained_with"], sort=False)["seconds"].transform("mean")
@@ -99,11 +99,19 @@ def _length(config: RunConfig) -> int:
 
 
 def _seconds(store: Store, runs: list[str]) -> dict[str, float]:
-    """Return what each run took in all: training, instruments and evaluation."""
+    """Return what each run took in all: training, instruments and evaluation.
+
+    Steps and evaluations count at the run's median time for one, so that a process that stood still, or that other work starved
+    for a while, takes no longer. Instruments count in full: most of their time goes into a few measurements.
+    """
     if not runs:
         return {}
-    last = store.table("timing", runs).groupby("run").last()
-    return last.filter(like="_seconds").sum(axis="columns").to_dict()
+    timing = store.table("timing", runs).sort_values(["run", "step"], kind="stable").set_index("run")
+    spent = timing - timing.groupby(level="run").shift(fill_value=0)  # from one evaluation to the next
+    by_run = spent.assign(pace=spent["training_seconds"] / spent["step"].where(spent["step"] > 0)).groupby(level="run")
+    training = by_run["pace"].median().fillna(0.0) * by_run["step"].sum()
+    evaluation = by_run["evaluation_seconds"].median() * by_run.size()
+    return (training + by_run["instrument_seconds"].sum() + evaluation).to_dict()
 
 
 def _outcome(store: Store, run: str, seconds: dict[str, float]) -> dict[str, Any]:

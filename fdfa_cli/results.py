@@ -104,9 +104,9 @@ def cost(files: tuple[Path, ...], root: Path | None, profile: str) -> None:
         shown = "unknown" if each != each else _duration(each)
         shown = f"about {shown}" if row.experiment in unknown and each == each else shown
         click.echo(f"{row.experiment:16}{row.runs:4} of {row.planned:3} runs recorded; all take {shown:>13}")
-    more = f", without {hours.isna().sum()} of unknown length" if hours.isna().any() else ""
+    more = f", not counting {hours.isna().sum()} of unknown length" if hours.isna().any() else ""
     total = "unknown" if hours.isna().all() else f"{_duration(hours.sum())} of one process"
-    click.echo(f"Together {total}, on the machine of the record as busy as it was{more}.")
+    click.echo(f"Together {total}, on the machine of the record, without pauses{more}.")
 
 
 def _duration(hours: float) -> str:

@@ -60,7 +60,7 @@ def results(profile: str, root: str | Path, experiments: str | Path = logs.EXPER
     recorded, total = int(cost["runs"].sum()), int(cost["planned"].sum())
     parts = [f"{recorded} of {total} planned runs are recorded in `{Path(root).as_posix()}/`"]
     if recorded:
-        parts[0] += f"; they took {cost['hours'].sum():.1f} hours of one process"
+        parts[0] += f"; they took {cost['hours'].sum():.1f} hours of one process, without pauses"
     parts[0] += "."
     read = functools.cache(lambda name: logs.read(store, planned[name], partial=True))
     wanted = ("verdict_matrix", "accuracy")

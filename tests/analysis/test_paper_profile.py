@@ -3,6 +3,7 @@
 import re
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -263,6 +264,22 @@ def test_bp_with_checkpoints_trains_as_bp_does_for_more_operations_and_no_more_m
     weights = 4 * sum(p.numel() for p in build("fully_connected", (1, 8, 8), 10, **run.network.options).parameters())
     assert plain["memory"].eq(flops.memory(run)).all() and (weights < plain["memory"]).all()  # all gradients at the end
     assert (twin["memory"] <= plain["memory"]).all()
+
+
+def test_a_run_takes_no_longer_for_a_process_that_stood_still():
+    """Ten steps of 0.1 s, an evaluation of 0.5 s at every second one, and 3 s of instruments at the second."""
+
+    def timing(run, steps, pause=0.0):
+        rows = [
+            {"run": run, "step": step, "training_seconds": 0.1 * step + pause * (step > 4)}
+            | {"instrument_seconds": 3.0 * (step > 0), "evaluation_seconds": 0.5 * (i + 1) + pause * (step > 6)}
+            for i, step in enumerate(steps)
+        ]
+        return pd.DataFrame(rows)
+
+    table = pd.concat([timing("a", range(2, 11, 2)), timing("b", range(0, 11, 2)), timing("c", range(0, 11, 2), pause=500.0)])
+    found = inventory._seconds(SimpleNamespace(table=lambda *_: table), ["a", "b", "c"])
+    assert found == pytest.approx({"a": 1.0 + 3.0 + 2.5, "b": 1.0 + 3.0 + 3.0, "c": 1.0 + 3.0 + 3.0})
 
 
 def test_cost_of_missing_runs_is_that_of_their_estimator(record):
