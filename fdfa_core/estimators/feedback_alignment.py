@@ -201,13 +201,14 @@ class _BelowLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         x, _, weight = inputs
-        ctx.shape = x.shape
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.save_for_backward(weight)
 
     @staticmethod
     def backward(ctx, signal: Tensor):
         (weight,) = ctx.saved_tensors
-        return (signal.reshape(-1, len(weight)) @ weight).view(ctx.shape), signal, None
+        below = signal.reshape(-1, len(weight)) @ weight.to(signal.dtype)  # autocast may have made it another than the input's
+        return below.view(ctx.shape).to(ctx.dtype), signal, None
 
 
 class _BelowConvolution(torch.autograd.Function):
@@ -228,8 +229,9 @@ class _BelowConvolution(torch.autograd.Function):
     def backward(ctx, signal: Tensor):
         (x, weight), of = ctx.saved_tensors, ctx.layer
         how = (of.stride, of.padding, of.dilation, False, (0,) * len(of.stride), of.groups)
-        below, _, _ = torch.ops.aten.convolution_backward(signal, x, weight, None, *how, (True, False, False))
-        return below, signal, None, None
+        x_like, weight = x.to(signal.dtype), weight.to(signal.dtype)
+        below, _, _ = torch.ops.aten.convolution_backward(signal, x_like, weight, None, *how, (True, False, False))
+        return below.to(x.dtype), signal, None, None
 
 
 @contextmanager
