@@ -228,15 +228,17 @@ def _() -> Iterator[Row]:
     epochs, steps_per_epoch = 10, 938
     steps = epochs * steps_per_epoch
     probes = sum(map(schedules.build(Geometric(kind="geometric"), steps_per_epoch, last=steps), range(steps)))
+    many = [{"name": "fdfa", "feedback_lr": rate} for rate in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)]
     cases = {
-        'itself probed ("self")': [{"name": "self"}],
-        '"self", fg-w, fg-a and dfa probed': [{"name": name} for name in ("self", "fg-w", "fg-a", "dfa")],
-        '"self" probed, and FDFA in 32 replicas that follow': [{"name": "self"}, {"name": "fdfa"}],
+        'itself probed ("self")': {"estimators": [{"name": "self"}]},
+        '"self", fg-w, fg-a and dfa probed': {"estimators": [{"name": name} for name in ("self", "fg-w", "fg-a", "dfa")]},
+        '"self" probed, and FDFA in 32 replicas that follow': {"estimators": [{"name": "self"}, {"name": "fdfa"}]},
+        "FDFA at 7 rates in 32 replicas that follow": {"estimators": many},
+        "FDFA at 7 rates in 32 replicas that share their perturbations": {"estimators": many, "common_random_numbers": True},
     }
-    for i, (label, shadows) in enumerate(cases.items()):
-        plain, instrumented = _session(None), _session(shadows)
-
-        some = 10  # plain steps between two probes
+    some = 10  # plain steps between two probes
+    for i, (label, probing) in enumerate(cases.items()):
+        plain, instrumented = _session(None), _session({"schedule": {"kind": "geometric"}} | probing)
 
         def advance(session, probing: bool, count: int):
             if session.instruments:
@@ -256,7 +258,7 @@ def _() -> Iterator[Row]:
         yield Row(figure, ratio(whole, step), 1.10 if i == 0 else None, 1e3 * float(np.median(step)))
 
 
-def _session(shadows: list[dict] | None):
+def _session(probe: dict | None):
     """A training session of the fully connected network with batch normalisation on images of MNIST's size."""
     from fdfa_core.experiments.tables import RunConfig
     from fdfa_core.training.session import Session
@@ -265,9 +267,8 @@ def _session(shadows: list[dict] | None):
         "network": {"architecture": "fully_connected", "hidden": [800, 800], "batch_norm": True},
         "estimator": {"name": "fdfa"},
         "training": {"epochs": 1},
+        "probe": probe,
     }
-    if shadows:
-        table["probe"] = {"schedule": {"kind": "geometric"}, "estimators": shadows}
     return Session(RunConfig.model_validate(table), _images(), torch.device("cpu"))
 
 

@@ -29,6 +29,7 @@ from fdfa_core.runs.recording import write_theory
 CACHE = paths.CACHE / "closed_forms"
 KEYS = ["run", "step", "estimator", "block"]
 ANSWERS = "analysis.rebuilt.answers"  # the module whose code the answers depend on
+_SCHEMA = ("fdfa_core.experiments.tables",)  # checks configurations, which are part of the question
 _LIBRARIES = ("torch", "numpy", "scipy", "pandas", "scikit-learn")
 
 
@@ -229,7 +230,7 @@ def kept(compute: Callable[..., pd.DataFrame], config: str, *arguments: Any) -> 
 @functools.cache
 def made_by() -> str:
     """Return the hash of the code that makes closed forms, without its prose: recorded closed forms carry it."""
-    return cache.code(ANSWERS, prose=False)[:32]
+    return cache.code(ANSWERS, prose=False, without=_SCHEMA)[:32]
 
 
 def _recorded(theory: pd.DataFrame, question: str) -> pd.DataFrame | None:
@@ -256,7 +257,7 @@ def _question(config: str, requests: Sequence) -> str:
 
 @functools.cache
 def _code_and_libraries() -> str:
-    return cache.code(ANSWERS) + cache.versions(*_LIBRARIES)
+    return cache.code(ANSWERS, without=_SCHEMA) + cache.versions(*_LIBRARIES)
 
 
 def _asked(text: str) -> dict:

@@ -193,7 +193,8 @@ class ProbeConfig(Table):
     """When and how estimators are measured against the true gradient, while training goes on undisturbed.
 
     `replicates` is the number R of draws and, for a shadow with state, of its replicas that follow the trajectory. With
-    `feedback` the feedback of FDFA's shadows is compared with the exact mean Jacobian (``feedback.parquet``).
+    `feedback` the feedback of FDFA's shadows is compared with the exact mean Jacobian (``feedback.parquet``). With
+    `common_random_numbers` shadows whose feedback learns from the same perturbations get the same ones, measured once.
     """
 
     schedule: Schedule
@@ -203,6 +204,7 @@ class ProbeConfig(Table):
     reference_size: PositiveInt = 512
     raw_gradients: bool = False
     feedback: Literal[True] | None = None
+    common_random_numbers: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> ProbeConfig:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fdfa_core.errors import InvalidInput
 from fdfa_core.estimators import Estimator, label, make_estimator
+from fdfa_core.estimators.forward_feedback import OutputResponses, Responses
 from fdfa_core.experiments.schedules import Schedule
 from fdfa_core.experiments.tables import EstimatorConfig, ProbeConfig, located
 from fdfa_core.measuring.probe import probe
@@ -125,8 +126,10 @@ class Instruments:
         """Let every shadow's state move on, at the weights as they are before this step's update."""
         if self.feedback:
             self.feedback.follow(x)
+        common: dict[tuple, CommonResponses] = {}
         for shadow in self.shadows.values():
-            shadow.advance(x, y)
+            with self._common_numbers(shadow, common):
+                shadow.advance(x, y)
 
     def tables(self) -> dict[str, Rows]:
         """Return the tables that the instruments fill, by name."""
@@ -166,6 +169,20 @@ class Instruments:
         finally:
             self.trained_by.generator.set_state(own_stream)
 
+    @contextmanager
+    def _common_numbers(self, shadow: Estimator, common: dict[tuple, CommonResponses]) -> Iterator[None]:
+        """Let a shadow that moves on take the responses of those before it that perturb alike, if the run asks for it."""
+        own = getattr(shadow, "responses", None)
+        if not self.config.common_random_numbers or type(own) is not OutputResponses:
+            yield
+            return
+        kind = (own.law.name, type(own.law), own.joint, own.tangents, own.directions)
+        shadow.responses = common.setdefault(kind, CommonResponses(own, self.seed))
+        try:
+            yield
+        finally:
+            shadow.responses = own  # a probe's draws come from the shadow's own stream
+
     def _shadow(self, config: EstimatorConfig, name: str) -> Estimator:
         return make_estimator(
             config.name,
@@ -175,3 +192,30 @@ class Instruments:
             replicas=self.config.replicates,
             **config.options,
         )
+
+
+class CommonResponses(OutputResponses):
+    """The output responses of one step for all that perturb alike: common random numbers, drawn and followed once.
+
+    Differences between shadows then come from what they differ in, and not from their perturbations. The numbers of a step
+    follow from the run's seed, the step and the kind of perturbation alone, so that another shadow changes none of them and
+    there is no state to keep.
+
+    Args:
+        own: the responses of one of them.
+        seed: of the run.
+    """
+
+    def __init__(self, own: OutputResponses, seed: int):
+        super().__init__(own.law, own.joint, own.tangents, own.directions)
+        self._seed = seed
+        self._measured: dict[tuple, Responses] = {}
+
+    def measure(self, trace, site, step, replicas, generator):
+        """Return the responses that another has measured at this step and site, or measure them."""
+        asked = (site, step, replicas)
+        if asked not in self._measured:
+            kind = (self.law.name, self.joint, self.tangents, self.directions)
+            common = stream(self._seed, "common random numbers", *kind, *asked[:2], device=generator.device)
+            self._measured[asked] = super().measure(trace, site, step, replicas, common)
+        return self._measured[asked]

@@ -64,6 +64,9 @@ class Monitor:
         steps_per_epoch: lets logs count epochs; without it their `epoch` is NaN, and figures over epochs are not drawn.
         feedback: compare FDFA's feedback with the exact mean Jacobian (``feedback.parquet``).
         raw_gradients: store the gradients themselves.
+        common_random_numbers: let estimators whose feedback learns from the same perturbations share them, step by step, as
+            FDFA at several rates does: what they differ in is then all that tells them apart, and the perturbations are made
+            and followed once.
 
     Attributes:
         step: batches observed so far.
@@ -111,6 +114,7 @@ class Monitor:
         steps_per_epoch: int | None = None,
         feedback: bool = False,
         raw_gradients: bool = False,
+        common_random_numbers: bool = False,
     ):
         if not isinstance(net, nn.Module):
             raise InvalidInput("net", type(net).__name__, "a BlockNetwork, or an nn.Sequential")
@@ -133,6 +137,7 @@ class Monitor:
                 "reference_size": len(reference[0]),
                 "raw_gradients": raw_gradients,
                 "feedback": feedback or None,
+                "common_random_numbers": common_random_numbers or None,
             }
             self.config = own_run(self.net, probe, loss, name, seed, data)
             self._steps_per_epoch = steps_per_epoch

@@ -118,11 +118,68 @@ def test_instruments_do_not_change_training_that_draws_from_the_global_stream(dr
     assert same(weights_after(tiny(**dropout)), weights_after(tiny(**dropout, probe=PROBE)))
 
 
-def test_an_added_shadow_does_not_change_what_the_others_measure(tmp_path):
-    fewer = tiny(probe=PROBE)
-    more = tiny(probe=PROBE | {"estimators": [{"name": "dfa"}, *PROBE["estimators"]]})
-    few, many = (read_table(train(config, tmp_path), "probes") for config in (fewer, more))
-    assert few.equals(many[many["estimator"] != "dfa"].reset_index(drop=True))
+SHARING = PROBE | {
+    "common_random_numbers": True,
+    "estimators": [
+        {"name": "self"},
+        {"name": "fg-w"},
+        {"name": "fdfa", "feedback_lr": 1.0},
+        {"name": "fdfa", "feedback_lr": 0.25},
+        {"name": "fdfa", "feedback_lr": 0.25, "perturbation": "rademacher"},
+        {"name": "cosine-dfa"},
+        {"name": "grape"},
+    ],
+}
+
+
+@pytest.mark.parametrize("probe", [PROBE, SHARING], ids=["own numbers", "common numbers"])
+def test_an_added_shadow_does_not_change_what_the_others_measure(probe, tmp_path):
+    added = {"name": "fdfa", "feedback_rule": "adam"}
+    more = probe | {"estimators": [{"name": "dfa"}, added, *probe["estimators"]]}
+    few, many = (read_table(train(tiny(probe=table), tmp_path), "probes") for table in (probe, more))
+    assert few.equals(many[~many["estimator"].isin(["dfa", "fdfa(feedback_rule=adam)"])].reset_index(drop=True))
+
+
+def test_with_common_random_numbers_shadows_that_perturb_alike_learn_from_the_same_jacobians():
+    """With α = 1 the feedback is the newest estimate D, so the average of these is what another α must hold."""
+    session = session_of(tiny(probe=SHARING))
+    shadows = session.instruments.shadows
+    given = ("1.0", "0.25", "0.25, perturbation=rademacher")
+    newest, average, signs = (shadows[f"fdfa(feedback_lr={options})"] for options in given)
+    expected, estimates = torch.zeros_like(average.feedback[0]), []
+    for _ in range(4):
+        session.advance()
+        estimates.append(newest.feedback[0].clone())
+        expected = 0.75 * expected + 0.25 * estimates[-1]
+    torch.testing.assert_close(average.feedback[0], expected)
+    assert not torch.allclose(signs.feedback[0], expected, rtol=0.1)
+    drawn = torch.stack(estimates).flatten(2)  # (step, replica, numbers): no two alike
+    assert torch.cdist(drawn.flatten(0, 1), drawn.flatten(0, 1)).fill_diagonal_(1).min() > 0.01
+
+
+def test_common_random_numbers_leave_training_and_other_draws_alone(tmp_path):
+    own, common = ({**SHARING, "common_random_numbers": value} for value in (None, True))
+    assert same(weights_after(tiny(probe=own)), weights_after(tiny(probe=common)))
+    own, common = (read_table(train(tiny(probe=probe), tmp_path), "probes") for probe in (own, common))
+    others = own["estimator"].isin(["self", "fg-w"])
+    assert own[others].equals(common[others]) and not own[~others].equals(common[~others])
+
+
+def test_common_random_numbers_need_no_state_to_be_resumed():
+    unbroken, first, second = (session_of(tiny(probe=SHARING)) for _ in range(3))
+    for _ in range(6):
+        unbroken.advance()
+    for _ in range(3):
+        first.advance()
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        second.advance()
+    ends = [session.instruments.shadows["fdfa(feedback_lr=0.25)"].feedback[0] for session in (unbroken, second)]
+    assert torch.equal(*ends)
+
+
+def test_runs_without_common_random_numbers_keep_their_ids():
+    assert tiny(probe=PROBE | {"common_random_numbers": None}).id == tiny(probe=PROBE).id != tiny(probe=SHARING).id
 
 
 # --- killed and taken up again ---------------------------------------------------------------------------------------
