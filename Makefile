@@ -19,7 +19,7 @@ FDFA      := "$(VENV)/bin/fdfa"
 JOBS_FLAG := $(if $(JOBS),--jobs $(JOBS))
 # In order of worth, so that what an interrupted `make reproduce` leaves is what matters most.
 PAPER     := $(addprefix experiments/paper/,$(addsuffix .toml,mnist_fc fashion_fc width depth released trajectory momentum cifar_fc \
-             mnist_cnn cifar_cnn fashion_cnn mnist_fc_long pepita_published))
+             mnist_cnn cifar_cnn fashion_cnn pepita_published))
 
 .DEFAULT_GOAL := help
 # Targets share the runs and the processor, and the work inside each is parallel already: `make -j` runs them in turn.

@@ -320,8 +320,7 @@ FINDINGS = (
         "Mechanisms",
         "verdicts",
         "Verdicts by [the protocol](protocol.md). M1, M3 and M4: ratio of the variances of the two that are named; M2: slope. "
-        'Intervals are simultaneous over the family. "0 of 10 seeds": the rate of the FDFA on trial follows from training '
-        "runs, of which none counts yet, or these probes do not measure it.",
+        "Intervals are simultaneous over the family.",
         _mechanisms,
         counted=True,
     ),
