@@ -61,6 +61,13 @@ def test_texts_of_a_crowded_figure_can_be_read(name):
     assert faults(discover()[name].draw(FRAMES[name])) == []
 
 
+@pytest.mark.parametrize("name", sorted(render.PREVIEWS))
+def test_texts_of_a_preview_stay_inside_the_picture(name):
+    figure = discover()[name].draw(FRAMES[name])
+    render.preview(figure)
+    assert [fault for fault in faults(figure) if "leaves the canvas" in fault] == []
+
+
 def panel(note=LONG, labels=("one", "two")):
     """Return a figure of one panel with a legend, and the panel."""
     with style.context():
