@@ -237,8 +237,8 @@ def _() -> Iterator[Row]:
         "FDFA at 7 rates in 32 replicas that share their perturbations": {"estimators": many, "common_random_numbers": True},
     }
     some = 10  # plain steps between two probes
-    for i, (label, probing) in enumerate(cases.items()):
-        plain, instrumented = _session(None), _session({"schedule": {"kind": "geometric"}} | probing)
+    for i, (label, probed) in enumerate(cases.items()):
+        plain, instrumented = _session(None), _session({"schedule": {"kind": "geometric"}} | probed)
 
         def advance(session, probing: bool, count: int):
             if session.instruments:

@@ -176,8 +176,7 @@ class Instruments:
         if not self.config.common_random_numbers or type(own) is not OutputResponses:
             yield
             return
-        kind = (own.law.name, type(own.law), own.joint, own.tangents, own.directions)
-        shadow.responses = common.setdefault(kind, CommonResponses(own, self.seed))
+        shadow.responses = common.setdefault((type(own.law), *_kind(own)), CommonResponses(own, self.seed))
         try:
             yield
         finally:
@@ -215,7 +214,11 @@ class CommonResponses(OutputResponses):
         """Return the responses that another has measured at this step and site, or measure them."""
         asked = (site, step, replicas)
         if asked not in self._measured:
-            kind = (self.law.name, self.joint, self.tangents, self.directions)
-            common = stream(self._seed, "common random numbers", *kind, *asked[:2], device=generator.device)
+            common = stream(self._seed, "common random numbers", *_kind(self), site, step, device=generator.device)
             self._measured[asked] = super().measure(trace, site, step, replicas, common)
         return self._measured[asked]
+
+
+def _kind(responses: OutputResponses) -> tuple[str | int | bool, ...]:
+    """Return the options that tell kinds of perturbation apart."""
+    return responses.law.name, responses.joint, responses.tangents, responses.directions
