@@ -14,7 +14,8 @@ import pandas as pd
 from benchmarks.report import line
 
 MARGIN = 0.03  # as a share of the recorded quartile
-MARGINS = {"sweep": 0.25, "theory": 0.25, "memory": 0.15}  # of benches that take a time, or what a whole process holds, once
+# Of benches that take a time, or what a whole process holds, once.
+MARGINS = {"sweep": 0.25, "theory": 0.25, "waiting": 0.25, "memory": 0.15}
 Row = Mapping[str, object]
 
 

@@ -70,7 +70,7 @@ def line(row: dict) -> str:
 
 
 def _value(row: dict) -> str:
-    digits = 0 if row["value"] >= 30 else 1 if row["unit"] == "s" else 3 if row["value"] < 0.2 else 2
+    digits = 0 if row["value"] >= 30 else 1 if row["unit"] == "s" and row["value"] >= 1 else 3 if row["value"] < 0.2 else 2
     unit = f" {row['unit']}" if row["unit"] else ""
     if row["low"] == row["high"]:
         return f"{row['value']:.{digits}f}{unit}"

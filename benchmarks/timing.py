@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MODULES = ("rows", "gallery", "anchors")  # that hold benches, in the order of the table
+MODULES = ("rows", "gallery", "anchors", "waiting")  # that hold benches, in the order of the table
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from benchmarks import anchors, check, gallery, report, timing
 from benchmarks.networks import make_batch
 from benchmarks.rows import box_muller
 from benchmarks.timing import Row
+from benchmarks.waiting import made_here, waited
 from fdfa_core import fully_connected, true_gradient
 from places import ROOT
 
@@ -58,7 +59,21 @@ def test_rounds_of_all_processes_count_alike():
 
 def test_benches_come_in_the_order_of_the_table():
     known = list(timing.benches())
-    assert known[0] == "steps-fc-bn" and known[-1] == "anchors" and known.index("random") < known.index("gallery")
+    assert known[0] == "steps-fc-bn" and known[-1] == "waiting" and known.index("random") < known.index("gallery")
+
+
+def test_waiting_times_are_those_of_the_copy(tmp_path):
+    assert waited(("-c", "import time; time.sleep(0.3)"), tmp_path) >= 0.3
+    (tmp_path / "fdfa_core").mkdir()
+    (tmp_path / "fdfa_core" / "__init__.py").write_text("raise SystemExit('this is the copy')")
+    with pytest.raises(SystemExit, match="-c import fdfa_core: exit code 1\nthis is the copy"):
+        waited(("-c", "import fdfa_core"), tmp_path)
+
+
+def test_waiting_begins_with_what_a_clone_holds():
+    assert made_here(str(ROOT), ["runs", ".venv", "figures", "fdfa_core"]) == ["runs", ".venv"]
+    assert made_here(str(ROOT / "figures"), ["out", "style.py"]) == ["out"]
+    assert made_here(str(ROOT / "fdfa_core"), ["runs", "data", "__pycache__"]) == ["__pycache__"]
 
 
 def test_normal_numbers_of_random_bits_are_normal():
