@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -439,6 +440,7 @@ RECORDED = {name: e for name, e in load_profile("paper").items() if name in OF_P
 TO_COME = RECORDED | load_profile("protocol")
 
 
+@cache  # five experiments ask for the choices of mnist_fc
 def chosen_by(grid):
     """The choices of a grid's finals, or None unless all of their runs are in results/tuning."""
     finals, root = load_profile("tuning").get(f"{grid}_finals"), ROOT / "results" / "tuning"
